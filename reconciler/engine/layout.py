@@ -15,7 +15,7 @@ STATE  (/var/lib/reconciler, 0700)
                              upper/ work/ (overlay), log/, configs/, exit.json where the outcome must survive a reboot
   trash/                     directories renamed away on removal; deleted in the background
   previous/<app>/<name>/     log/, identity.json and exit.json of the container that ran before (logs --previous)
-  volumes/<app>/<name>/      volume.json, data/ (what is mounted), pending (copy-up not done yet); never removed by a plan
+  volumes/<app>/<name>/      volume.json, data/ (what is mounted), pending (no copy-up yet); never removed by a plan
   network/leases.json        subnets and addresses, replaced by rename under network/lock
   network/sysctls.json       values found before we changed them, restored by clean-up
   lastgood/<app>.json        the spec last read without error, with its config files; replaced by rename

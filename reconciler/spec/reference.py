@@ -1,7 +1,7 @@
 """Names of images and content: `Digest` and `Reference`, validated once, so that no later code splits strings.
 
 The grammar is the OCI distribution specification's (1.1, "Pulling manifests") and Docker's reference grammar, narrowed
-in two places: the registry host is mandatory, and nothing is lower-cased or completed for the user. This module is pure.
+in two places: the registry host is mandatory, and nothing is lower-cased or completed for the user. Pure.
 """
 
 import re
