@@ -1,0 +1,207 @@
+"""The steps: everything that may be done to the device, each a value whose `str` is the log line and the dry-run line.
+
+One ordered list of these is the plan; the executor performs each through one public verb of the engine, which is
+idempotent. A step names its `app`, whose lane it runs in; global steps have none.
+"""
+
+from dataclasses import dataclass, field
+
+from reconciler.state.desired import Container, Settings
+from reconciler.state.image import Image
+from reconciler.state.observed import Published
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigureNetwork:
+    """Make the bridges of `networks` and replace the port table; global, before any lane."""
+
+    networks: tuple[str, ...]
+    published: tuple[Published, ...]
+    app: None = field(default=None, init=False)
+
+    def __str__(self) -> str:
+        return f"configure network ({len(self.networks)} networks, {len(self.published)} ports)"
+
+
+@dataclass(frozen=True, slots=True)
+class PullImage:
+    """Fetch, verify and unpack what is missing of `image`; one pull serves every app that asks for it."""
+
+    app: str
+    reference: str
+    image: Image
+
+    def __str__(self) -> str:
+        return f"pull {self.reference}"
+
+
+@dataclass(frozen=True, slots=True)
+class CreateVolume:
+    """Make a named volume; it stays when the app goes."""
+
+    app: str
+    volume: str
+
+    def __str__(self) -> str:
+        return f"create volume {self.app}/{self.volume}"
+
+
+@dataclass(frozen=True, slots=True)
+class StopContainer:
+    """Send `signal`, wait up to `grace` seconds, then kill the cgroup. Succeeds if it is not running."""
+
+    app: str
+    container: str
+    id: str
+    signal: str
+    grace: float
+
+    def __str__(self) -> str:
+        return f"stop {self.app}/{self.container}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveContainer:
+    """Remove what is left of a container that does not run; its log stays as `logs --previous` if `keep_previous`."""
+
+    app: str
+    container: str
+    id: str
+    keep_previous: bool = True
+
+    def __str__(self) -> str:
+        return f"remove {self.app}/{self.container} ({self.id[:12]})"
+
+
+@dataclass(frozen=True, slots=True)
+class CreateContainer:
+    """Make the container, up to but not including its first instruction."""
+
+    desired: Container
+    attempt: int = 0
+    restarts: int = 0
+
+    @property
+    def app(self) -> str:
+        return self.desired.app
+
+    def __str__(self) -> str:
+        return f"create {self.desired.full_name} ({self.desired.fingerprint})"
+
+
+@dataclass(frozen=True, slots=True)
+class StartContainer:
+    """Attach the network and let the program start."""
+
+    app: str
+    container: str
+
+    def __str__(self) -> str:
+        return f"start {self.app}/{self.container}"
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateContainer:
+    """Change limits, log rotation and recorded settings of a container in place; nothing restarts.
+
+    `reattach` asks for its network link to be made again; `changes` names what differs, for the log line.
+    """
+
+    app: str
+    container: str
+    id: str
+    settings: Settings
+    changes: tuple[str, ...]
+    reattach: bool = False
+
+    def __str__(self) -> str:
+        return f"update {self.app}/{self.container} ({', '.join(self.changes)})"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordExit:
+    """Keep the exit record of a container that stays ended across a reboot."""
+
+    app: str
+    container: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"record exit of {self.app}/{self.container}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveNetwork:
+    """Remove an app's bridge and release its addresses; its containers are gone."""
+
+    app: str
+
+    def __str__(self) -> str:
+        return f"remove network {self.app}"
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """One object to collect and why. `kind` and `name` as in `StoredObject`."""
+
+    kind: str
+    name: str
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CollectGarbage:
+    """Delete what nothing wants any more; global, last."""
+
+    objects: tuple[Garbage, ...]
+    app: None = field(default=None, init=False)
+
+    def __str__(self) -> str:
+        total = sum(item.size for item in self.objects)
+        return f"collect garbage ({len(self.objects)} objects, {total} bytes)"
+
+
+Step = (
+    ConfigureNetwork
+    | PullImage
+    | CreateVolume
+    | StopContainer
+    | RemoveContainer
+    | CreateContainer
+    | StartContainer
+    | UpdateContainer
+    | RecordExit
+    | RemoveNetwork
+    | CollectGarbage
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Something that should change and does not now. `until` is a boottime at which that is decided anew, if known."""
+
+    app: str
+    container: str
+    reason: str
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one step: `error` is empty on success. `seconds` is how long it took."""
+
+    step: Step
+    error: str = ""
+    hint: str = ""
+    transient: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The ordered steps, what is held up, and the boottime at which time alone changes this plan."""
+
+    steps: tuple[Step, ...] = ()
+    blocked: tuple[Blocked, ...] = ()
+    wake_at: float | None = None

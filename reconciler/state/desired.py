@@ -1,0 +1,231 @@
+"""What should run: the values that specs and resolved images come down to.
+
+A container's desired value has two halves. `Identity` is everything that needs a new process to change; its hash is the
+fingerprint. `Settings` is everything that can change under a running process; a difference there is an `update` step.
+This module is pure, and knows neither YAML nor the disk.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+
+from reconciler.state.image import Image, Unresolved
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeMount:
+    """A named volume of the app, mounted at `target`."""
+
+    volume: str
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BindMount:
+    """A host path, already checked against the device's allowed binds."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TmpfsMount:
+    """A tmpfs of at most `size` bytes with the octal permission bits `mode`."""
+
+    target: str
+    size: int
+    mode: int = 0o1777
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigMount:
+    """A config file: `digest` (hex sha256 of its content) stands in the identity for the content itself."""
+
+    config: str
+    target: str
+    digest: str
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o444
+
+
+Mount = VolumeMount | BindMount | TmpfsMount | ConfigMount
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What makes a container this container: a change here needs a new process.
+
+    `image` is the digest of the image's config document, never of an index or a tag. `arguments` is the whole argument
+    vector, `environment` complete `K=V` strings sorted by key, `user` as in Docker's USER ("" is root); names are
+    looked up in the image's own passwd when the container is created.
+    """
+
+    image: str
+    arguments: tuple[str, ...]
+    environment: tuple[str, ...] = ()
+    working_dir: str = "/"
+    user: str = ""
+    hostname: str = ""
+    mounts: tuple[Mount, ...] = ()
+    init: bool = False
+    read_only: bool = False
+    log_driver: str = "file"
+
+    def fingerprint(self) -> str:
+        """Identify the configuration by content: equal fingerprints need no restart.
+
+        Fields that have their default value are left out, so that a field added by a later release restarts nothing.
+        """
+        defaults = {name: f.default for name, f in self.__dataclass_fields__.items()}
+        value = {k: v for k, v in asdict(self).items() if v != defaults[k]}
+        value["mounts"] = [
+            {"type": type(mount).__name__, **asdict(mount)} for mount in sorted(self.mounts, key=_target)
+        ]
+        canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _target(mount: Mount) -> str:
+    return mount.target
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Resource limits: `cpus` in thousandths of a CPU, `memory` and `swap` in bytes, None for no limit.
+
+    `swap` is what may be swapped out beside `memory`, not Docker's sum of the two; it means nothing without `memory`.
+    """
+
+    cpus: int | None = None
+    memory: int | None = None
+    swap: int = 0
+    pids: int | None = 512
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """When a container that ended is started again; `policy` is no, on-failure or always; times in seconds.
+
+    `max_attempts` 0 means without end. The n-th restart in a row waits `delay * factor**(n-1)`, at most `max_delay`,
+    plus or minus `jitter` as a fraction; a run of `reset_after` seconds counts as a success and starts over.
+    """
+
+    policy: str = "always"
+    max_attempts: int = 0
+    delay: float = 1.0
+    max_delay: float = 300.0
+    factor: float = 2.0
+    jitter: float = 0.1
+    reset_after: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """How a log is rotated: at `max_size` bytes, keeping `max_files` files in all, old ones gzipped if `compress`."""
+
+    max_size: int = 10 * 1024 * 1024
+    max_files: int = 3
+    compress: bool = True
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Port:
+    """A published port: packets to `host_ip`:`published` reach `target` inside. `protocol` is tcp or udp."""
+
+    host_ip: str
+    published: int
+    target: int
+    protocol: str = "tcp"
+
+    def __str__(self) -> str:
+        return f"{self.host_ip}:{self.published}->{self.target}/{self.protocol}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What can change under a running process: the kernel, the shim or the agent is told, nothing restarts.
+
+    `depends_on` holds full names (`app/container`), sorted.
+    """
+
+    limits: Limits = Limits()
+    restart: RestartPolicy = RestartPolicy()
+    stop_signal: str = "SIGTERM"
+    stop_grace: float = 10.0
+    ports: tuple[Port, ...] = ()
+    depends_on: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    rotation: Rotation = Rotation()
+
+
+@dataclass(frozen=True)
+class Container:
+    """One container that should run. `reference` is the image as the spec writes it, `mark` the file:line:col of it.
+
+    `configs` maps a config's name to its content, for the engine to write; equality looks at its digest only.
+    """
+
+    app: str
+    name: str
+    identity: Identity
+    settings: Settings
+    image: Image
+    reference: str
+    mark: str = field(default="", compare=False)
+    configs: Mapping[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def full_name(self) -> str:
+        """`app/container`, the name by which people and other containers know it."""
+        return f"{self.app}/{self.name}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `Identity.fingerprint`."""
+        return self.identity.fingerprint()
+
+
+@dataclass(frozen=True, slots=True)
+class UnresolvedImage:
+    """A container whose image is not known yet, so that its app has to wait."""
+
+    container: str
+    reference: str
+    unresolved: Unresolved
+
+
+@dataclass(frozen=True)
+class App:
+    """One app that should run, from the spec file `path` whose content has the hash `digest`.
+
+    `containers` is by name. Where `unresolved` is not empty the app waits as it is: nothing of it is changed.
+    `volumes` are the names of its declared volumes. `stale` says why an older spec than the one in the source is
+    used (the file is broken), or is empty.
+    """
+
+    name: str
+    path: str
+    digest: str
+    containers: Mapping[str, Container]
+    volumes: tuple[str, ...] = ()
+    unresolved: tuple[UnresolvedImage, ...] = ()
+    stale: str = ""
+
+
+@dataclass(frozen=True)
+class Desired:
+    """Everything that should run on the device.
+
+    `held` are apps that must be left exactly as they are, with the reason (a file that can't be read and no last good
+    version, a shrink guard that tripped, a spec source that vanished): they are neither changed nor removed.
+    `hold_all`, when not empty, holds every app that is not in `apps`, with that reason.
+    """
+
+    apps: Mapping[str, App]
+    held: Mapping[str, str] = field(default_factory=dict)
+    hold_all: str = ""

@@ -1,0 +1,171 @@
+"""What is there: the kernel's and the disk's facts, read afresh in every turn and never remembered.
+
+Values only; `engine.observe` makes them. A phase is a type of its own, so that the checker proves that every place has
+thought about each, and `Lost` ("we do not know how it ended") is one of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from reconciler.state.desired import Limits, Port, Settings
+from reconciler.state.process import ExitRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """The time, as an argument: `boottime` for every interval, `wall` for what people and files are told."""
+
+    boottime: float
+    wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """Everything is set up, the program has not been started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The program runs as host process `pid`, since `since` (boottime seconds; wall seconds in `since_wall`)."""
+
+    pid: int
+    since: float
+    since_wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The program ended and its record is there."""
+
+    record: ExitRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Neither a living shim nor a record: a reboot, a killed shim, a deleted directory. `reason` says which."""
+
+    reason: str
+
+
+Phase = Created | Running | Exited | Lost
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container as found. `attempt` counts starts in a row since the last success, `restarts` all since its creation.
+
+    `limits` is what the kernel enforces now, None where nothing runs; `attached`: its link is there and on the
+    app's bridge (True where nothing runs). `settled` says that the exit record is already kept across a reboot.
+    `intact` is False where its directory lost a part that a running container needs for repair (config, log, upper).
+    """
+
+    id: str
+    app: str
+    name: str
+    fingerprint: str
+    settings: Settings
+    phase: Phase
+    image: str
+    layers: tuple[str, ...]
+    limits: Limits | None = None
+    attached: bool = True
+    settled: bool = False
+    intact: bool = True
+    attempt: int = 0
+    restarts: int = 0
+    created: float = 0.0
+    volumes: tuple[str, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.app}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """How the removed predecessor of a container ended: what back-off goes by while no container exists."""
+
+    fingerprint: str
+    record: ExitRecord | None
+    attempt: int
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Published:
+    """One port of one container, as published or wanted."""
+
+    app: str
+    container: str
+    port: Port
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The device's network as found: `apps` whose bridge is there and right, and what the port table holds.
+
+    `published` is None where the table is missing or not as we made it.
+    """
+
+    apps: frozenset[str] = frozenset()
+    published: tuple[Published, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A socket of somebody else's that holds a port: `process` reads `nginx (pid 612)`."""
+
+    protocol: str
+    address: str
+    port: int
+    process: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The last lane of an app stopped at `step` with `error`, `count` times in a row, for the spec `digest`."""
+
+    step: str
+    error: str
+    hint: str
+    transient: bool
+    count: int
+    at: float
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """Something in the store that garbage collection may take: `kind` is layer, blob, image or previous.
+
+    `name` is a hex chain id, a digest or `app/container`; `last_used` is wall seconds.
+    """
+
+    kind: str
+    name: str
+    size: int
+    last_used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The store: unpacked layers (hex chain ids), all collectable objects, and the file system's room in bytes."""
+
+    layers: frozenset[str] = frozenset()
+    objects: tuple[StoredObject, ...] = ()
+    free: int = 0
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything found in one turn. `containers` is by full name, oldest first where there are several."""
+
+    boot: str
+    containers: Mapping[str, tuple[Container, ...]] = field(default_factory=dict)
+    previous: Mapping[str, Previous] = field(default_factory=dict)
+    volumes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    network: Network = Network()
+    listeners: tuple[Listener, ...] = ()
+    store: Store = Store()
+    failures: Mapping[str, Failure] = field(default_factory=dict)
