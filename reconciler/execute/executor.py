@@ -1,0 +1,283 @@
+"""Perform a plan: lanes per app in parallel, each in order, each ending at its first failure.
+
+Dispatching never waits. A lane that waits for a pull or for a program to end gives its worker back, so a slow registry
+or a long grace period holds up nobody else. The executor decides nothing: it reads `transient` from an error to report it,
+and every outcome goes back to the loop, which plans again.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import assert_never
+
+from reconciler.errors import ReconcilerError
+from reconciler.execute.engine import Engine, Wake
+from reconciler.execute.waiter import Waiter
+from reconciler.plan.steps import (
+    CollectGarbage,
+    ConfigureNetwork,
+    CreateContainer,
+    CreateVolume,
+    Outcome,
+    Plan,
+    PullImage,
+    RecordExit,
+    RemoveContainer,
+    RemoveNetwork,
+    StartContainer,
+    Step,
+    StopContainer,
+    UpdateContainer,
+)
+
+_STARTS = (CreateContainer, StartContainer)
+
+
+@dataclass(eq=False)
+class Lane:
+    """The rest of one app's steps. `digest` is the spec that they come from; a newer one cancels the lane.
+
+    `pull` is the pull that its first step waits for, `asked_to_stop` the id of the container that it waits for.
+    """
+
+    app: str
+    digest: str
+    steps: deque[Step]
+    cancelled: bool = False
+    pull: Future[None] | None = None
+    asked_to_stop: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneEnd:
+    """A lane is over: `failed` is the outcome it stopped at, None if it ran to its end or was cancelled."""
+
+    app: str
+    digest: str
+    failed: Outcome | None
+    cancelled: bool
+
+
+Report = Callable[[Outcome | LaneEnd], None]
+
+
+class Executor:
+    """Runs lanes on a small pool. `report` gets every outcome and the end of every lane, from any thread."""
+
+    def __init__(
+        self, engine: Engine, report: Report, wake: Wake, *, workers: int = 8, pulls: int = 3
+    ) -> None:
+        self._engine = engine
+        self._report = report
+        self._wake = wake
+        self._lanes: dict[str, Lane] = {}
+        self._pulls: dict[str, Future[None]] = {}
+        self._collecting = False
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="lane")
+        self._pull_pool = ThreadPoolExecutor(pulls, thread_name_prefix="pull")
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="background")
+        self._waiter = Waiter()
+        self._closed = False
+
+    @property
+    def busy(self) -> frozenset[str]:
+        """The apps that have a lane running."""
+        with self._lock:
+            return frozenset(self._lanes)
+
+    @property
+    def idle(self) -> bool:
+        """No lane and no collection is running."""
+        with self._lock:
+            return not self._lanes and not self._collecting
+
+    def cancel_older(self, digests: dict[str, str]) -> None:
+        """End, at their next step boundary, the lanes whose app has another spec digest now ("" once removed)."""
+        with self._lock:
+            for lane in self._lanes.values():
+                if lane.digest != digests.get(lane.app, ""):
+                    lane.cancelled = True
+
+    def dispatch(self, plan: Plan, digests: dict[str, str]) -> None:
+        """Start everything in `plan` and return; `digests` maps each desired app to its spec digest.
+
+        The network is configured here, in order, before any lane: no container may run its first instruction without
+        the rules that isolate it, so where that fails only lanes that start nothing are begun.
+        """
+        lanes: dict[str, list[Step]] = {}
+        network = True
+        for step in plan.steps:
+            match step:
+                case ConfigureNetwork():
+                    network = self._perform(step).error == ""
+                case CollectGarbage():
+                    self._collect(step)
+                case _:
+                    lanes.setdefault(step.app, []).append(step)
+        for app, steps in lanes.items():
+            if not network and any(isinstance(step, _STARTS) for step in steps):
+                continue
+            self._begin(Lane(app, digests.get(app, ""), deque(steps)))
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait until nothing runs; False if `timeout` seconds were not enough."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.idle:
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def close(self) -> None:
+        """Cancel every lane at its next step boundary and let go of the threads. What was begun stays as it is."""
+        self._closed = True
+        with self._lock:
+            for lane in self._lanes.values():
+                lane.cancelled = True
+        self._waiter.close()
+        self._pull_pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._background.shutdown(wait=True, cancel_futures=True)
+
+    # --- lanes ---------------------------------------------------------------------------------------------------
+
+    def _begin(self, lane: Lane) -> None:
+        with self._lock:
+            if lane.app in self._lanes:
+                return
+            self._lanes[lane.app] = lane
+        self._submit(lane)
+
+    def _submit(self, lane: Lane) -> None:
+        if not self._closed:
+            self._pool.submit(self._advance, lane)
+
+    def _advance(self, lane: Lane) -> None:
+        """Run steps until the lane ends or has to wait for something."""
+        while lane.steps and not lane.cancelled:
+            step = lane.steps[0]
+            match step:
+                case PullImage():
+                    if lane.pull is None:
+                        lane.pull = self._pull(step)
+                        lane.pull.add_done_callback(lambda _: self._submit(lane))
+                        return
+                    lane.steps.popleft()
+                    outcome = self._perform(step, lane.pull.result)
+                    lane.pull = None
+                case StopContainer():
+                    if self._begin_stop(lane, step):
+                        return
+                    lane.steps.popleft()
+                    outcome = self._perform(step)
+                case _:
+                    lane.steps.popleft()
+                    outcome = self._perform(step)
+            if outcome.error:
+                self._end(lane, outcome)
+                return
+        self._end(lane, None)
+
+    def _begin_stop(self, lane: Lane, step: StopContainer) -> bool:
+        """Ask the container to end; True if the lane has been parked until it has, or its grace is over.
+
+        An error here is left to `finish_stop`, which kills whatever runs and reports what went wrong.
+        """
+        if lane.asked_to_stop == step.id:
+            return False
+        try:
+            stopping = self._engine.begin_stop(step)
+        except (ReconcilerError, OSError):
+            return False
+        if stopping is None:
+            return False
+        lane.asked_to_stop = step.id
+        self._waiter.wait(stopping.pidfd, stopping.deadline, lambda: self._submit(lane))
+        return True
+
+    def _end(self, lane: Lane, failed: Outcome | None) -> None:
+        with self._lock:
+            self._lanes.pop(lane.app, None)
+        self._report(LaneEnd(lane.app, lane.digest, failed, lane.cancelled and failed is None))
+        self._wake()
+
+    # --- pulls and garbage ---------------------------------------------------------------------------------------
+
+    def _pull(self, step: PullImage) -> Future[None]:
+        """Return the pull of the image, which every lane that needs it at the same time shares."""
+        key = str(step.image.manifest)
+        with self._lock:
+            future = self._pulls.get(key)
+            if future is None or future.done():
+                future = self._pulls[key] = self._pull_pool.submit(self._engine.pull, step)
+            return future
+
+    def _collect(self, step: CollectGarbage) -> None:
+        with self._lock:
+            if self._collecting:
+                return
+            self._collecting = True
+        self._background.submit(self._collect_now, step)
+
+    def _collect_now(self, step: CollectGarbage) -> None:
+        self._perform(step)
+        with self._lock:
+            self._collecting = False
+        self._wake()
+
+    # --- one step ------------------------------------------------------------------------------------------------
+
+    def _perform(self, step: Step, verb: Callable[[], None] | None = None) -> Outcome:
+        """Run one step and report what came of it. One of the three places that may catch everything."""
+        began = time.monotonic()
+        try:
+            if verb is not None:
+                verb()
+            else:
+                self._call(step)
+            outcome = Outcome(step, seconds=time.monotonic() - began)
+        except ReconcilerError as error:
+            outcome = Outcome(step, str(error), error.hint, error.transient, time.monotonic() - began)
+        except OSError as error:
+            outcome = Outcome(step, str(error), "", True, time.monotonic() - began)
+        except Exception as error:  # noqa: BLE001 - a defect of ours in one app's lane must not stop the others
+            outcome = Outcome(
+                step, f"{type(error).__name__}: {error}", _REPORT_BUG, False, time.monotonic() - began
+            )
+        self._report(outcome)
+        return outcome
+
+    def _call(self, step: Step) -> None:
+        engine = self._engine
+        match step:
+            case ConfigureNetwork():
+                engine.configure_network(step)
+            case PullImage():
+                engine.pull(step)
+            case CreateVolume():
+                engine.create_volume(step)
+            case StopContainer():
+                engine.finish_stop(step)
+            case RemoveContainer():
+                engine.remove_container(step)
+            case CreateContainer():
+                engine.create_container(step)
+            case StartContainer():
+                engine.start_container(step)
+            case UpdateContainer():
+                engine.update_container(step)
+            case RecordExit():
+                engine.record_exit(step)
+            case RemoveNetwork():
+                engine.remove_network(step)
+            case CollectGarbage():
+                engine.collect_garbage(step)
+            case _:
+                assert_never(step)
+
+
+_REPORT_BUG = "this is a defect of reconciler; please report it with the output of `reconciler doctor`"
