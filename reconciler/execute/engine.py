@@ -1,7 +1,8 @@
 """What the executor needs of an engine, as a Protocol: one verb per step, each idempotent.
 
 `engine.local` satisfies it with the kernel, the tests satisfy it in memory, and both pass one contract
-test-suite. Every verb raises a ReconcilerError (or OSError) on failure and leaves behind what a later call can finish or undo.
+test-suite. Every verb raises a ReconcilerError (or OSError) on failure and leaves behind what a later call can finish
+or undo.
 """
 
 from collections.abc import Callable

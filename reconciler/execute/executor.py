@@ -1,8 +1,8 @@
 """Perform a plan: lanes per app in parallel, each in order, each ending at its first failure.
 
 Dispatching never waits. A lane that waits for a pull or for a program to end gives its worker back, so a slow registry
-or a long grace period holds up nobody else. The executor decides nothing: it reads `transient` from an error to report it,
-and every outcome goes back to the loop, which plans again.
+or a long grace period holds up nobody else. The executor decides nothing: every outcome goes back to the loop, which
+plans again.
 """
 
 import threading

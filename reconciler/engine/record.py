@@ -1,0 +1,98 @@
+"""A container's identity file: what it was made from, for every later turn, agent and release.
+
+Writing it makes the container exist; what lacks it is a leftover of a crash. The format carries a version, and unknown
+keys are kept out of the way of older readers: a reader takes what it knows. Values are those of `state.desired`.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar, cast
+
+from reconciler.engine.durable import replace_json
+from reconciler.engine.layout import Layout
+from reconciler.errors import ReconcilerError
+from reconciler.state.desired import Limits, Port, RestartPolicy, Rotation, Settings
+
+VERSION = 1
+_T = TypeVar("_T")
+
+
+class CorruptRecordError(ReconcilerError):
+    """A record on disk can't be read; the container it describes counts as lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """identity.json: `layers` are hex chain ids, bottom first, `image` and `manifest` digests, `created` wall seconds."""
+
+    id: str
+    app: str
+    name: str
+    fingerprint: str
+    settings: Settings
+    image: str
+    manifest: str
+    reference: str
+    layers: tuple[str, ...]
+    volumes: tuple[str, ...]
+    address: str
+    created: float
+    attempt: int = 0
+    restarts: int = 0
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.app}/{self.name}"
+
+    def with_settings(self, settings: Settings) -> "Record":
+        return replace(self, settings=settings)
+
+
+def _known(kind: type[_T], value: dict[str, Any]) -> _T:
+    names = {field.name for field in fields(cast(Any, kind))}
+    return kind(**{key: item for key, item in value.items() if key in names})
+
+
+def settings_from_json(value: dict[str, Any]) -> Settings:
+    """The inverse of `asdict`, for settings that any release wrote."""
+    return Settings(
+        limits=_known(Limits, value.get("limits", {})),
+        restart=_known(RestartPolicy, value.get("restart", {})),
+        stop_signal=str(value.get("stop_signal", "SIGTERM")),
+        stop_grace=float(value.get("stop_grace", 10.0)),
+        ports=tuple(_known(Port, port) for port in value.get("ports", ())),
+        depends_on=tuple(value.get("depends_on", ())),
+        labels=tuple((str(key), str(item)) for key, item in value.get("labels", ())),
+        rotation=_known(Rotation, value.get("rotation", {})),
+    )
+
+
+def parse(data: bytes, where: str) -> Record:
+    """Return the record, or raise CorruptRecordError naming `where`."""
+    try:
+        value = json.loads(data)
+        return Record(
+            id=value["id"],
+            app=value["app"],
+            name=value["name"],
+            fingerprint=value["fingerprint"],
+            settings=settings_from_json(value["settings"]),
+            image=value["image"],
+            manifest=value["manifest"],
+            reference=value["reference"],
+            layers=tuple(value["layers"]),
+            volumes=tuple(value["volumes"]),
+            address=value["address"],
+            created=float(value["created"]),
+            attempt=int(value["attempt"]),
+            restarts=int(value["restarts"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptRecordError(
+            f"{where}: not a container record: {type(error).__name__}: {error}"
+        ) from error
+
+
+def write(layout: Layout, record: Record) -> None:
+    """Write identity.json. Not synced: a power cut ends the container anyway, and the next turn makes it again."""
+    replace_json(layout.identity(record.id), {"version": VERSION, **asdict(record)}, durable=False)

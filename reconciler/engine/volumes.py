@@ -1,0 +1,119 @@
+"""Named volumes: directories that outlive every container, app and generation. No plan removes one.
+
+A volume is made empty with a `pending` mark; the first container that mounts it copies the image's content in and takes
+the mark away (Docker's copy-up). Removal is for people only (`reconciler volume rm`).
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from reconciler.engine.durable import replace_json, sync_directory
+from reconciler.engine.layout import Layout
+from reconciler.errors import BlockedError, NotFoundError
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume on disk; `created` is wall seconds."""
+
+    app: str
+    name: str
+    created: float
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.app}/{self.name}"
+
+
+def create(layout: Layout, app: str, name: str) -> None:
+    """Make the volume, durably, or do nothing if it is there.
+
+    Only the record makes it complete: without one (a crash in between) the call starts over and keeps what is there.
+    """
+    if layout.volume_record(app, name).exists():
+        return
+    root = layout.volume(app, name)
+    fresh = not layout.volume_data(app, name).exists()
+    layout.volumes.mkdir(mode=0o700, exist_ok=True)
+    root.parent.mkdir(mode=0o700, exist_ok=True)
+    root.mkdir(mode=0o700, exist_ok=True)
+    if fresh:
+        layout.volume_pending(app, name).touch(mode=0o600)
+        layout.volume_data(app, name).mkdir(mode=0o755, exist_ok=True)
+    replace_json(
+        layout.volume_record(app, name), {"version": 1, "app": app, "name": name, "created": time.time()}
+    )
+    for directory in (root.parent, layout.volumes, layout.state):
+        sync_directory(directory)
+
+
+def volumes(layout: Layout) -> Iterator[Volume]:
+    """Every volume of this state directory, by name."""
+    for app in _names(layout.volumes):
+        for name in _names(layout.volumes / app):
+            try:
+                record = json.loads(layout.volume_record(app, name).read_bytes())
+                created = float(record["created"])
+            except (OSError, ValueError, KeyError, TypeError):
+                created = 0.0  # a torn or missing record does not make the data go away
+            yield Volume(app, name, created)
+
+
+def names(layout: Layout) -> dict[str, frozenset[str]]:
+    """The volumes by app whose record is complete: what a plan needs to know, without reading the records."""
+    return {
+        app: frozenset(
+            name for name in _names(layout.volumes / app) if layout.volume_record(app, name).exists()
+        )
+        for app in _names(layout.volumes)
+    }
+
+
+def size(layout: Layout, app: str, name: str) -> int:
+    """Bytes on disk, by walking the volume: for people who ask, not for every turn."""
+    total = 0
+    pending = [str(layout.volume_data(app, name))]
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    status = entry.stat(follow_symlinks=False)
+                    total += status.st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+        except FileNotFoundError:
+            continue  # the container is at work in there
+    return total
+
+
+def remove(layout: Layout, app: str, name: str, *, users: tuple[str, ...]) -> None:
+    """Delete the volume and its data for good. Refused while `users` (containers that mount it) exist."""
+    root = layout.volume(app, name)
+    if not root.exists():
+        raise NotFoundError(f"volume {app}/{name}: not found", hint="run: reconciler volume ls")
+    if users:
+        raise BlockedError(
+            f"volume {app}/{name}: in use by {', '.join(users)}",
+            hint="remove the container from the spec first",
+        )
+    layout.trash.mkdir(mode=0o700, exist_ok=True)
+    doomed = layout.trash / f"volume-{app}-{name}-{os.urandom(6).hex()}"
+    root.rename(doomed)
+    sync_directory(root.parent)
+    shutil.rmtree(doomed)
+    try:
+        root.parent.rmdir()
+    except OSError:
+        pass  # the app has other volumes
+
+
+def _names(path: os.PathLike[str]) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except FileNotFoundError:
+        return []
