@@ -12,7 +12,8 @@ STATE  (/var/lib/reconciler, 0700)
   layers/<hex of chain id>/  an unpacked layer (a directory for overlayfs), made by rename from partial/
   layers/<hex>.json          its record: written after the rename, and durable; without it the layer does not exist
   containers/<id>/           config.json (OCI bundle), identity.json (written last: it makes the container exist),
-                             upper/ work/ (overlay), log/, configs/, exit.json where the outcome must survive a reboot
+                             upper/ work/ (overlay), rootfs/ (mount point), log/, configs/,
+                                 exit.json where the outcome must survive a reboot
   trash/                     directories renamed away on removal; deleted in the background
   previous/<app>/<name>/     log/, identity.json and exit.json of the container that ran before (logs --previous)
   volumes/<app>/<name>/      volume.json, data/ (what is mounted), pending (no copy-up yet); never removed by a plan
@@ -124,6 +125,9 @@ class Layout:
 
     def work(self, container_id: str) -> Path:
         return self.container(container_id) / "work"
+
+    def rootfs(self, container_id: str) -> Path:
+        return self.container(container_id) / "rootfs"
 
     def log(self, container_id: str) -> Path:
         return self.container(container_id) / "log"

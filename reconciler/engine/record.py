@@ -1,16 +1,19 @@
 """A container's identity file: what it was made from, for every later turn, agent and release.
 
-Writing it makes the container exist; what lacks it is a leftover of a crash. The format carries a version, and unknown
-keys are kept out of the way of older readers: a reader takes what it knows. Values are those of `state.desired`.
+Writing it makes the container exist; what lacks it is a leftover of a crash. The format carries a version,
+and unknown keys are kept out of the way of older readers: a reader takes what it knows. Values are those of
+`state.desired`.
 """
 
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar, cast
 
 from reconciler.engine.durable import replace_json
 from reconciler.engine.layout import Layout
-from reconciler.errors import ReconcilerError
+from reconciler.errors import NotFoundError, ReconcilerError
 from reconciler.state.desired import Limits, Port, RestartPolicy, Rotation, Settings
 
 VERSION = 1
@@ -23,7 +26,10 @@ class CorruptRecordError(ReconcilerError):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """identity.json: `layers` are hex chain ids, bottom first, `image` and `manifest` digests, `created` wall seconds."""
+    """identity.json:
+
+    `layers` are hex chain ids, bottom first, `image` and `manifest` digests, `created` wall seconds.
+    """
 
     id: str
     app: str
@@ -94,5 +100,29 @@ def parse(data: bytes, where: str) -> Record:
 
 
 def write(layout: Layout, record: Record) -> None:
-    """Write identity.json. Not synced: a power cut ends the container anyway, and the next turn makes it again."""
+    """Write identity.json.
+
+    Not synced: a power cut ends the container anyway, and the next turn makes it again.
+    """
     replace_json(layout.identity(record.id), {"version": VERSION, **asdict(record)}, durable=False)
+
+
+def records(layout: Layout) -> Iterator[Record]:
+    """Every container with a readable record, by id; reads each file."""
+    try:
+        ids = sorted(os.listdir(layout.containers))
+    except FileNotFoundError:
+        return
+    for container_id in ids:
+        try:
+            yield parse(layout.identity(container_id).read_bytes(), f"container {container_id[:12]}")
+        except (OSError, CorruptRecordError):
+            continue
+
+
+def find(layout: Layout, app: str, name: str) -> Record:
+    """The newest container of that name, or NotFoundError."""
+    matching = [found for found in records(layout) if (found.app, found.name) == (app, name)]
+    if not matching:
+        raise NotFoundError(f"container {app}/{name}: not found", hint="run: reconciler ps -a")
+    return max(matching, key=lambda found: found.created)

@@ -1,78 +1,62 @@
-"""What the executor needs of an engine, as a Protocol: one verb per step, each idempotent.
+"""What the executor needs of an engine, as a Protocol: one verb per step, each idempotent, with plain values.
 
 `engine.local` satisfies it with the kernel, the tests satisfy it in memory, and both pass one contract
-test-suite. Every verb raises a ReconcilerError (or OSError) on failure and leaves behind what a later call can finish
-or undo.
+test-suite. Every verb raises a ReconcilerError (or OSError) on failure and leaves behind what a later call
+can finish or undo.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from reconciler.plan.steps import (
-    CollectGarbage,
-    ConfigureNetwork,
-    CreateContainer,
-    CreateVolume,
-    PullImage,
-    RecordExit,
-    RemoveContainer,
-    RemoveNetwork,
-    StartContainer,
-    StopContainer,
-    UpdateContainer,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Stopping:
-    """A container that was asked to end: `pidfd` becomes readable when it has; kill it after `deadline` (monotonic).
-
-    Whoever holds the value owns the descriptor.
-    """
-
-    pidfd: int
-    deadline: float
+from reconciler.state.desired import Container, Settings
+from reconciler.state.image import Image
+from reconciler.state.observed import Published
 
 
 class Engine(Protocol):
     """The device, as far as steps change it. Verbs may be called from several threads, for different apps."""
 
-    def configure_network(self, step: ConfigureNetwork) -> None:
-        """Make the bridges and replace the port table."""
+    def configure_network(self, networks: Sequence[str], published: Sequence[Published]) -> None:
+        """Make the bridges of `networks` (apps) and replace the port table."""
 
-    def pull(self, step: PullImage) -> None:
-        """Fetch, verify and unpack; returns once every layer is on local disk."""
+    def pull(self, reference: str, image: Image) -> None:
+        """Fetch, verify and unpack; return once every layer is on local disk."""
 
-    def create_volume(self, step: CreateVolume) -> None:
+    def create_volume(self, app: str, volume: str) -> None:
         """Make the volume if it does not exist."""
 
-    def begin_stop(self, step: StopContainer) -> Stopping | None:
-        """Ask the program to end; None where nothing runs."""
+    def begin_stop(self, container_id: str, signal: str) -> int | None:
+        """Ask the program to end; return a descriptor that is readable once it has, None where nothing runs.
 
-    def finish_stop(self, step: StopContainer) -> None:
+        The caller owns the descriptor.
+        """
+
+    def finish_stop(self, container_id: str) -> None:
         """Kill what is left of the container and return once nothing of it runs."""
 
-    def remove_container(self, step: RemoveContainer) -> None:
-        """Remove everything of a container that does not run, with or without its shim's help."""
+    def remove_container(self, container_id: str, *, keep_previous: bool) -> None:
+        """Remove everything of a container, with or without its shim's help."""
 
-    def create_container(self, step: CreateContainer) -> None:
+    def create_container(self, desired: Container, *, attempt: int, restarts: int) -> None:
         """Make the container up to, but not including, its first instruction; or leave nothing."""
 
-    def start_container(self, step: StartContainer) -> None:
-        """Attach the network and start the program; succeeds if it already runs."""
+    def start_container(self, app: str, container: str) -> None:
+        """Attach the network and start the program; succeed if it already runs."""
 
-    def update_container(self, step: UpdateContainer) -> None:
+    def update_container(self, container_id: str, settings: Settings, *, reattach: bool) -> None:
         """Change settings in place."""
 
-    def record_exit(self, step: RecordExit) -> None:
+    def record_exit(self, container_id: str) -> None:
         """Make the exit record durable."""
 
-    def remove_network(self, step: RemoveNetwork) -> None:
+    def remove_network(self, app: str) -> None:
         """Remove the app's bridge and release its addresses."""
 
-    def collect_garbage(self, step: CollectGarbage) -> None:
-        """Delete the listed objects, leaving out any that has come into use since."""
+    def collect(self, kind: str, name: str) -> bool:
+        """Delete one object of the store;
+
+        False, and nothing done, if it has come into use since it was listed.
+        """
 
 
 Wake = Callable[[], None]

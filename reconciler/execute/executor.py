@@ -1,8 +1,8 @@
 """Perform a plan: lanes per app in parallel, each in order, each ending at its first failure.
 
-Dispatching never waits. A lane that waits for a pull or for a program to end gives its worker back, so a slow registry
-or a long grace period holds up nobody else. The executor decides nothing: every outcome goes back to the loop, which
-plans again.
+Dispatching never waits. A lane that waits for a pull or for a program to end gives its worker back, so a slow
+registry or a long grace period holds up nobody else. The executor decides nothing: every outcome goes back to
+the loop, which plans again.
 """
 
 import threading
@@ -40,7 +40,8 @@ _STARTS = (CreateContainer, StartContainer)
 class Lane:
     """The rest of one app's steps. `digest` is the spec that they come from; a newer one cancels the lane.
 
-    `pull` is the pull that its first step waits for, `asked_to_stop` the id of the container that it waits for.
+    `pull` is the pull that its first step waits for, `asked_to_stop` the id of the container that it waits
+    for.
     """
 
     app: str
@@ -96,7 +97,9 @@ class Executor:
             return not self._lanes and not self._collecting
 
     def cancel_older(self, digests: dict[str, str]) -> None:
-        """End, at their next step boundary, the lanes whose app has another spec digest now ("" once removed)."""
+        """End, at their next step boundary, the lanes whose app has another spec digest now ("" once
+        removed).
+        """
         with self._lock:
             for lane in self._lanes.values():
                 if lane.digest != digests.get(lane.app, ""):
@@ -105,8 +108,8 @@ class Executor:
     def dispatch(self, plan: Plan, digests: dict[str, str]) -> None:
         """Start everything in `plan` and return; `digests` maps each desired app to its spec digest.
 
-        The network is configured here, in order, before any lane: no container may run its first instruction without
-        the rules that isolate it, so where that fails only lanes that start nothing are begun.
+        The network is configured here, in order, before any lane: no container may run its first instruction
+        without the rules that isolate it, so where that fails only lanes that start nothing are begun.
         """
         lanes: dict[str, list[Step]] = {}
         network = True
@@ -133,7 +136,10 @@ class Executor:
         return True
 
     def close(self) -> None:
-        """Cancel every lane at its next step boundary and let go of the threads. What was begun stays as it is."""
+        """Cancel every lane at its next step boundary and let go of the threads.
+
+        What was begun stays as it is.
+        """
         self._closed = True
         with self._lock:
             for lane in self._lanes.values():
@@ -190,13 +196,13 @@ class Executor:
         if lane.asked_to_stop == step.id:
             return False
         try:
-            stopping = self._engine.begin_stop(step)
+            pidfd = self._engine.begin_stop(step.id, step.signal)
         except (ReconcilerError, OSError):
             return False
-        if stopping is None:
+        if pidfd is None:
             return False
         lane.asked_to_stop = step.id
-        self._waiter.wait(stopping.pidfd, stopping.deadline, lambda: self._submit(lane))
+        self._waiter.wait(pidfd, time.monotonic() + step.grace, lambda: self._submit(lane))
         return True
 
     def _end(self, lane: Lane, failed: Outcome | None) -> None:
@@ -213,7 +219,9 @@ class Executor:
         with self._lock:
             future = self._pulls.get(key)
             if future is None or future.done():
-                future = self._pulls[key] = self._pull_pool.submit(self._engine.pull, step)
+                future = self._pulls[key] = self._pull_pool.submit(
+                    self._engine.pull, step.reference, step.image
+                )
             return future
 
     def _collect(self, step: CollectGarbage) -> None:
@@ -244,7 +252,7 @@ class Executor:
             outcome = Outcome(step, str(error), error.hint, error.transient, time.monotonic() - began)
         except OSError as error:
             outcome = Outcome(step, str(error), "", True, time.monotonic() - began)
-        except Exception as error:  # noqa: BLE001 - a defect of ours in one app's lane must not stop the others
+        except Exception as error:  # noqa: BLE001 - a defect in one lane must not stop the others
             outcome = Outcome(
                 step, f"{type(error).__name__}: {error}", _REPORT_BUG, False, time.monotonic() - began
             )
@@ -255,27 +263,28 @@ class Executor:
         engine = self._engine
         match step:
             case ConfigureNetwork():
-                engine.configure_network(step)
+                engine.configure_network(step.networks, step.published)
             case PullImage():
-                engine.pull(step)
+                engine.pull(step.reference, step.image)
             case CreateVolume():
-                engine.create_volume(step)
+                engine.create_volume(step.app, step.volume)
             case StopContainer():
-                engine.finish_stop(step)
+                engine.finish_stop(step.id)
             case RemoveContainer():
-                engine.remove_container(step)
+                engine.remove_container(step.id, keep_previous=step.keep_previous)
             case CreateContainer():
-                engine.create_container(step)
+                engine.create_container(step.desired, attempt=step.attempt, restarts=step.restarts)
             case StartContainer():
-                engine.start_container(step)
+                engine.start_container(step.app, step.container)
             case UpdateContainer():
-                engine.update_container(step)
+                engine.update_container(step.id, step.settings, reattach=step.reattach)
             case RecordExit():
-                engine.record_exit(step)
+                engine.record_exit(step.id)
             case RemoveNetwork():
-                engine.remove_network(step)
+                engine.remove_network(step.app)
             case CollectGarbage():
-                engine.collect_garbage(step)
+                for item in step.objects:
+                    engine.collect(item.kind, item.name)
             case _:
                 assert_never(step)
 

@@ -1,4 +1,5 @@
-"""One thread that waits for processes to end or deadlines to pass, so that no lane holds a worker while it waits.
+"""One thread that waits for processes to end or deadlines to pass, so that no lane holds a worker while it
+waits.
 
 It knows descriptors and times, not containers.
 """
@@ -11,7 +12,9 @@ from collections.abc import Callable
 
 
 class Waiter:
-    """Calls back once per `wait`, from its own thread, when the descriptor is readable or the deadline is over."""
+    """Calls back once per `wait`, from its own thread, when the descriptor is readable or the deadline is
+    over.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -21,7 +24,10 @@ class Waiter:
         self._thread: threading.Thread | None = None
 
     def wait(self, fd: int, deadline: float, done: Callable[[], None]) -> None:
-        """Take over `fd`; close it and call `done` when it is readable or at `deadline` (time.monotonic())."""
+        """Take over `fd`;
+
+        close it and call `done` when it is readable or at `deadline` (time.monotonic()).
+        """
         with self._lock:
             self._waiting[fd] = (deadline, done)
             if self._thread is None:

@@ -1,0 +1,137 @@
+"""What later turns need to know and no kernel remembers: last good specs, failures with their times,
+generations.
+
+Everything is a file that can be lost: without the last good specs a broken file holds its app as it is,
+without failures a failing step is tried at once, without generations the collector keeps only what is wanted
+now. A file that can't be read is reported as missing, never an exception.
+"""
+
+import base64
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from reconciler.engine.durable import replace_json
+from reconciler.engine.layout import Layout
+from reconciler.state.generation import AppliedApp, Generation
+from reconciler.state.observed import Failure
+
+
+@dataclass(frozen=True, slots=True)
+class LastGood:
+    """A spec as it was when it last could be read: the file, and the config files it names."""
+
+    app: str
+    path: str
+    digest: str
+    content: bytes
+    configs: tuple[tuple[str, bytes], ...]
+
+
+def read_last_good(layout: Layout) -> dict[str, LastGood]:
+    """The last good specs by app. Unreadable ones are left out."""
+    found: dict[str, LastGood] = {}
+    for name in _names(layout.lastgood_root):
+        try:
+            value = json.loads((layout.lastgood_root / name).read_bytes())
+            good = LastGood(
+                app=value["app"],
+                path=value["path"],
+                digest=value["digest"],
+                content=base64.b64decode(value["content"], validate=True),
+                configs=tuple(
+                    (str(path), base64.b64decode(content, validate=True))
+                    for path, content in value["configs"]
+                ),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if f"{good.app}.json" == name:
+            found[good.app] = good
+    return found
+
+
+def write_last_good(layout: Layout, good: LastGood) -> None:
+    """Keep `good`, durably: it must protect its app across a reboot."""
+    value = {
+        "version": 1,
+        "app": good.app,
+        "path": good.path,
+        "digest": good.digest,
+        "content": base64.b64encode(good.content).decode(),
+        "configs": [(path, base64.b64encode(content).decode()) for path, content in good.configs],
+    }
+    replace_json(layout.lastgood(good.app), value)
+
+
+def forget_last_good(layout: Layout, app: str) -> None:
+    layout.lastgood(app).unlink(missing_ok=True)
+
+
+def read_failures(layout: Layout, boot: str) -> dict[str, Failure]:
+    """The failures of this boot, by app; those of another boot have meaningless times and count as over."""
+    try:
+        value = json.loads(layout.failures.read_bytes())
+        if value["boot"] != boot:
+            return {}
+        return {app: Failure(**failure) for app, failure in value["failures"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def write_failures(layout: Layout, boot: str, failures: Mapping[str, Failure]) -> None:
+    """Keep the failures in the run directory: an agent that restarts must not storm a registry."""
+    value = {"boot": boot, "failures": {app: asdict(failure) for app, failure in failures.items()}}
+    replace_json(layout.failures, value, durable=False)
+
+
+def read_generations(layout: Layout) -> list[Generation]:
+    """All kept generations, oldest first."""
+    found = []
+    for name in _names(layout.generations):
+        try:
+            found.append(_generation(json.loads((layout.generations / name).read_bytes())))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return sorted(found, key=lambda generation: generation.number)
+
+
+def write_generation(layout: Layout, generation: Generation, keep: int) -> None:
+    """Write a new generation, durably, and let go of all but the newest `keep`."""
+    replace_json(layout.generation(generation.number), {"version": 1, **asdict(generation)})
+    numbers = sorted(
+        int(name.removesuffix(".json")) for name in _names(layout.generations) if name[0].isdigit()
+    )
+    for number in numbers[: -max(1, keep)]:
+        layout.generation(number).unlink(missing_ok=True)
+
+
+def _generation(value: dict[str, Any]) -> Generation:
+    apps: Iterable[dict[str, Any]] = value["apps"]
+    return Generation(
+        number=int(value["number"]),
+        revision=str(value["revision"]),
+        created=float(value["created"]),
+        apps=tuple(
+            AppliedApp(
+                name=app["name"],
+                path=app["path"],
+                digest=app["digest"],
+                images=tuple((str(a), str(b), str(c)) for a, b, c in app["images"]),
+                layers=tuple(app["layers"]),
+                blobs=tuple(app["blobs"]),
+            )
+            for app in apps
+        ),
+    )
+
+
+def _names(path: os.PathLike[str]) -> list[str]:
+    try:
+        return sorted(
+            name for name in os.listdir(path) if name.endswith(".json") and not name.startswith(".")
+        )
+    except FileNotFoundError:
+        return []

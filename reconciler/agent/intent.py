@@ -1,0 +1,307 @@
+"""From a source to what is desired: read, parse, fall back on the last good, guard against shrinking, resolve images.
+
+Reading never deletes: whatever can't be read, parsed or resolved keeps what it stands for as it is. Resolving an image
+may take a network round trip, so it happens on threads of its own and an app waits for its own images only.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from reconciler.agent.history import LastGood, forget_last_good, read_last_good, write_last_good
+from reconciler.config import Device
+from reconciler.engine.layout import Layout
+from reconciler.engine.pull import Images
+from reconciler.engine.store import Store
+from reconciler.errors import ReconcilerError
+from reconciler.source.snapshot import Snapshot
+from reconciler.spec.load import Loaded, LoadedApp, load
+from reconciler.spec.marks import Problem
+from reconciler.spec.reference import Digest, Reference
+from reconciler.state.desire import desire, references
+from reconciler.state.desired import App, Desired
+from reconciler.state.image import Image, Unresolved
+from reconciler.state.shrink import shrink_reason
+
+_RETRY_FIRST = 2.0
+_RETRY_LAST = 300.0
+
+
+class Source(Protocol):
+    """Where specs come from: a directory or a git branch."""
+
+    def snapshot(self) -> Snapshot:
+        """What is there now; a failure is a value in the snapshot, not an exception."""
+
+
+@dataclass(frozen=True)
+class Intent:
+    """One reading of the source.
+
+    `stale` maps apps that run an older spec to the reason; `guard` is why nothing shrinks.
+    """
+
+    revision: str
+    desired: Desired
+    problems: tuple[Problem, ...]
+    apps: Mapping[str, LoadedApp]
+    source_problem: str = ""
+    guard: str = ""
+    stale: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Attempt:
+    """An image that is not resolved yet: when it may be tried again (monotonic), and why it failed last."""
+
+    running: bool = False
+    failures: int = 0
+    retry_at: float = 0.0
+    error: Unresolved = field(default_factory=lambda: Unresolved("looking it up"))
+
+
+class Resolver:
+    """Digest -> image, for ever once known. `background` false looks up at once, in the caller's thread."""
+
+    def __init__(
+        self,
+        images: Images,
+        store: Store,
+        wake: Callable[[], None],
+        *,
+        background: bool = True,
+        keep: bool = True,
+    ) -> None:
+        self._images = images
+        self._store = store
+        self._wake = wake
+        self._keep = keep
+        self._known: dict[Digest, Image] = {}
+        self._attempts: dict[Digest, _Attempt] = {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="resolve") if background else None
+
+    def resolve(self, reference: Reference) -> Image | Unresolved:
+        """The image, or why it is not known (yet)."""
+        digest = reference.digest
+        if digest is None:
+            return Unresolved(f"{reference}: not pinned by digest", transient=False)
+        image = self._known.get(digest) or self._store.resolved(digest)
+        if image is not None:
+            self._known[digest] = image
+            return image
+        with self._lock:
+            attempt = self._attempts.setdefault(digest, _Attempt())
+            if attempt.running or time.monotonic() < attempt.retry_at:
+                return attempt.error
+            attempt.running = True
+        if self._pool is None:
+            self._look_up(reference, digest, attempt)
+            return self._known.get(digest) or attempt.error
+        self._pool.submit(self._look_up, reference, digest, attempt)
+        return attempt.error
+
+    @property
+    def retry_at(self) -> float | None:
+        """When the next look-up is due (monotonic), if one has failed."""
+        with self._lock:
+            times = [attempt.retry_at for attempt in self._attempts.values() if not attempt.running]
+        return min(times, default=None)
+
+    def forget_failures(self) -> None:
+        """Try everything again now: somebody asked for it."""
+        with self._lock:
+            for attempt in self._attempts.values():
+                attempt.retry_at = 0.0
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _look_up(self, reference: Reference, digest: Digest, attempt: _Attempt) -> None:
+        error: Unresolved | None = None
+        try:
+            if self._keep:
+                self._known[digest] = self._images.resolve(reference)
+            else:
+                self._known[digest] = self._images.resolve_without_storing(reference)
+        except ReconcilerError as failure:
+            hint = f" ({failure.hint})" if failure.hint else ""
+            error = Unresolved(f"{failure}{hint}", failure.transient)
+        except OSError as failure:
+            error = Unresolved(f"{reference}: {failure}", transient=True)
+        with self._lock:
+            attempt.running = False
+            if error is None:
+                self._attempts.pop(digest, None)
+            else:
+                attempt.error = error
+                delay = min(_RETRY_LAST, _RETRY_FIRST * 2**attempt.failures)
+                attempt.failures += 1
+                attempt.retry_at = time.monotonic() + delay
+        self._wake()
+
+
+class Reader:
+    """Reads a source again and again; keeps what need not be parsed or resolved again."""
+
+    def __init__(
+        self, layout: Layout, device: Device, source: Source, resolver: Resolver, *, keep: bool = True
+    ) -> None:
+        self._layout = layout
+        self._device = device
+        self._source = source
+        self._resolver = resolver
+        self._keep = keep
+        self._cache: dict[object, object] = {}
+        self._good: dict[str, LastGood] | None = None
+        self._good_loaded: dict[str, LoadedApp] = {}
+        self._apps: dict[str, tuple[LoadedApp, tuple[Image | Unresolved, ...], str, App]] = {}
+
+    def read(self, *, allow_empty: bool = False) -> Intent:
+        """Read the source and return what is desired now.
+
+        With `allow_empty` the shrink guard lets everything through.
+        """
+        snapshot = self._source.snapshot()
+        loaded = self._load(snapshot.files, snapshot.read_config)
+        good = self._last_good()
+        stale: dict[str, str] = {}
+        apps = dict(loaded.apps)
+        for app, kept in good.items():
+            if app in apps:
+                continue
+            if snapshot.problem and not allow_empty:
+                stale[app] = snapshot.problem
+            elif kept.path in loaded.failed:
+                errors = [p for p in loaded.failed[kept.path] if p.severity == "error"]
+                stale[app] = (
+                    f"{errors[0].mark}: {errors[0].message}" if errors else f"{kept.path}: can't be read"
+                )
+        guard = "" if snapshot.problem else self._guard(good, apps, stale, snapshot, allow_empty)
+        if guard:
+            stale |= {app: guard for app in good if app not in apps and app not in stale}
+        for app in stale:
+            old = self._reload(good[app])
+            if old is not None:
+                apps[app] = old
+        if self._keep:
+            self._remember(snapshot, loaded.apps, removed=good.keys() - apps.keys() - stale.keys())
+        desired = Desired(
+            apps={name: self._desire(apps[name], stale.get(name, "")) for name in sorted(apps)},
+            held={app: reason for app, reason in stale.items() if app not in apps},
+            hold_all=self._hold_all(snapshot, loaded, allow_empty),
+        )
+        return Intent(
+            revision=snapshot.revision,
+            desired=desired,
+            problems=loaded.problems,
+            apps=apps,
+            source_problem=snapshot.problem,
+            guard=guard,
+            stale=stale,
+        )
+
+    # --- last good -------------------------------------------------------------------------------------------------
+
+    def _last_good(self) -> dict[str, LastGood]:
+        if self._good is None:
+            self._good = read_last_good(self._layout)
+        return self._good
+
+    def _guard(
+        self,
+        good: Mapping[str, LastGood],
+        apps: Mapping[str, LoadedApp],
+        stale: Mapping[str, str],
+        snapshot: Snapshot,
+        allow_empty: bool,
+    ) -> str:
+        settings = self._device.shrink_guard
+        return shrink_reason(
+            known=frozenset(good),
+            desired=frozenset(apps) | frozenset(stale),
+            max_removed=settings.max_removed,
+            min_apps=settings.min_apps,
+            emptied=not snapshot.files,
+            allow=allow_empty,
+        )
+
+    def _hold_all(self, snapshot: Snapshot, loaded: Loaded, allow_empty: bool) -> str:
+        """Why apps that nobody knows a spec of are left alone: they may be what can't be read now."""
+        if allow_empty:
+            return ""
+        if snapshot.problem:
+            return snapshot.problem
+        known = {kept.path for kept in self._last_good().values()}
+        unknown = sorted(path for path in loaded.failed if path not in known)
+        return f"{unknown[0]}: can't be read, and may be theirs" if unknown else ""
+
+    def _reload(self, kept: LastGood) -> LoadedApp | None:
+        cached = self._good_loaded.get(kept.app)
+        if cached is not None and cached.digest == kept.digest:
+            return cached
+        configs = dict(kept.configs)
+
+        def read_config(path: str) -> bytes:
+            try:
+                return configs[path]
+            except KeyError as error:
+                raise FileNotFoundError(path) from error
+
+        loaded = self._load({kept.path: kept.content}, read_config, cache=False)
+        app = loaded.apps.get(kept.app)
+        if app is not None:
+            self._good_loaded[kept.app] = app
+        return app
+
+    def _remember(self, snapshot: Snapshot, apps: Mapping[str, LoadedApp], removed: set[str]) -> None:
+        """Keep what could be read now as the last good; forget apps that are gone for good reason."""
+        good = self._last_good()
+        for name, app in apps.items():
+            kept = good.get(name)
+            if kept is not None and kept.digest == app.digest and kept.path == app.path:
+                continue
+            content = snapshot.files[app.path]
+            if not isinstance(content, bytes):
+                continue
+            configs = tuple(
+                (config.file, app.config_files[config_name])
+                for config_name, config in sorted(app.app.configs.items())
+                if config.file is not None
+            )
+            good[name] = LastGood(name, app.path, app.digest, content, configs)
+            write_last_good(self._layout, good[name])
+        for name in sorted(removed):
+            del good[name]
+            self._good_loaded.pop(name, None)
+            forget_last_good(self._layout, name)
+
+    # --- parsing and resolving -------------------------------------------------------------------------------------
+
+    def _load(
+        self, files: Mapping[str, object], read_config: Callable[[str], bytes], *, cache: bool = True
+    ) -> Loaded:
+        return load(
+            files,  # type: ignore[arg-type]
+            read_config,
+            allowed_binds=self._device.allowed_binds,
+            cache=self._cache if cache else None,
+        )
+
+    def _desire(self, app: LoadedApp, stale: str) -> App:
+        images = {str(reference): self._resolver.resolve(reference) for reference in references(app)}
+        key = tuple(images.values())
+        cached = self._apps.get(app.app.name)
+        if cached is not None and cached[0] is app and cached[2] == stale and _same(cached[1], key):
+            return cached[3]
+        value = desire(app, images, defaults=self._device.defaults, stale=stale)
+        self._apps[app.app.name] = (app, key, stale, value)
+        return value
+
+
+def _same(left: tuple[object, ...], right: tuple[object, ...]) -> bool:
+    return len(left) == len(right) and all(a is b or a == b for a, b in zip(left, right, strict=True))

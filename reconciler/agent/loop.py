@@ -1,0 +1,282 @@
+"""The loop: observe, resolve, plan, dispatch, report, wait. One turn looks at everything and trusts nothing remembered.
+
+Events (a file changed, a process ended, a step finished, a request came, a time is up) only wake it. Starting
+the agent is an ordinary turn; there is no recovery mode. The main thread is the loop; it never waits for the
+network or a process.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from reconciler.agent.exits import ExitWatch
+from reconciler.agent.history import read_failures, read_generations, write_failures, write_generation
+from reconciler.agent.intent import Intent, Reader, Resolver, Source
+from reconciler.agent.parts import Parts
+from reconciler.engine.network.listeners import conflicting_listeners
+from reconciler.engine.process import boot_id
+from reconciler.execute.executor import Executor, LaneEnd
+from reconciler.plan.diff import plan as make_plan
+from reconciler.plan.steps import Outcome, Plan
+from reconciler.state.desired import App
+from reconciler.state.generation import AppliedApp, Generation
+from reconciler.state.observed import Failure, Now, Observed, Published
+
+_SETTLE = 0.03  # seconds in which wake-ups that belong together are gathered into one turn
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn, whole: what was wanted, what was there, what was decided. `seconds` is how long each phase took."""
+
+    number: int
+    now: Now
+    intent: Intent
+    observed: Observed
+    plan: Plan
+    busy: frozenset[str]
+    generation: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Nothing is left to do that can be done now."""
+        return not self.plan.steps and not self.busy
+
+    @property
+    def converged(self) -> bool:
+        """Everything is as desired, and nothing waits for anything."""
+        return self.finished and not self.plan.blocked and not self.intent.stale
+
+
+class Listener(Protocol):
+    """Hears what happens; every method may be called from any thread and must not block."""
+
+    def turn(self, turn: Turn) -> None:
+        """A turn has been planned and dispatched."""
+
+    def outcome(self, outcome: Outcome) -> None:
+        """A step has been performed."""
+
+    def lane(self, end: LaneEnd) -> None:
+        """A lane is over."""
+
+
+class Agent:
+    """The loop over one source and one state directory. The caller holds the state lock."""
+
+    def __init__(self, parts: Parts, source: Source, listener: Listener) -> None:
+        self._parts = parts
+        self._listener = listener
+        self._awake = threading.Event()
+        self._stop = False
+        self._allow_empty = False
+        self._ended: queue.SimpleQueue[LaneEnd] = queue.SimpleQueue()
+        self._boot = boot_id()
+        self._failures = read_failures(parts.layout, self._boot)
+        self._generations = read_generations(parts.layout)
+        self._resolver = Resolver(parts.images, parts.store, self.wake)
+        self._reader = Reader(parts.layout, parts.device, source, self._resolver)
+        self._executor = Executor(parts.engine, self._report, self.wake)
+        self._exits = ExitWatch(self.wake)
+        self._turns = 0
+        self._changed = threading.Condition()
+        self.last: Turn | None = None
+
+    # --- from any thread -------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Have the next turn now."""
+        self._awake.set()
+
+    def stop(self) -> None:
+        """Leave the loop after this turn; containers go on."""
+        self._stop = True
+        self._awake.set()
+
+    def reconcile(self, *, allow_empty: bool = False) -> int:
+        """Ask for a turn that tries everything again at once; return the number of the last turn before it."""
+        number = self._turns
+        self._allow_empty = self._allow_empty or allow_empty
+        self._resolver.forget_failures()
+        self._forget = True
+        self._awake.set()
+        return number
+
+    def wait_for(self, condition: Callable[[Turn], bool], timeout: float) -> Turn | None:
+        """Wait until a turn satisfies `condition`; None if none did in time."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while True:
+                if self.last is not None and condition(self.last):
+                    return self.last
+                left = deadline - time.monotonic()
+                if left <= 0 or self._stop:
+                    return None
+                self._changed.wait(left)
+
+    _forget = False
+
+    # --- the loop --------------------------------------------------------------------------------------------------
+
+    def run(
+        self, until: Callable[[Turn], bool] = lambda _: False, *, alive: Callable[[], None] = lambda: None
+    ) -> None:
+        """Turn until `stop`, or until a turn satisfies `until`. `alive` is called once a turn (a watchdog)."""
+        self._parts.containers.sweep()
+        self._parts.store.recover()
+        while not self._stop:
+            self._awake.clear()
+            turn = self.turn()
+            alive()
+            if until(turn):
+                return
+            if self._awake.wait(self._patience(turn)):
+                time.sleep(_SETTLE if turn.busy or turn.plan.steps else 0)
+
+    def turn(self) -> Turn:
+        """Observe, plan and dispatch once."""
+        began = time.monotonic()
+        self._drain()
+        intent = self._reader.read(allow_empty=self._allow_empty)
+        read = time.monotonic()
+        observed = self._observe(intent)
+        seen = time.monotonic()
+        digests = {app.name: app.digest for app in intent.desired.apps.values()}
+        self._executor.cancel_older(digests)
+        busy = self._executor.busy
+        now = Now(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+        plan = make_plan(
+            intent.desired, observed, now, gc=self._parts.device.gc, generations=self._generations, busy=busy
+        )
+        planned = time.monotonic()
+        self._executor.dispatch(plan, digests)
+        self._turns += 1
+        turn = Turn(
+            number=self._turns,
+            now=now,
+            intent=intent,
+            observed=observed,
+            plan=plan,
+            busy=self._executor.busy,
+            generation=self._generations[-1].number if self._generations else 0,
+            seconds={"observe": seen - began, "read": read - began, "plan": planned - seen},
+        )
+        self._remember(turn)
+        layout = self._parts.layout
+        self._exits.watch(
+            layout.shim_record(container.id) for same in observed.containers.values() for container in same
+        )
+        if turn.finished:
+            self._allow_empty = False
+        self._listener.turn(turn)
+        with self._changed:
+            self.last = turn
+            self._changed.notify_all()
+        return turn
+
+    def close(self) -> None:
+        """Let go of threads and descriptors. Running containers are not touched."""
+        self._stop = True
+        self._executor.close()
+        self._resolver.close()
+        self._exits.close()
+        with self._changed:
+            self._changed.notify_all()
+
+    # --- inside a turn ---------------------------------------------------------------------------------------------
+
+    def _observe(self, intent: Intent) -> Observed:
+        observed = self._parts.observer.observe(failures=self._failures)
+        published = set(observed.network.published or ())
+        wanted = [
+            port
+            for app in intent.desired.apps.values()
+            for container in app.containers.values()
+            for port in container.settings.ports
+            if Published(app.name, container.name, port) not in published
+        ]
+        if not wanted:
+            return observed
+        return self._parts.observer.with_listeners(observed, conflicting_listeners(wanted))
+
+    def _patience(self, turn: Turn) -> float:
+        """Seconds until time alone asks for another turn."""
+        patience = self._parts.device.interval
+        if turn.plan.wake_at is not None:
+            patience = min(patience, turn.plan.wake_at - time.clock_gettime(time.CLOCK_BOOTTIME))
+        retry = self._resolver.retry_at
+        if retry is not None:
+            patience = min(patience, retry - time.monotonic())
+        return max(0.05, patience)
+
+    def _report(self, event: Outcome | LaneEnd) -> None:
+        if isinstance(event, LaneEnd):
+            self._ended.put(event)
+            self._listener.lane(event)
+        else:
+            self._listener.outcome(event)
+
+    def _drain(self) -> None:
+        """Take note of lanes that ended since the last turn."""
+        before = dict(self._failures)
+        if self._forget:
+            self._forget = False
+            self._failures.clear()
+        while True:
+            try:
+                end = self._ended.get_nowait()
+            except queue.Empty:
+                break
+            if end.failed is not None:
+                self._failures[end.app] = self._failure(end, end.failed)
+            elif not end.cancelled:
+                self._failures.pop(end.app, None)
+        if self._failures != before:
+            write_failures(self._parts.layout, self._boot, self._failures)
+
+    def _failure(self, end: LaneEnd, outcome: Outcome) -> Failure:
+        last = self._failures.get(end.app)
+        again = last is not None and last.digest == end.digest
+        return Failure(
+            step=str(outcome.step),
+            error=outcome.error,
+            hint=outcome.hint,
+            transient=outcome.transient,
+            count=last.count + 1 if last is not None and again else 1,
+            at=time.clock_gettime(time.CLOCK_BOOTTIME),
+            digest=end.digest,
+        )
+
+    def _remember(self, turn: Turn) -> None:
+        """Write a generation once everything is as desired and differs from the last one."""
+        if not turn.converged or turn.intent.source_problem:
+            return
+        apps = tuple(_applied(app) for _, app in sorted(turn.intent.desired.apps.items()))
+        if self._generations and self._generations[-1].apps == apps:
+            return
+        if not self._generations and not apps:
+            return
+        number = self._generations[-1].number + 1 if self._generations else 1
+        generation = Generation(number, turn.intent.revision, turn.now.wall, apps)
+        keep = self._parts.device.gc.keep_generations
+        write_generation(self._parts.layout, generation, keep)
+        self._generations = [*self._generations, generation][-max(1, keep) :]
+        self.wake()  # what only the oldest generation wanted may be garbage now
+
+
+def _applied(app: App) -> AppliedApp:
+    images = {container.reference: container.image for _, container in sorted(app.containers.items())}
+    return AppliedApp(
+        name=app.name,
+        path=app.path,
+        digest=app.digest,
+        images=tuple((ref, str(image.manifest), str(image.config)) for ref, image in images.items()),
+        layers=tuple(sorted({layer.chain_id.hex for image in images.values() for layer in image.layers})),
+        blobs=tuple(
+            sorted({str(d) for image in images.values() for d in (image.index, image.manifest, image.config)})
+        ),
+    )

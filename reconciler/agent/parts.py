@@ -1,0 +1,88 @@
+"""Composition: the engine's parts, built from a layout and the device's settings, in one place and in plain sight."""
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from reconciler.config import Device
+from reconciler.engine import cgroup, instance
+from reconciler.engine.container import Containers
+from reconciler.engine.layout import Layout
+from reconciler.engine.local import LocalEngine
+from reconciler.engine.network.networks import Networks
+from reconciler.engine.observe import Observer
+from reconciler.engine.process import Zygote
+from reconciler.engine.pull import Images, Progress
+from reconciler.engine.store import Store
+
+_ARCHITECTURES = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv7l": "arm/v7",
+    "armv6l": "arm/v6",
+    "riscv64": "riscv64",
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an agent, or a verb that changes something, works with. `close` lets the zygote go."""
+
+    layout: Layout
+    device: Device
+    instance: str
+    store: Store
+    images: Images
+    networks: Networks
+    zygote: Zygote
+    containers: Containers
+    engine: LocalEngine
+    observer: Observer
+
+    def close(self) -> None:
+        self.zygote.close()
+
+
+def host_platform() -> str:
+    """This device's platform as images name it, `linux/amd64`."""
+    machine = platform.machine()
+    return f"linux/{_ARCHITECTURES.get(machine, machine)}"
+
+
+def open_parts(layout: Layout, device: Device, progress: Callable[[Progress], None]) -> Parts:
+    """Build the parts for a state directory, which is made if it is missing. Takes no lock and starts no process."""
+    identity = instance.prepare(layout)
+    store = Store(layout)
+    store.prepare()
+    images = open_images(layout, device, store)
+    networks = Networks(layout, identity)
+    zygote = Zygote(layout)
+    containers = Containers(layout, identity, store, networks, zygote, cgroup.Hierarchies.detect)
+    engine = LocalEngine(
+        layout, containers=containers, networks=networks, store=store, images=images, progress=progress
+    )
+    return Parts(
+        layout=layout,
+        device=device,
+        instance=identity,
+        store=store,
+        images=images,
+        networks=networks,
+        zygote=zygote,
+        containers=containers,
+        engine=engine,
+        observer=Observer(layout, identity, store, networks),
+    )
+
+
+def open_images(layout: Layout, device: Device, store: Store) -> Images:
+    """The way to images: the store, then the device's bundles, then the registry that the reference names."""
+    return Images(
+        store,
+        layout,
+        insecure=device.registries.insecure,
+        ca=Path(device.registries.ca) if device.registries.ca else None,
+        bundles=[Path(path) for path in device.bundles],
+        platform=host_platform(),
+    )

@@ -1,0 +1,349 @@
+"""The life of a container: create, start, stop, remove, update. Each verb is idempotent and works without the
+others.
+
+Nothing here remembers anything: what exists is what the disk and the kernel show. `create` writes the
+identity record before the first process, so that a crash at any point leaves either a directory without a
+record, which `sweep` clears away, or a container that the next turn sees as lost.
+"""
+
+import os
+import resource
+import secrets
+import select
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+from reconciler.engine import bundle, cgroup, record
+from reconciler.engine.durable import replace_bytes, replace_json
+from reconciler.engine.layout import Layout
+from reconciler.engine.network.networks import Networks
+from reconciler.engine.network.resolv import host_resolv_conf, render_hosts, update_hosts
+from reconciler.engine.process import Control, Zygote, open_pidfd, read_shim
+from reconciler.engine.snapshot import Uppers
+from reconciler.engine.store import Store
+from reconciler.errors import NotFoundError, ReconcilerError, TimedOutError
+from reconciler.spec.reference import Digest
+from reconciler.state.desired import Container, Settings
+
+_KILL_TIMEOUT = 10.0
+_CREATE_TIMEOUT = 120.0
+
+
+class Containers:
+    """The containers of one state directory.
+
+    Thread-safe as long as one name is worked on by one thread at a time.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        instance: str,
+        store: Store,
+        networks: Networks,
+        zygote: Zygote,
+        hierarchies: Callable[[], cgroup.Hierarchies],
+    ) -> None:
+        self._layout = layout
+        self._instance = instance
+        self._store = store
+        self._networks = networks
+        self._zygote = zygote
+        self._hierarchies = hierarchies
+        self._uppers = Uppers(layout)
+
+    # --- create ----------------------------------------------------------------------------------------------------
+
+    def create(self, desired: Container, *, attempt: int = 0, restarts: int = 0) -> str:
+        """Make the container up to its first instruction and return its id; or leave nothing and raise."""
+        layout = self._layout
+        container_id = secrets.token_hex(16)
+        with ExitStack() as undo:
+            undo.callback(self._discard, container_id)
+            self._make_directories(container_id, desired)
+            address = self._networks.lease(desired.app, desired.name)
+            self._write_names(container_id, desired)
+            group = cgroup.create(self._hierarchies(), self._parent, container_id, desired.settings.limits)
+            layers = tuple(layer.chain_id for layer in desired.image.layers)
+            upper, work = self._uppers.paths(container_id)
+            config = bundle.render(
+                desired,
+                id=container_id,
+                layout=layout,
+                layers=[layout.layer(chain_id) for chain_id in reversed(layers)],
+                upper=upper,
+                work=work,
+                cgroup=group.annotation(),
+                cgroups_path=group.path,
+                nofile_hard=_nofile_hard(),
+            )
+            replace_json(layout.config(container_id), config, durable=False)
+            record.write(
+                layout,
+                record.Record(
+                    id=container_id,
+                    app=desired.app,
+                    name=desired.name,
+                    fingerprint=desired.fingerprint,
+                    settings=desired.settings,
+                    image=str(desired.image.config),
+                    manifest=str(desired.image.manifest),
+                    reference=desired.reference,
+                    layers=tuple(chain_id.hex for chain_id in layers),
+                    volumes=tuple(sorted(_volumes(desired))),
+                    address=str(address),
+                    created=time.time(),
+                    attempt=attempt,
+                    restarts=restarts,
+                ),
+            )
+            created = self._zygote.create(
+                layout.container(container_id), layout.run_container(container_id), timeout=_CREATE_TIMEOUT
+            )
+            created.close()
+            undo.pop_all()
+        return container_id
+
+    @property
+    def _parent(self) -> str:
+        return f"reconciler-{self._instance}"
+
+    def _make_directories(self, container_id: str, desired: Container) -> None:
+        layout = self._layout
+        for directory in (
+            layout.container(container_id),
+            layout.log(container_id),
+            layout.configs(container_id),
+            layout.rootfs(container_id),
+            layout.run_container(container_id),
+        ):
+            directory.mkdir(mode=0o700)
+        self._uppers.make(container_id)
+        for name, content in desired.configs.items():
+            path = layout.configs(container_id) / name
+            mount = bundle.config_mount(desired, name)
+            path.write_bytes(content)
+            os.chown(path, mount.uid, mount.gid)
+            path.chmod(mount.mode)
+
+    def _write_names(self, container_id: str, desired: Container) -> None:
+        """Write /etc/hosts, /etc/resolv.conf and /etc/hostname, as files of the run directory that are bind-
+        mounted.
+        """
+        layout = self._layout
+        hosts = render_hosts(self._networks.members(desired.app), desired.name, desired.identity.hostname)
+        replace_bytes(layout.hosts(container_id), hosts, mode=0o644, durable=False)
+        replace_bytes(layout.resolv_conf(container_id), host_resolv_conf(), mode=0o644, durable=False)
+        hostname = desired.identity.hostname.encode() + b"\n"
+        replace_bytes(layout.hostname(container_id), hostname, mode=0o644, durable=False)
+
+    # --- start -----------------------------------------------------------------------------------------------------
+
+    def start(self, app: str, name: str) -> None:
+        """Attach the network and let the program run; succeeds if it runs already."""
+        found = record.find(self._layout, app, name)
+        shim = read_shim(self._layout.shim_record(found.id))
+        if shim is None:
+            raise ReconcilerError(f"{app}/{name}: it has no shim any more", transient=True)
+        if shim.started_boot is not None:
+            return
+        self.attach(found)
+        self._tell_siblings(app)
+        with Control.connect(self._layout.control_socket(found.id)) as control:
+            control.start()
+
+    def attach(self, found: record.Record) -> None:
+        """Connect the container's network namespace to its app's bridge; succeeds if it is connected."""
+        shim = read_shim(self._layout.shim_record(found.id))
+        pidfd = open_pidfd(shim.init) if shim is not None else None
+        if shim is None or pidfd is None:
+            raise ReconcilerError(
+                f"{found.full_name}: its process ended before the network was attached", transient=True
+            )
+        try:
+            # The pidfd, checked against the start time, makes sure that /proc/PID is still that process.
+            namespace = os.open(f"/proc/{shim.init.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                signal.pidfd_send_signal(pidfd, 0)
+                self._networks.attach(found.app, found.name, namespace)
+            finally:
+                os.close(namespace)
+        except ProcessLookupError as error:
+            raise ReconcilerError(
+                f"{found.full_name}: its process ended while it was started", transient=True
+            ) from error
+        finally:
+            os.close(pidfd)
+
+    def _tell_siblings(self, app: str) -> None:
+        """Bring every running sibling's /etc/hosts up to date, in place."""
+        members = self._networks.members(app)
+        for other in record.records(self._layout):
+            path = self._layout.hosts(other.id)
+            if other.app == app and path.exists():
+                hostname = self._layout.hostname(other.id).read_text().strip()
+                update_hosts(path, render_hosts(members, other.name, hostname))
+
+    # --- stop ------------------------------------------------------------------------------------------------------
+
+    def begin_stop(self, container_id: str, signal_name: str) -> int | None:
+        """Send the stop signal; return a pidfd of the shim to wait on, or None where no program runs."""
+        shim = read_shim(self._layout.shim_record(container_id))
+        if shim is None or shim.started_boot is None:
+            return None
+        init = open_pidfd(shim.init)
+        if init is None:
+            return None
+        try:
+            signal.pidfd_send_signal(init, signal.Signals[signal_name])
+        except ProcessLookupError:
+            os.close(init)
+            return None
+        waited = open_pidfd(shim.shim)
+        if waited is None:
+            return init
+        os.close(init)
+        return waited
+
+    def finish_stop(self, container_id: str) -> None:
+        """Kill what is left of the container, and return once nothing of it runs."""
+        group = cgroup.open_existing(self._hierarchies(), self._parent, container_id)
+        deadline = time.monotonic() + _KILL_TIMEOUT
+        if group is not None:
+            cgroup.kill(group)
+            if not cgroup.wait_empty(group, timeout=_KILL_TIMEOUT):
+                raise TimedOutError(
+                    f"container {container_id[:12]}: its processes do not end although they were killed "
+                    "(uninterruptible sleep: hanging storage or network mounts?)"
+                )
+        shim = read_shim(self._layout.shim_record(container_id))
+        if shim is None:
+            return
+        init = open_pidfd(shim.init)
+        if init is not None:  # not in its cgroup: somebody moved it, or removed the directory
+            _end(init, 0.0)
+        pidfd = open_pidfd(shim.shim)
+        if pidfd is not None:
+            _end(pidfd, max(0.5, deadline - time.monotonic()))
+
+    # --- remove ----------------------------------------------------------------------------------------------------
+
+    def remove(self, container_id: str, *, keep_previous: bool) -> None:
+        """Remove everything of the container, whatever is left of it, with or without its shim's help."""
+        layout = self._layout
+        self.finish_stop(container_id)
+        try:
+            found = record.parse(layout.identity(container_id).read_bytes(), container_id)
+        except (OSError, record.CorruptRecordError):
+            found = None
+        if found is not None:
+            self._store.touch(Digest("sha256", layer) for layer in found.layers)
+            if keep_previous:
+                self._keep_previous(found)
+            else:
+                self._forget_previous(found)
+                self._networks.release(found.app, found.name)
+        self._discard(container_id)
+
+    def _discard(self, container_id: str) -> None:
+        """Take away cgroup, run directory and state directory; each succeeds if it is gone."""
+        self.finish_stop(container_id)
+        group = cgroup.open_existing(self._hierarchies(), self._parent, container_id)
+        if group is not None:
+            cgroup.remove(group)
+        shutil.rmtree(self._layout.run_container(container_id), ignore_errors=True)
+        self._store.discard(self._layout.container(container_id))
+
+    def _keep_previous(self, found: record.Record) -> None:
+        """Move the log and the records to where `logs --previous` and the back-off look for them."""
+        layout = self._layout
+        kept = layout.previous(found.app, found.name)
+        self._store.discard(kept)
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        kept.mkdir(mode=0o700)
+        for source in (layout.log(found.id), layout.settled_exit(found.id)):
+            _move(source, kept / source.name)
+        if not (kept / "exit.json").exists():
+            try:
+                data = layout.exit_record(found.id).read_bytes()
+            except FileNotFoundError:
+                data = b""
+            if data:
+                replace_bytes(kept / "exit.json", data, durable=False)
+        _move(layout.identity(found.id), kept / "identity.json")
+
+    def _forget_previous(self, found: record.Record) -> None:
+        self._store.discard(self._layout.previous(found.app, found.name))
+
+    def sweep(self) -> None:
+        """Clear away directories that a crash left without a record, and run directories of nothing."""
+        known = {found.id for found in record.records(self._layout)}
+        for root in (self._layout.containers, self._layout.run_containers):
+            for name in _names(root):
+                if name not in known:
+                    self._discard(name)
+
+    # --- update ----------------------------------------------------------------------------------------------------
+
+    def update(self, container_id: str, settings: Settings, *, reattach: bool) -> None:
+        """Change limits, rotation and recorded settings of a container; nothing of it restarts."""
+        layout = self._layout
+        found = record.parse(layout.identity(container_id).read_bytes(), container_id)
+        group = cgroup.open_existing(self._hierarchies(), self._parent, container_id)
+        if group is None:
+            raise NotFoundError(f"{found.full_name}: its cgroup is gone")
+        cgroup.update(group, settings.limits)
+        if settings.rotation != found.settings.rotation and layout.control_socket(container_id).exists():
+            rotation = settings.rotation
+            with Control.connect(layout.control_socket(container_id)) as control:
+                control.update_logging(
+                    max_size=rotation.max_size, max_files=rotation.max_files, compress=rotation.compress
+                )
+        record.write(layout, found.with_settings(settings))
+        if reattach:
+            self.attach(found)
+
+    def record_exit(self, container_id: str) -> None:
+        """Copy the exit record to where it survives a reboot, durably."""
+        data = self._layout.exit_record(container_id).read_bytes()
+        replace_bytes(self._layout.settled_exit(container_id), data)
+
+
+def _volumes(desired: Container) -> Iterable[str]:
+    return {mount.volume for mount in desired.identity.mounts if isinstance(mount, bundle.VolumeMount)}
+
+
+def _end(pidfd: int, grace: float) -> None:
+    """Wait up to `grace` seconds for the process to end, then kill it and wait; closes the descriptor."""
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(grace * 1000):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            poll.poll(5000)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except FileNotFoundError:
+        pass
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except FileNotFoundError:
+        return []
+
+
+def _nofile_hard() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]

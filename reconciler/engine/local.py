@@ -1,0 +1,106 @@
+"""The engine of this device:
+
+the executor's verbs, delegated to the parts that do them. No logic of its own.
+"""
+
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address
+
+from reconciler.engine import record, volumes
+from reconciler.engine.container import Containers
+from reconciler.engine.layout import Layout
+from reconciler.engine.network.networks import Networks
+from reconciler.engine.network.ports import PortMapping
+from reconciler.engine.pull import Images, Progress
+from reconciler.engine.store import Store
+from reconciler.spec.reference import Digest, Reference
+from reconciler.state.desired import Container, Settings
+from reconciler.state.image import Image
+from reconciler.state.observed import Published
+
+
+class LocalEngine:
+    """Satisfies `execute.engine.Engine`. `progress` hears of every pull, from any thread."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        containers: Containers,
+        networks: Networks,
+        store: Store,
+        images: Images,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self._layout = layout
+        self._containers = containers
+        self._networks = networks
+        self._store = store
+        self._images = images
+        self._progress = progress
+
+    def configure_network(self, networks: Sequence[str], published: Sequence[Published]) -> None:
+        for app in networks:
+            self._networks.ensure(app)
+        self._networks.publish([self._mapping(item) for item in published])
+
+    def _mapping(self, item: Published) -> PortMapping:
+        port = item.port
+        return PortMapping(
+            app=item.app,
+            container=item.container,
+            host_ip=IPv4Address(port.host_ip),
+            published=port.published,
+            target=port.target,
+            protocol=port.protocol,
+            address=self._networks.lease(item.app, item.container),
+        )
+
+    def pull(self, reference: str, image: Image) -> None:
+        self._images.pull(image, Reference.parse(reference), self._progress)
+
+    def create_volume(self, app: str, volume: str) -> None:
+        volumes.create(self._layout, app, volume)
+
+    def begin_stop(self, container_id: str, signal: str) -> int | None:
+        return self._containers.begin_stop(container_id, signal)
+
+    def finish_stop(self, container_id: str) -> None:
+        self._containers.finish_stop(container_id)
+
+    def remove_container(self, container_id: str, *, keep_previous: bool) -> None:
+        self._containers.remove(container_id, keep_previous=keep_previous)
+
+    def create_container(self, desired: Container, *, attempt: int, restarts: int) -> None:
+        self._containers.create(desired, attempt=attempt, restarts=restarts)
+
+    def start_container(self, app: str, container: str) -> None:
+        self._containers.start(app, container)
+
+    def update_container(self, container_id: str, settings: Settings, *, reattach: bool) -> None:
+        self._containers.update(container_id, settings, reattach=reattach)
+
+    def record_exit(self, container_id: str) -> None:
+        self._containers.record_exit(container_id)
+
+    def remove_network(self, app: str) -> None:
+        self._networks.remove(app)
+
+    def collect(self, kind: str, name: str) -> bool:
+        with self._store.exclusive():
+            used = {layer for found in record.records(self._layout) for layer in found.layers}
+            match kind:
+                case "layer":
+                    if name in used:
+                        return False
+                    self._store.remove_layer(Digest("sha256", name))
+                case "blob":
+                    self._store.remove_blob(Digest.parse(name))
+                case "image":
+                    self._store.forget(Digest.parse(name))
+                case "previous":
+                    app, _, container = name.partition("/")
+                    self._store.discard(self._layout.previous(app, container))
+                case _:
+                    raise ValueError(f"unknown kind of garbage {kind!r}")
+        return True

@@ -1,0 +1,206 @@
+"""What is there: reads the disk and the kernel, changes nothing, and is safe at any time, also beside a
+running agent.
+
+`status` and `plan` use it as well as the loop. Files that can't be read are facts too: a container with a
+broken record is `Lost`, never an exception. Parsed files are cached by (inode, mtime, size), because a turn
+in which nothing happened must cost next to nothing.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from reconciler.engine import cgroup, record, volumes
+from reconciler.engine.layout import Layout
+from reconciler.engine.network.networks import Networks
+from reconciler.engine.process import ShimRecord, alive, boot_id, read_exit, read_shim
+from reconciler.engine.store import Store
+from reconciler.state import observed as state
+from reconciler.state.desired import Limits, Port
+from reconciler.state.process import ExitRecord
+
+_T = TypeVar("_T")
+
+
+class FileCache(Generic[_T]):
+    """Remembers what a file was parsed to, for as long as the file is the same one."""
+
+    def __init__(self) -> None:
+        self._entries: dict[Path, tuple[tuple[int, int, int], _T]] = {}
+
+    def get(self, path: Path, parse: Callable[[Path], _T]) -> _T:
+        """Return parse(path), from memory if the file has not changed. Raises OSError if there is no file."""
+        status = os.stat(path)
+        key = (status.st_ino, status.st_mtime_ns, status.st_size)
+        entry = self._entries.get(path)
+        if entry is not None and entry[0] == key:
+            return entry[1]
+        value = parse(path)
+        self._entries[path] = (key, value)
+        return value
+
+    def keep(self, paths: set[Path]) -> None:
+        """Forget every file but these."""
+        for path in self._entries.keys() - paths:
+            del self._entries[path]
+
+
+class Observer:
+    """Looks at one state directory; keep one for as long as its caches are useful."""
+
+    def __init__(self, layout: Layout, instance: str, store: Store, networks: Networks) -> None:
+        self._layout = layout
+        self._parent = f"reconciler-{instance}"
+        self._store = store
+        self._networks = networks
+        self._records: FileCache[record.Record] = FileCache()
+        self._shims: FileCache[ShimRecord | None] = FileCache()
+        self._exits: FileCache[ExitRecord | None] = FileCache()
+        self._previous: FileCache[state.Previous | None] = FileCache()
+
+    def observe(
+        self, *, failures: Mapping[str, state.Failure], listeners: Sequence[state.Listener] = ()
+    ) -> state.Observed:
+        """Everything found now; `failures` and `listeners` are facts that the caller has at hand."""
+        network = self._networks.observe()
+        published = None
+        if network.ports is not None and network.ruleset_intact:
+            published = tuple(
+                sorted(
+                    state.Published(
+                        p.app, p.container, Port(str(p.host_ip), p.published, p.target, p.protocol)
+                    )
+                    for p in network.ports
+                )
+            )
+        attached = frozenset(
+            f"{app}/{container}" for app, found in network.apps.items() for container in found.attached
+        )
+        return state.Observed(
+            boot=boot_id(),
+            containers=self._containers(attached),
+            previous=self._all_previous(),
+            volumes=volumes.names(self._layout),
+            network=state.Network(
+                apps=frozenset(app for app, found in network.apps.items() if found.healthy),
+                published=published,
+            ),
+            listeners=tuple(listeners),
+            store=self._store.observe(),
+            failures=dict(failures),
+        )
+
+    # --- containers --------------------------------------------------------------------------------------------
+
+    def _containers(self, attached: frozenset[str]) -> dict[str, tuple[state.Container, ...]]:
+        hierarchies = cgroup.Hierarchies.detect()
+        found: dict[str, list[state.Container]] = {}
+        seen: set[Path] = set()
+        for container_id in _names(self._layout.containers):
+            path = self._layout.identity(container_id)
+            try:
+                identity = self._records.get(path, lambda path: record.parse(path.read_bytes(), str(path)))
+            except (OSError, record.CorruptRecordError):
+                continue  # a leftover: `Containers.sweep` clears it away
+            seen.add(path)
+            container = self._container(identity, hierarchies, attached)
+            found.setdefault(container.full_name, []).append(container)
+        self._records.keep(seen)
+        return {
+            name: tuple(sorted(same, key=lambda container: (container.created, container.id)))
+            for name, same in sorted(found.items())
+        }
+
+    def _container(
+        self, found: record.Record, hierarchies: cgroup.Hierarchies, attached: frozenset[str]
+    ) -> state.Container:
+        layout = self._layout
+        phase, settled = self._phase(found.id)
+        limits: Limits | None = None
+        intact, linked = True, True
+        if isinstance(phase, state.Running | state.Created):
+            group = cgroup.open_existing(hierarchies, self._parent, found.id)
+            limits = cgroup.read_limits(group) if group is not None else None
+            intact = group is not None and all(
+                path.exists()
+                for path in (layout.config(found.id), layout.log(found.id), layout.hosts(found.id))
+            )
+        if isinstance(phase, state.Running):
+            linked = found.full_name in attached
+        return state.Container(
+            id=found.id,
+            app=found.app,
+            name=found.name,
+            fingerprint=found.fingerprint,
+            settings=found.settings,
+            phase=phase,
+            image=found.image,
+            layers=found.layers,
+            limits=limits,
+            attached=linked,
+            settled=settled,
+            intact=intact,
+            attempt=found.attempt,
+            restarts=found.restarts,
+            created=found.created,
+            volumes=found.volumes,
+        )
+
+    def _phase(self, container_id: str) -> tuple[state.Phase, bool]:
+        """The phase, and whether the exit record is kept across a reboot."""
+        layout = self._layout
+        settled = self._read(self._exits, layout.settled_exit(container_id), read_exit)
+        exited = self._read(self._exits, layout.exit_record(container_id), read_exit) or settled
+        if exited is not None:
+            return state.Exited(exited), settled is not None
+        shim = self._read(self._shims, layout.shim_record(container_id), read_shim)
+        if shim is None:
+            return state.Lost(
+                "it has no shim: the device was restarted, or its run directory was removed"
+            ), False
+        if not alive(shim.shim):
+            # The record may have been renamed into place between the two looks.
+            exited = self._read(self._exits, layout.exit_record(container_id), read_exit)
+            if exited is not None:
+                return state.Exited(exited), False
+            return state.Lost("its shim ended without a record"), False
+        if shim.started_boot is None:
+            return state.Created(), False
+        return state.Running(shim.init.pid, shim.started_boot, shim.started_wall or 0.0), False
+
+    @staticmethod
+    def _read(cache: FileCache[_T | None], path: Path, parse: Callable[[Path], _T | None]) -> _T | None:
+        try:
+            return cache.get(path, parse)
+        except OSError:
+            return None
+
+    # --- predecessors --------------------------------------------------------------------------------------------
+
+    def _all_previous(self) -> dict[str, state.Previous]:
+        found: dict[str, state.Previous] = {}
+        root = self._layout.previous_root
+        for app in _names(root):
+            for name in _names(root / app):
+                path = self._layout.previous(app, name) / "identity.json"
+                previous = self._read(self._previous, path, _parse_previous)
+                if previous is not None:
+                    found[f"{app}/{name}"] = previous
+        return found
+
+
+def _parse_previous(path: Path) -> state.Previous | None:
+    try:
+        identity = record.parse(path.read_bytes(), str(path))
+    except record.CorruptRecordError:
+        return None
+    exited = read_exit(path.with_name("exit.json"))
+    return state.Previous(identity.fingerprint, exited, identity.attempt, identity.restarts)
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return []

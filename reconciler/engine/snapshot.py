@@ -1,0 +1,50 @@
+"""Where a container's writable layer lives: beside the container, or on a tmpfs where overlayfs can't stack.
+
+overlayfs refuses an upper directory that is itself on overlayfs (a state directory inside another container),
+so there uppers go to the run directory: they are lost at a reboot, as a container's writable layer is at
+every restart anyway.
+"""
+
+import os
+from pathlib import Path
+
+from reconciler.engine.layout import Layout
+
+
+def file_system_type(path: Path, mountinfo: str) -> str:
+    """The type of the file system that holds `path`, from the text of /proc/self/mountinfo; "" if unknown."""
+    best, kind = "", ""
+    for line in mountinfo.splitlines():
+        fields = line.split(" ")
+        try:
+            point = fields[4].encode().decode("unicode_escape")
+            separator = fields.index("-", 6)
+        except (IndexError, ValueError):
+            continue
+        inside = point == "/" or str(path) == point or str(path).startswith(point + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, fields[separator + 1]
+    return kind
+
+
+class Uppers:
+    """Chooses and makes the upper and work directories of containers."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            kind = file_system_type(Path(os.path.realpath(layout.state)), file.read())
+        self.on_tmpfs = kind == "overlay"
+
+    def paths(self, container_id: str) -> tuple[Path, Path]:
+        """The absolute paths of upper and work; both on one file system, as overlayfs demands."""
+        if self.on_tmpfs:
+            run = self._layout.run_container(container_id)
+            return run / "upper", run / "work"
+        return self._layout.upper(container_id), self._layout.work(container_id)
+
+    def make(self, container_id: str) -> None:
+        """Make both, empty. The upper directory is the container's root directory, hence 0755."""
+        upper, work = self.paths(container_id)
+        upper.mkdir(mode=0o755)
+        work.mkdir(mode=0o700)
