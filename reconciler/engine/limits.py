@@ -1,0 +1,32 @@
+"""Hard limits on what an image may cost this device, in one frozen value.
+
+They are far above every honest image and below what would hurt: whoever signs a digest vouches for the content, not for
+its size. The registry's own limits (time, rates, header sizes) live with the client. Pure.
+"""
+
+from dataclasses import dataclass
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes in bytes. `ratio` counts only beyond `ratio_floor`: small layers of zeros are common and harmless."""
+
+    document: int = (
+        4 * MIB
+    )  # manifest or config: the OCI distribution specification's own ceiling (1.1, "Pulling")
+    layers: int = 500  # OVL_MAX_STACK, fs/overlayfs/params.h
+    packed: int = 64 * GIB  # one compressed layer
+    unpacked: int = 128 * GIB  # one layer's files, holes counted as if written
+    entries: int = 4_000_000  # one layer's tar headers, extended ones included
+    directories: int = 400_000  # one layer's: the only part of unpacking that takes memory per entry
+    ratio: int = 300  # unpacked : packed; deflate can reach 1032, zstd 32768
+    ratio_floor: int = GIB
+    header: int = MIB  # one pax or GNU extended header
+    path: int = 4095  # PATH_MAX without its NUL
+    sparse_segments: int = 65_536
+    xattr_value: int = 64 * KIB  # XATTR_SIZE_MAX
+    reserve: int = 8 * MIB  # kept free on the state file system, so that state can still be written
