@@ -1,0 +1,82 @@
+"""What several verbs need: places, the device's settings, names of containers, times that people type."""
+
+import argparse
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from reconciler.config import Device, load_device
+from reconciler.engine.layout import Layout
+from reconciler.engine.record import Record, records
+from reconciler.errors import NotFoundError, UsageError
+from reconciler.spec.quantity import parse_duration
+
+
+def layout_of(args: argparse.Namespace) -> Layout:
+    """The layout that --state and --run name; absolute, whatever the working directory becomes."""
+    return Layout(Path(os.path.abspath(args.state)), Path(os.path.abspath(args.run)))
+
+
+def device_of(args: argparse.Namespace) -> Device:
+    """The device's settings. A missing file means the defaults, unless it was named on the command line."""
+    from reconciler.cli.options import DEVICE
+
+    path = Path(args.device)
+    try:
+        data: bytes | None = path.read_bytes()
+    except FileNotFoundError as error:
+        if args.device != DEVICE:
+            raise NotFoundError(f"{path}: no such file", hint="leave --device out to use the defaults") from error
+        data = None
+    return load_device(str(path), data)
+
+
+def duration(text: str, option: str) -> float:
+    """Seconds, or a usage error that names the option."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r}: {error}") from error
+
+
+def moment(text: str, option: str) -> float:
+    """Wall seconds from RFC 3339, or from a duration ago."""
+    try:
+        value = datetime.fromisoformat(text)
+        return (value if value.tzinfo is not None else value.replace(tzinfo=UTC)).timestamp()
+    except ValueError:
+        return time.time() - duration(text, option)
+
+
+def find_container(layout: Layout, name: str) -> Record:
+    """The newest container that `name` means: APP/CONTAINER, or an unambiguous start of an id."""
+    found = list(records(layout))
+    same = [record for record in found if record.full_name == name]
+    if same:
+        return max(same, key=lambda record: record.created)
+    starting = [record for record in found if len(name) >= 2 and record.id.startswith(name)]
+    if len(starting) == 1:
+        return starting[0]
+    if len(starting) > 1:
+        raise UsageError(f"container {name}: ambiguous, {len(starting)} ids start with it", hint="use more digits")
+    if "/" not in name:
+        inside = sorted({record.full_name for record in found if name in (record.app, record.name)})
+        if inside:
+            raise NotFoundError(f"container {name}: not found", hint=f"did you mean {' or '.join(inside)}?")
+    raise NotFoundError(f"container {name}: not found", hint="run: reconciler ps -a")
+
+
+def print_json(value: Any) -> None:
+    """One document on standard output."""
+    import json
+
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def document(kind: str, items: list[Any]) -> dict[str, Any]:
+    """The shape of every `-o json`: kubectl's list."""
+    return {"apiVersion": "reconciler/v1", "kind": kind, "items": items}

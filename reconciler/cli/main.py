@@ -1,0 +1,84 @@
+"""The command line: the tree of verbs, and the one place where errors become messages and exit codes.
+
+A verb's function is imported only when it is called, because `reconciler --help` and completion must answer in tens of
+milliseconds. Exit codes are those of docs/cli.md; argparse's own 2 would read as "changes pending", so usage
+errors are 64.
+"""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, TextIO
+
+from reconciler.cli import options
+from reconciler.errors import ReconcilerError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose usage errors exit with 64."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(64)
+
+
+def build_parser() -> Parser:
+    """The whole tree; pure, so that the documentation is generated from it."""
+    parser = Parser(
+        prog="reconciler",
+        description="Keep the containers of this device equal to a directory or a git branch of specs.",
+        epilog="Run `reconciler VERB --help` for one verb. Exit codes are listed in docs/cli.md.",
+    )
+    verbs = parser.add_subparsers(metavar="VERB", dest="verb", parser_class=Parser)
+    for name, help_text, add in options.VERBS:
+        verb = verbs.add_parser(
+            name, help=help_text, description=help_text, formatter_class=argparse.RawTextHelpFormatter
+        )
+        add(verb)
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, call the verb, and turn every failure into one message and an exit code.
+
+    Never a traceback for bad input.
+    """
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL) if _writes_to_pipe(arguments) else None
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.verb is None:
+        parser.print_help(sys.stderr)
+        return 64
+    module, _, function = parsed.call.partition(":")
+    try:
+        code = getattr(importlib.import_module(f"reconciler.cli.{module}"), function)(parsed)
+        sys.stdout.flush()
+        return int(code)
+    except ReconcilerError as error:
+        complain(error, sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more can be written, not even at exit
+        return 141
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"reconciler: {where}{error.strerror or error}", file=sys.stderr)
+        return 9 if isinstance(error, PermissionError) else 1
+
+
+def complain(error: ReconcilerError, stream: TextIO) -> None:
+    """Print what failed and what to do next."""
+    print(f"reconciler: {error}" if "\n" not in str(error) else str(error), file=stream)
+    if error.hint:
+        print(f"  {error.hint}", file=stream)
+
+
+def _writes_to_pipe(arguments: Sequence[str]) -> bool:
+    """Only short-lived verbs die quietly of SIGPIPE; the agent must not."""
+    return bool(arguments) and arguments[0] not in ("agent", "apply")
