@@ -105,6 +105,12 @@ class Resolver:
         return attempt.error
 
     @property
+    def running(self) -> bool:
+        """Whether a look-up is under way."""
+        with self._lock:
+            return any(attempt.running for attempt in self._attempts.values())
+
+    @property
     def retry_at(self) -> float | None:
         """When the next look-up is due (monotonic), if one has failed."""
         with self._lock:

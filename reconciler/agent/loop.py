@@ -76,6 +76,7 @@ class Agent:
         self._allow_empty = False
         self._ended: queue.SimpleQueue[LaneEnd] = queue.SimpleQueue()
         self._boot = boot_id()
+        self._retention = parts.retention
         self._failures = read_failures(parts.layout, self._boot)
         self._generations = read_generations(parts.layout)
         self._resolver = Resolver(parts.images, parts.store, self.wake)
@@ -91,6 +92,11 @@ class Agent:
     def wake(self) -> None:
         """Have the next turn now."""
         self._awake.set()
+
+    @property
+    def resolving(self) -> bool:
+        """Whether images are being looked up right now."""
+        return self._resolver.running
 
     def stop(self) -> None:
         """Leave the loop after this turn; containers go on."""
@@ -150,7 +156,7 @@ class Agent:
         busy = self._executor.busy
         now = Now(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
         plan = make_plan(
-            intent.desired, observed, now, gc=self._parts.device.gc, generations=self._generations, busy=busy
+            intent.desired, observed, now, retention=self._retention, generations=self._generations, busy=busy
         )
         planned = time.monotonic()
         self._executor.dispatch(plan, digests)

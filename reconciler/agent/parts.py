@@ -15,6 +15,7 @@ from reconciler.engine.observe import Observer
 from reconciler.engine.process import Zygote
 from reconciler.engine.pull import Images, Progress
 from reconciler.engine.store import Store
+from reconciler.plan.garbage import Retention
 
 _ARCHITECTURES = {
     "x86_64": "amd64",
@@ -39,6 +40,11 @@ class Parts:
     containers: Containers
     engine: LocalEngine
     observer: Observer
+
+    @property
+    def retention(self) -> Retention:
+        """How long unwanted objects stay."""
+        return retention(self.device)
 
     def close(self) -> None:
         self.zygote.close()
@@ -73,6 +79,19 @@ def open_parts(layout: Layout, device: Device, progress: Callable[[Progress], No
         containers=containers,
         engine=engine,
         observer=Observer(layout, identity, store, networks),
+    )
+
+
+def retention(device: Device) -> Retention:
+    """The device's gc settings as the planner takes them."""
+    gc = device.gc
+    return Retention(
+        keep_generations=gc.keep_generations,
+        min_age=gc.min_age,
+        keep_blobs=gc.keep_blobs,
+        high=gc.high,
+        low=gc.low,
+        min_free=gc.min_free,
     )
 
 

@@ -29,7 +29,9 @@ def device_of(args: argparse.Namespace) -> Device:
         data: bytes | None = path.read_bytes()
     except FileNotFoundError as error:
         if args.device != DEVICE:
-            raise NotFoundError(f"{path}: no such file", hint="leave --device out to use the defaults") from error
+            raise NotFoundError(
+                f"{path}: no such file", hint="leave --device out to use the defaults"
+            ) from error
         data = None
     return load_device(str(path), data)
 
@@ -61,7 +63,9 @@ def find_container(layout: Layout, name: str) -> Record:
     if len(starting) == 1:
         return starting[0]
     if len(starting) > 1:
-        raise UsageError(f"container {name}: ambiguous, {len(starting)} ids start with it", hint="use more digits")
+        raise UsageError(
+            f"container {name}: ambiguous, {len(starting)} ids start with it", hint="use more digits"
+        )
     if "/" not in name:
         inside = sorted({record.full_name for record in found if name in (record.app, record.name)})
         if inside:

@@ -47,7 +47,9 @@ class Console:
                 self.say(f"{app}: keeps running its last good spec: {reason}")
         if intent.source_problem != self._source_problem:
             self._source_problem = intent.source_problem
-            self.say(f"source: {intent.source_problem}" if intent.source_problem else "source: readable again")
+            self.say(
+                f"source: {intent.source_problem}" if intent.source_problem else "source: readable again"
+            )
         if intent.guard != self._guard:
             self._guard = intent.guard
             if intent.guard:

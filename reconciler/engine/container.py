@@ -198,6 +198,7 @@ class Containers:
         init = open_pidfd(shim.init)
         if init is None:
             return None
+        self._layout.stopping(container_id).touch(mode=0o600)
         try:
             signal.pidfd_send_signal(init, signal.Signals[signal_name])
         except ProcessLookupError:

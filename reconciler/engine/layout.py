@@ -28,7 +28,8 @@ RUN  (/run/reconciler, 0711; a tmpfs, so it vanishes at a reboot)
   agent.json                 pid, start time and addresses of the running agent
   failures.json              outcomes of steps that failed, with boottime stamps, for back-off
   zygote/                    the sealed interpreter's support files, if any
-  containers/<id>/           shim.json, exit.json, control.sock, hosts, resolv.conf, hostname
+  containers/<id>/           shim.json, exit.json, control.sock, hosts, resolv.conf, hostname,
+                                 stopping (an empty mark: a plan asked it to end)
 """
 
 from dataclasses import dataclass
@@ -224,6 +225,9 @@ class Layout:
 
     def control_socket(self, container_id: str) -> Path:
         return self.run_container(container_id) / "control.sock"
+
+    def stopping(self, container_id: str) -> Path:
+        return self.run_container(container_id) / "stopping"
 
     def hosts(self, container_id: str) -> Path:
         return self.run_container(container_id) / "hosts"

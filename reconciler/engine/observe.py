@@ -140,6 +140,7 @@ class Observer:
             limits=limits,
             attached=linked,
             settled=settled,
+            stopped=isinstance(phase, state.Exited) and layout.stopping(found.id).exists(),
             intact=intact,
             attempt=found.attempt,
             restarts=found.restarts,

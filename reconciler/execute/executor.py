@@ -116,7 +116,7 @@ class Executor:
         for step in plan.steps:
             match step:
                 case ConfigureNetwork():
-                    network = self._perform(step).error == ""
+                    network = self._device(step)
                 case CollectGarbage():
                     self._collect(step)
                 case _:
@@ -232,10 +232,16 @@ class Executor:
         self._background.submit(self._collect_now, step)
 
     def _collect_now(self, step: CollectGarbage) -> None:
-        self._perform(step)
+        self._device(step)
         with self._lock:
             self._collecting = False
         self._wake()
+
+    def _device(self, step: ConfigureNetwork | CollectGarbage) -> bool:
+        """Perform a step of the whole device, which is a lane of its own with the empty name; True on success."""
+        outcome = self._perform(step)
+        self._report(LaneEnd("", "", outcome if outcome.error else None, cancelled=False))
+        return not outcome.error
 
     # --- one step ------------------------------------------------------------------------------------------------
 

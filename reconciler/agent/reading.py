@@ -1,0 +1,136 @@
+"""The loop's parts for verbs that run without an agent: a plan that writes nothing, and a loop that ends.
+
+`planned` is what `plan`, `status` and `gc --dry-run` use: it makes no directory, takes no lock, and keeps
+what it has to fetch (manifests) in memory.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from reconciler.agent.history import read_failures, read_generations
+from reconciler.agent.intent import Intent, Reader, Resolver, Source
+from reconciler.agent.loop import Agent, Listener, Turn
+from reconciler.agent.parts import open_images, open_parts, retention
+from reconciler.config import Device
+from reconciler.engine import instance
+from reconciler.engine.layout import Layout
+from reconciler.engine.network.networks import Networks
+from reconciler.engine.observe import Observer
+from reconciler.engine.process import boot_id
+from reconciler.engine.store import Store
+from reconciler.errors import BlockedError, UsageError
+from reconciler.plan.diff import plan as make_plan
+from reconciler.plan.steps import Plan
+from reconciler.source.directory import DirectorySource
+from reconciler.source.git import GitSource
+from reconciler.state.observed import Now, Observed
+
+
+def now() -> Now:
+    """The time on both clocks that the planner looks at."""
+    return Now(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+
+
+def open_source(layout: Layout, args: argparse.Namespace) -> Source:
+    """The source that the arguments name, or else the one that the running (or last) agent follows."""
+    if args.git is not None:
+        if args.path is not None:
+            raise UsageError("a directory and --git are two sources; name one")
+        return GitSource(layout, args.git, branch=args.branch, path=args.subpath)
+    if args.path is not None:
+        return DirectorySource(Path(args.path).absolute())
+    known = instance.read_agent(layout)
+    source = known.get("source") if known is not None else None
+    if not isinstance(source, dict):
+        raise UsageError("no directory of specs was named, and no agent is running that has one")
+    if source.get("git"):
+        return GitSource(layout, source["git"], branch=source["branch"], path=source["path"])
+    return DirectorySource(Path(source["path"]))
+
+
+def describe_source(args: argparse.Namespace) -> dict[str, str]:
+    """What agent.json says about the source."""
+    if args.git is not None:
+        return {"git": args.git, "branch": args.branch, "path": args.subpath}
+    return {"git": "", "branch": "", "path": str(Path(args.path).absolute())}
+
+
+def refuse_other_source(layout: Layout, args: argparse.Namespace) -> None:
+    """A running agent applies its own source and no other; say so where the arguments name a different one."""
+    if args.git is None and args.path is None:
+        return
+    known = instance.read_agent(layout)
+    if known is not None and known.get("source") != describe_source(args):
+        raise BlockedError(
+            f"the agent that runs with {layout.state} follows another source",
+            hint="leave the path out, or stop it",
+        )
+
+
+def observe(layout: Layout) -> Observed:
+    """What is there, or an empty world where no agent has ever run."""
+    boot = boot_id()
+    if not layout.instance.exists():
+        return Observed(boot=boot)
+    identity = instance.read_id(layout)
+    observer = Observer(layout, identity, Store(layout), Networks(layout, identity))
+    return observer.observe(failures=read_failures(layout, boot))
+
+
+@contextmanager
+def planned(layout: Layout, device: Device, source: Source) -> Iterator[tuple[Intent, Plan]]:
+    """Read, resolve, observe and plan once, changing nothing."""
+    store = Store(layout)
+    resolver = Resolver(open_images(layout, device, store), store, lambda: None, background=False, keep=False)
+    try:
+        intent = Reader(layout, device, source, resolver, keep=False).read()
+        yield (
+            intent,
+            make_plan(
+                intent.desired,
+                observe(layout),
+                now(),
+                retention=retention(device),
+                generations=read_generations(layout),
+            ),
+        )
+    finally:
+        resolver.close()
+
+
+def apply_here(
+    layout: Layout,
+    device: Device,
+    source: Callable[[], Source],
+    listener: Listener,
+    *,
+    allow_empty: bool,
+    wait: bool,
+    timeout: float,
+) -> Turn | None:
+    """Run the loop until nothing is left to do (or, with `wait`, until everything is as desired); None on time-out."""
+    parts = open_parts(layout, device, lambda _: None)
+    try:
+        with instance.StateLock(layout, "reconciler apply"):
+            agent = Agent(parts, source(), listener)
+            if allow_empty:
+                agent.reconcile(allow_empty=True)
+            deadline = time.monotonic() + timeout
+
+            def done(turn: Turn) -> bool:
+                over = turn.converged if wait else turn.finished and not agent.resolving
+                return over or time.monotonic() > deadline
+
+            try:
+                agent.run(done)
+                last = agent.last
+            finally:
+                agent.close()
+    finally:
+        parts.close()
+    if last is None or not (last.converged if wait else last.finished):
+        return None
+    return last

@@ -1,0 +1,106 @@
+"""What verbs ask of a running agent, as routes of its socket: plain JSON in, plain JSON out.
+
+Each route is called on a thread of the server; it wakes the loop and waits, or does work that is safe beside the loop.
+Failures are raised as ReconcilerErrors, and the server turns them into an answer with the exit code.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from reconciler.agent.loop import Agent, Turn
+from reconciler.agent.parts import Parts
+from reconciler.engine import volumes
+from reconciler.engine.record import records
+from reconciler.errors import TimedOutError, UsageError
+from reconciler.spec.reference import Reference
+
+Route = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+class Requests:
+    """The routes over one agent; `status` renders the status document of a turn."""
+
+    def __init__(self, agent: Agent, parts: Parts, status: Callable[[Turn], dict[str, Any]]) -> None:
+        self._agent = agent
+        self._parts = parts
+        self._status = status
+
+    def routes(self) -> dict[tuple[str, str], Route]:
+        """(method, path) -> function."""
+        return {
+            ("GET", "/v1/status"): self.status,
+            ("POST", "/v1/reconcile"): self.reconcile,
+            ("POST", "/v1/pull"): self.pull,
+            ("POST", "/v1/volumes/remove"): self.remove_volume,
+        }
+
+    def status(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """The status document of the last turn."""
+        turn = self._agent.last or self._agent.wait_for(lambda _: True, 10.0)
+        if turn is None:
+            raise TimedOutError("agent: has not had its first turn yet")
+        return self._status(turn)
+
+    def reconcile(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Have a turn now; with `wait` set to `tried` or `converged`, answer once that is so."""
+        timeout = float(body.get("timeout", 300.0))
+        wait = body.get("wait", "")
+        before = self._agent.reconcile(allow_empty=bool(body.get("allow_empty", False)))
+        conditions: dict[object, Callable[[Turn], bool]] = {
+            "": lambda turn: turn.number > before,
+            "tried": lambda turn: turn.number > before and turn.finished,
+            "converged": lambda turn: turn.number > before and turn.converged,
+        }
+        if wait not in conditions:
+            raise UsageError(f"wait: {wait!r} is not tried or converged")
+        turn = self._agent.wait_for(conditions[wait], timeout)
+        if turn is None:
+            raise TimedOutError(
+                f"reconcile: not {wait or 'begun'} after {timeout:g} s", hint="run: reconciler status"
+            )
+        return summary(turn)
+
+    def pull(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Fetch an image, verify and unpack it."""
+        reference = Reference.parse(str(body.get("reference", "")))
+        image = self._parts.images.resolve(reference)
+        self._parts.images.pull(image, reference, lambda _: None)
+        self._agent.wake()
+        return {"reference": str(reference), "digest": str(image.manifest)}
+
+    def remove_volume(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Delete a volume that nothing uses or wants."""
+        app, _, name = str(body.get("name", "")).partition("/")
+        remove_volume(self._parts, app, name, wanted=self._wanted(app))
+        return {"removed": f"{app}/{name}"}
+
+    def _wanted(self, app: str) -> tuple[str, ...]:
+        turn = self._agent.last
+        desired = turn.intent.desired.apps.get(app) if turn is not None else None
+        return desired.volumes if desired is not None else ()
+
+
+def remove_volume(parts: Parts, app: str, name: str, *, wanted: tuple[str, ...]) -> None:
+    """Delete the volume, or refuse: containers that mount it, or a spec that declares it."""
+    users = [
+        record.full_name for record in records(parts.layout) if record.app == app and name in record.volumes
+    ]
+    if name in wanted and not users:
+        users = [f"the spec of {app}"]
+    volumes.remove(parts.layout, app, name, users=tuple(users))
+
+
+def summary(turn: Turn) -> dict[str, Any]:
+    """What `apply` reports of a turn."""
+    return {
+        "turn": turn.number,
+        "generation": turn.generation,
+        "converged": turn.converged,
+        "blocked": [
+            {"app": item.app, "container": item.container, "reason": item.reason}
+            for item in turn.plan.blocked
+        ],
+        "stale": dict(turn.intent.stale),
+        "errors": sum(problem.severity == "error" for problem in turn.intent.problems),
+        "problem": turn.intent.source_problem or turn.intent.guard,
+    }

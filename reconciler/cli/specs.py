@@ -1,0 +1,153 @@
+"""Verbs about specs: validate, plan, apply."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from reconciler.agent import client, reading
+from reconciler.agent.requests import summary
+from reconciler.cli.common import device_of, document, duration, layout_of, print_json
+from reconciler.cli.console import Console
+from reconciler.errors import BlockedError, InvalidSpecError, NotFoundError, ReconcilerError, TimedOutError
+from reconciler.plan.steps import Plan
+from reconciler.spec.marks import Problem
+
+
+def validate(args: argparse.Namespace) -> int:
+    """Print every error of all files; exit 0 if there is none, 3 otherwise."""
+    from reconciler.source.directory import DirectorySource
+    from reconciler.spec.load import load
+
+    device = device_of(args)
+    path = Path(args.path)
+    if not path.exists():
+        raise NotFoundError(f"{path}: no such file or directory")
+    source = DirectorySource(path.parent if path.is_file() else path)
+    snapshot = source.snapshot()
+    if snapshot.problem:
+        raise InvalidSpecError(snapshot.problem)
+    files = dict(snapshot.files)
+    if path.is_file():
+        if path.name not in files:
+            raise InvalidSpecError(f"{path}: not a spec file", hint="specs are named *.yaml or *.yml")
+        files = {path.name: files[path.name]}
+    loaded = load(files, snapshot.read_config, allowed_binds=device.allowed_binds)
+    errors = print_problems(loaded.problems, args.output == "json")
+    if args.output == "table":
+        count = len(loaded.apps)
+        print(f"{count} app{'s' if count != 1 else ''} valid, {errors} error{'s' if errors != 1 else ''}")
+    return 3 if errors else 0
+
+
+def print_problems(problems: tuple[Problem, ...], as_json: bool) -> int:
+    """Print problems to standard error, or as a document; return how many are errors."""
+    if as_json:
+        items: list[Any] = [
+            {
+                "file": problem.mark.file,
+                "line": problem.mark.line,
+                "column": problem.mark.column,
+                "severity": problem.severity,
+                "message": problem.message,
+                "hint": problem.hint,
+            }
+            for problem in problems
+        ]
+        print_json(document("ProblemList", items))
+    else:
+        for problem in problems:
+            print(problem.render(color=sys.stderr.isatty()), file=sys.stderr)
+    return sum(problem.severity == "error" for problem in problems)
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Print the steps that an apply would take. Reads only."""
+    layout, device = layout_of(args), device_of(args)
+    with reading.planned(layout, device, reading.open_source(layout, args)) as (intent, made):
+        errors = print_problems(intent.problems, as_json=False)
+        if args.output == "json":
+            print_json(document("StepList", plan_items(made)))
+        else:
+            print_plan(made)
+    if intent.source_problem:
+        raise BlockedError(f"source: {intent.source_problem}")
+    if intent.guard:
+        raise BlockedError(intent.guard)
+    if errors:
+        return 3
+    if args.detailed_exitcode:
+        return 2 if made.steps else 0
+    return 0
+
+
+def print_plan(made: Plan) -> None:
+    """The steps in order, then what is held up."""
+    for step in made.steps:
+        print(f"  {step}")
+    for item in made.blocked:
+        name = f"{item.app}/{item.container}" if item.container else item.app
+        print(f"  waiting: {name}: {item.reason}")
+    print(f"{len(made.steps)} steps" if made.steps else "nothing to do")
+
+
+def plan_items(made: Plan) -> list[Any]:
+    """The plan as data: an object per step, then one per thing that waits."""
+    steps: list[Any] = [
+        {"action": type(step).__name__, "app": step.app or "", "text": str(step)} for step in made.steps
+    ]
+    waiting = [
+        {"action": "Blocked", "app": item.app, "container": item.container, "text": item.reason}
+        for item in made.blocked
+    ]
+    return steps + waiting
+
+
+def apply(args: argparse.Namespace) -> int:
+    """Have the device brought to what the specs say, by the running agent or here and now."""
+    layout = layout_of(args)
+    timeout = duration(args.timeout, "--timeout")
+    if client.running(layout):
+        reading.refuse_other_source(layout, args)
+        body = {
+            "allow_empty": args.allow_empty,
+            "wait": "converged" if args.wait else "tried",
+            "timeout": timeout,
+        }
+        answer = client.request(layout, "POST", "/v1/reconcile", body, timeout=timeout + 10)
+        return _outcome(answer, changed=bool(answer.get("changed")), detailed=args.detailed_exitcode)
+    console = Console(stamps=False)
+    turn = reading.apply_here(
+        layout,
+        device_of(args),
+        lambda: reading.open_source(layout, args),
+        console,
+        allow_empty=args.allow_empty,
+        wait=args.wait,
+        timeout=timeout,
+    )
+    if turn is None:
+        raise TimedOutError(f"apply: not finished after {args.timeout}", hint="run: reconciler status")
+    return _outcome(
+        summary(turn), changed=console.performed > console.failed, detailed=args.detailed_exitcode
+    )
+
+
+def _outcome(answer: dict[str, Any], *, changed: bool, detailed: bool) -> int:
+    for item in answer["blocked"]:
+        name = f"{item['app']}/{item['container']}" if item["container"] else item["app"]
+        print(f"waiting: {name}: {item['reason']}")
+    for app, reason in sorted(answer["stale"].items()):
+        print(f"{app}: keeps running its last good spec: {reason}")
+    if answer["problem"]:
+        raise BlockedError(answer["problem"])
+    if answer["errors"]:
+        raise InvalidSpecError(
+            f"{answer['errors']} errors in the specs; the apps they belong to are unchanged"
+        )
+    if answer["blocked"]:
+        raise BlockedError("not everything could be applied", hint="run: reconciler status")
+    print("converged" if answer["converged"] else "applied")
+    if not answer["converged"]:
+        raise ReconcilerError("not converged yet", hint="run: reconciler status, or apply --wait")
+    return 2 if detailed and changed else 0
