@@ -1,0 +1,60 @@
+"""Run the tests marked `cgroup` once more where cgroup version 2 is all there is: in the virtual machine.
+
+The host of a developer or of CI may have version 1, or both side by side; devices have version 2. The guest is emulated
+where the hardware does not help, so it gets only these tests, and ten times the patience.
+"""
+
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+CLONE = Path(__file__).resolve().parents[2]
+RUNNER = CLONE / "tests" / "vm" / "run-in-vm.sh"
+LIMIT = 1000  # seconds; the whole of `make test` has 20 minutes
+
+pytestmark = pytest.mark.vm
+
+
+def run(*command: str, out: Path) -> subprocess.CompletedProcess[str]:
+    """Run `command` in the guest; what it leaves in /out comes back in `out`."""
+    return subprocess.run(
+        [RUNNER, "-t", str(LIMIT), "-o", out, "--", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT + 300,  # the first run also makes kernel and root image
+        check=False,
+    )
+
+
+def results(report: Path) -> tuple[str, list[str]]:
+    """Read a JUnit report: a line of counts, and the tests that failed with the end of what they said."""
+    suite = next(ElementTree.parse(report).iter("testsuite"))
+    total, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
+    bad = [
+        f"{case.get('classname')}::{case.get('name')}\n{(fault.text or fault.get('message') or '')[-3000:]}"
+        for case in suite.iter("testcase")
+        for fault in (*case.iter("failure"), *case.iter("error"))
+    ]
+    line = (
+        f"{total - skipped - len(bad)} passed, {len(bad)} failed, {skipped} skipped in {suite.get('time')} s"
+    )
+    return line, bad
+
+
+def test_limits_hold_on_cgroup_version_2(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    tests = ["tests/kernel", "tests/e2e", "tests/hostile", "tests/faults"]
+    python = ".venv/bin/python"
+    quiet = ["-q", "-p", "no:cacheprovider", "-n", "2", "--require-kernel", "--junitxml=/out/report.xml"]
+    done = run(python, "-m", "pytest", "-m", "cgroup", *quiet, *tests, out=tmp_path)
+    report = tmp_path / "report.xml"
+    assert report.exists(), f"the guest ended with {done.returncode}:\n{done.stdout[-6000:]}"
+    line, bad = results(report)
+    record_property("virtual machine", f"cgroup version 2: {line}")
+    assert not bad, f"{line}\n\n" + "\n\n".join(bad)
+    assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}"
