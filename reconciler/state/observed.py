@@ -57,6 +57,7 @@ class Container:
     `limits` is what the kernel enforces now, None where nothing runs; `attached`: its link is there and on the
     app's bridge (True where nothing runs). `settled` says that the exit record is already kept across a reboot.
     `intact` is False where its directory lost a part that a running container needs for repair (config, log, upper).
+    `stopped` says that it ended because a plan stopped it: its restart policy has no say in that end.
     """
 
     id: str
@@ -75,6 +76,7 @@ class Container:
     restarts: int = 0
     created: float = 0.0
     volumes: tuple[str, ...] = ()
+    stopped: bool = False
 
     @property
     def full_name(self) -> str:

@@ -1,0 +1,195 @@
+"""The plan: the difference between what should be and what is, as one ordered list of steps.
+
+The same list is printed by `plan`, performed by the executor and asserted by the tests. Lanes of different apps never
+look at each other; only the port table and the garbage are the whole device's. Pure: same input, same plan.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from reconciler.plan import lane as lanes
+from reconciler.plan.garbage import Retention, explain, garbage, next_expiry
+from reconciler.plan.lane import Lane, failure_gate
+from reconciler.plan.ports import Claims, order
+from reconciler.plan.steps import Blocked, CollectGarbage, ConfigureNetwork, Plan, Step
+from reconciler.state.desired import Desired
+from reconciler.state.generation import Generation
+from reconciler.state.observed import Container, Now, Observed, Published
+
+# The key in `Observed.failures` of steps that belong to no app.
+DEVICE = ""
+
+_NOTHING: Mapping[str, Sequence[Container]] = {}
+
+
+def plan(
+    desired: Desired,
+    observed: Observed,
+    now: Now,
+    *,
+    retention: Retention = Retention(),  # noqa: B008 - frozen
+    generations: Sequence[Generation] = (),
+    busy: frozenset[str] = frozenset(),
+) -> Plan:
+    """Return the steps that take `observed` to `desired`, in the order in which they must run.
+
+    Apps in `busy` have a lane running: they get no steps, and keep their networks and ports. `wake_at` is the next
+    boottime at which time alone changes this plan.
+    """
+    found: dict[str, dict[str, Sequence[Container]]] = {}
+    for full_name, same in observed.containers.items():
+        app, _, name = full_name.partition("/")
+        found.setdefault(app, {})[name] = same
+
+    blocked: list[Blocked] = []
+    untouched = set(busy)
+    for name in desired.held:
+        if name not in busy:
+            untouched.add(name)
+            blocked.append(Blocked(name, "", desired.held[name]))
+    removed: list[str] = []
+    for name in sorted(found.keys() | observed.network.apps):
+        if name in desired.apps or name in untouched:
+            continue
+        if desired.hold_all:
+            untouched.add(name)
+            blocked.append(Blocked(name, "", desired.hold_all))
+        else:
+            removed.append(name)
+
+    claims = Claims.start(observed.network.published, observed.listeners)
+    taken = _claim(claims, desired, observed, found, untouched, busy)
+    by_app: dict[str, Lane] = {}
+    for name, wanted in desired.apps.items():
+        if name not in untouched:
+            own = found.get(name, _NOTHING)
+            by_app[name] = lanes.converge(wanted, own, desired, observed, taken, now)
+            _reclaim(claims, desired, name, own, by_app[name])
+    for name in removed:
+        by_app[name] = lanes.remove(name, found.get(name, _NOTHING), observed, now)
+
+    steps: list[Step] = []
+    network = _network(claims, desired, observed, found, untouched)
+    if network is not None:
+        _device_step(network, observed, now, steps, blocked)
+    for name in sorted(name for name, own in by_app.items() if own.steps or own.blocked):
+        steps += by_app[name].steps
+        blocked += by_app[name].blocked
+    explained = explain(observed.store, desired, observed.containers, generations, retention, now)
+    if objects := garbage(explained):
+        _device_step(CollectGarbage(objects), observed, now, steps, blocked)
+    times = [item.until for item in blocked if item.until is not None]
+    expiry = next_expiry(explained, now)
+    if expiry is not None:
+        times.append(expiry)
+    blocked.sort(key=lambda item: (item.app, item.container, item.reason))
+    return Plan(tuple(steps), tuple(blocked), min(times, default=None))
+
+
+def _device_step(
+    step: ConfigureNetwork | CollectGarbage,
+    observed: Observed,
+    now: Now,
+    steps: list[Step],
+    blocked: list[Blocked],
+) -> None:
+    """Plan a step of the whole device, unless it has just failed."""
+    failure = observed.failures.get(DEVICE)
+    if failure is not None and failure.step == str(step):
+        gate = failure_gate(DEVICE, failure.digest, failure, now)
+        if gate is not None:
+            blocked += gate.blocked
+            return
+    steps.append(step)
+
+
+# --- network ------------------------------------------------------------------------------------------------------
+
+
+def _claim(
+    claims: Claims,
+    desired: Desired,
+    observed: Observed,
+    found: Mapping[str, Mapping[str, Sequence[Container]]],
+    untouched: set[str],
+    busy: frozenset[str],
+) -> dict[str, str]:
+    """Enter every wanted port into `claims`; return, by full name, why a container can't have one of its ports.
+
+    Untouched apps come first, then what is published already, so that nobody's port is taken away by a newcomer.
+    """
+    for name in sorted(untouched):
+        if name in busy and observed.network.published is not None:
+            rows = {row for row in observed.network.published if row.app == name}
+        else:
+            rows = {
+                Published(name, container.name, port)
+                for same in found.get(name, _NOTHING).values()
+                for container in same
+                for port in container.settings.ports
+            }
+        for row in sorted(rows, key=order):
+            claims.keep(row)
+    wanted = sorted(
+        (
+            Published(name, container.name, port)
+            for name, app in desired.apps.items()
+            if name not in untouched
+            for container in app.containers.values()
+            for port in container.settings.ports
+        ),
+        key=order,
+    )
+    taken: dict[str, str] = {}
+    for is_published in (True, False):
+        for row in wanted:
+            if (row in claims.published) is is_published and (reason := claims.claim(row)):
+                taken.setdefault(f"{row.app}/{row.container}", reason)
+    return taken
+
+
+def _reclaim(
+    claims: Claims, desired: Desired, name: str, found: Mapping[str, Sequence[Container]], lane: Lane
+) -> None:
+    """Let containers that a newer version does not replace at once keep the ports that they have.
+
+    An update that has to download, or is held up, must not cut off the version that still runs. Its successor's
+    ports take their place in the turn after it was replaced.
+    """
+    wanted = desired.apps[name].containers
+    old = [
+        container
+        for same in found.values()
+        for container in same
+        if container.settings.ports
+        and (container.name not in wanted or wanted[container.name].fingerprint != container.fingerprint)
+    ]
+    if not old:
+        return
+    replaced = lane.replaced_at_once
+    for container in old:
+        if container.id not in replaced:
+            for port in container.settings.ports:
+                claims.reclaim(Published(name, container.name, port))
+
+
+def _network(
+    claims: Claims,
+    desired: Desired,
+    observed: Observed,
+    found: Mapping[str, Mapping[str, Sequence[Container]]],
+    untouched: set[str],
+) -> ConfigureNetwork | None:
+    """Return the step that makes bridges and port table right, or None if they are."""
+    # What is on its way out keeps its bridge as it is until its containers are gone; it is not repaired for that.
+    networks = observed.network.apps & (found.keys() | untouched)
+    networks |= found.keys() & untouched
+    for name, app in desired.apps.items():
+        if app.containers and name not in untouched and (name in found or not app.unresolved):
+            networks |= {name}
+    table = claims.table()
+    there = observed.network.published
+    if networks <= observed.network.apps and (
+        there == table if there is not None else not (networks or table)
+    ):
+        return None
+    return ConfigureNetwork(tuple(sorted(networks)), table)

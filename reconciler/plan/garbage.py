@@ -1,0 +1,217 @@
+"""What the store may lose: mark everything that something wants, the rest is garbage once it is old enough.
+
+Roots are what should run, what exists, and the kept generations; all of them come from disk, so that a restarted agent
+collects exactly what the one before it would have. Nothing here deletes. Pure.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from reconciler.plan.steps import Garbage
+from reconciler.state.desired import App, Desired
+from reconciler.state.generation import AppliedApp, Generation
+from reconciler.state.image import Image
+from reconciler.state.observed import Container, Now, Store, StoredObject
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long unwanted objects stay: `min_age` in seconds, `high` and `low` percent of the disk, `min_free` bytes.
+
+    While more than `high` percent is used, or less than `min_free` bytes are free, age protects nothing until no more
+    than `low` percent is used. `keep_blobs` keeps the compressed layers of wanted images beside their unpacked form.
+    """
+
+    keep_generations: int = 3
+    min_age: float = 3600.0
+    keep_blobs: bool = False
+    high: float = 85.0
+    low: float = 75.0
+    min_free: int = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One object of the store, whether it stays, and why: a line of `gc --dry-run`.
+
+    `until` is the wall time at which age alone will let it go, None where it stays for another reason or goes now.
+    """
+
+    object: StoredObject
+    kept: bool
+    reason: str
+    until: float | None = None
+
+
+def explain(
+    store: Store,
+    desired: Desired,
+    containers: Mapping[str, Sequence[Container]],
+    generations: Sequence[Generation],
+    retention: Retention,
+    now: Now,
+) -> tuple[Explained, ...]:
+    """Return every object of the store with the reason why it stays or goes, longest unused first."""
+    if not store.objects:
+        return ()
+    wanted = _mark(store, desired, containers, generations, retention)
+    kept: list[Explained] = []
+    old: list[Explained] = []
+    young: list[StoredObject] = []
+    for item in store.objects:
+        age = now.wall - item.last_used
+        if (reason := wanted.get((item.kind, item.name))) is not None:
+            kept.append(Explained(item, True, reason))
+        elif age >= retention.min_age:
+            old.append(Explained(item, False, f"nothing wants it, unused for {_duration(age)}"))
+        else:
+            young.append(item)
+    result = kept + old
+    shortage = _shortage(store, retention)
+    missing = _missing(store, retention) - sum(e.object.size for e in old) if shortage else 0
+    for item in sorted(young, key=_age_order):
+        if missing > 0:
+            missing -= item.size
+            result.append(Explained(item, False, f"nothing wants it, {shortage}"))
+        else:
+            until = item.last_used + retention.min_age
+            left = _duration(until - now.wall)
+            result.append(Explained(item, True, f"nothing wants it, kept for another {left}", until))
+    return tuple(sorted(result, key=lambda e: _age_order(e.object)))
+
+
+def garbage(explained: Iterable[Explained]) -> tuple[Garbage, ...]:
+    """Return what may be deleted now, longest unused first; never anything that a root reaches."""
+    return tuple(
+        Garbage(e.object.kind, e.object.name, e.object.size, e.reason) for e in explained if not e.kept
+    )
+
+
+def next_expiry(explained: Iterable[Explained], now: Now) -> float | None:
+    """Return the boottime at which age alone makes the next unwanted object garbage, or None."""
+    waiting = [e.until - now.wall for e in explained if e.until is not None]
+    return now.boottime + min(waiting) if waiting else None
+
+
+def _age_order(item: StoredObject) -> tuple[float, str, str]:
+    return item.last_used, item.kind, item.name
+
+
+def _shortage(store: Store, retention: Retention) -> str:
+    """Return why age protects nothing now, or an empty string."""
+    if store.size <= 0:
+        return ""
+    used = 100.0 * (store.size - store.free) / store.size
+    if used > retention.high:
+        return f"{used:.0f} % of the disk is used, more than {retention.high:g} %"
+    if store.free < retention.min_free:
+        return f"{store.free} bytes are free, less than {retention.min_free}"
+    return ""
+
+
+def _missing(store: Store, retention: Retention) -> int:
+    """Return how many bytes have to become free until the shortage is over."""
+    low = int(store.size * (1.0 - retention.low / 100.0))
+    return max(low, retention.min_free) - store.free
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds)} s"
+
+
+# --- mark ---------------------------------------------------------------------------------------------------------
+
+_Wanted = dict[tuple[str, str], str]
+
+
+def _mark(
+    store: Store,
+    desired: Desired,
+    containers: Mapping[str, Sequence[Container]],
+    generations: Sequence[Generation],
+    retention: Retention,
+) -> _Wanted:
+    """Return each wanted object by kind and name, with the first reason found."""
+    wanted: _Wanted = {}
+    marked: set[int] = set()  # images by identity: a thousand apps may share one
+    for name in sorted(desired.apps):
+        for container_name in sorted(desired.apps[name].containers):
+            container = desired.apps[name].containers[container_name]
+            wanted.setdefault(("previous", container.full_name), f"the run before of {container.full_name}")
+            if id(container.image) not in marked:
+                marked.add(id(container.image))
+                _mark_image(wanted, container.image, store, retention, f"{container.full_name} should run it")
+        _mark_unresolved(wanted, desired.apps[name])
+    for same in containers.values():
+        for found in same:
+            reason = f"container {found.full_name} ({found.id[:12]}) uses it"
+            for layer in found.layers:
+                wanted.setdefault(("layer", layer), reason)
+            wanted.setdefault(("blob", found.image), reason)
+            wanted.setdefault(("image", found.image), reason)
+            if _left_alone(desired, found.app):
+                wanted.setdefault(("previous", found.full_name), f"the run before of {found.full_name}")
+    for generation, app in _kept(desired, generations, retention.keep_generations):
+        _mark_applied(wanted, app, f"generation {generation.number} needs it for {app.name}")
+    return wanted
+
+
+def _left_alone(desired: Desired, app: str) -> bool:
+    return app in desired.held or (bool(desired.hold_all) and app not in desired.apps)
+
+
+def _mark_image(wanted: _Wanted, image: Image, store: Store, retention: Retention, reason: str) -> None:
+    for digest in (image.index, image.manifest, image.config):
+        wanted.setdefault(("image", str(digest)), reason)
+        wanted.setdefault(("blob", str(digest)), reason)
+    for layer in image.layers:
+        name = layer.chain_id.hex
+        wanted.setdefault(("layer", name), reason)
+        # What is not unpacked yet is needed for that, or is the part of a download that need not be repeated.
+        if retention.keep_blobs or name not in store.layers:
+            wanted.setdefault(("blob", str(layer.digest)), reason)
+
+
+def _mark_unresolved(wanted: _Wanted, app: App) -> None:
+    """The documents found so far of an image that is being resolved; what else it needs is not known yet."""
+    for item in app.unresolved:
+        _, at, digest = item.reference.partition("@")
+        reason = f"{app.name}/{item.container} should run it"
+        wanted.setdefault(
+            ("previous", f"{app.name}/{item.container}"), f"the run before of {app.name}/{item.container}"
+        )
+        if at:
+            wanted.setdefault(("blob", digest), reason)
+            wanted.setdefault(("image", digest), reason)
+
+
+def _mark_applied(wanted: _Wanted, app: AppliedApp, reason: str) -> None:
+    for reference, manifest, config in app.images:
+        for digest in (reference.partition("@")[2], manifest, config):
+            if digest:
+                wanted.setdefault(("image", digest), reason)
+                wanted.setdefault(("blob", digest), reason)
+    for layer in app.layers:
+        wanted.setdefault(("layer", layer), reason)
+    for blob in app.blobs:
+        wanted.setdefault(("blob", blob), reason)
+
+
+def _kept(
+    desired: Desired, generations: Sequence[Generation], keep: int
+) -> Iterable[tuple[Generation, AppliedApp]]:
+    """The apps of the newest `keep` generations, and the newest one of each app whose present needs are not known."""
+    newest_first = sorted(generations, key=lambda generation: -generation.number)
+    seen: set[str] = set()
+    for position, generation in enumerate(newest_first):
+        for app in generation.apps:
+            unknown = (
+                _left_alone(desired, app.name)
+                or (app.name in desired.apps and bool(desired.apps[app.name].unresolved))
+            ) and app.name not in seen
+            seen.add(app.name)
+            if position < keep or unknown:
+                yield generation, app

@@ -1,0 +1,329 @@
+"""The lane of one app: its steps in the order in which they must run, given what each container needs.
+
+First what brings back what was there, because that needs nothing that is not on the device; then everything that has to
+be fetched; only then anything is stopped for a change, in reverse dependency order; then the rest comes up,
+dependencies first. A lane knows nothing of other lanes. Pure.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from reconciler.plan.order import reaches, start_order
+from reconciler.plan.restart import countdown, failure_delay, ordinal
+from reconciler.plan.steps import (
+    Blocked,
+    CreateVolume,
+    PullImage,
+    RemoveContainer,
+    RemoveNetwork,
+    Step,
+)
+from reconciler.plan.work import Work, take_down, work
+from reconciler.state.desired import App, Desired, VolumeMount
+from reconciler.state.image import Image
+from reconciler.state.observed import Container, Exited, Failure, Now, Observed, Running
+
+Found = Mapping[str, Sequence[Container]]
+
+
+@dataclass(slots=True)
+class Lane:
+    """What one app gets done in this turn, and what of it has to wait."""
+
+    steps: list[Step] = field(default_factory=list)
+    blocked: list[Blocked] = field(default_factory=list)
+
+    @property
+    def replaced_at_once(self) -> frozenset[str]:
+        """The ids of containers that go without waiting for a download first."""
+        if any(isinstance(step, PullImage) for step in self.steps):
+            return frozenset()
+        return frozenset(step.id for step in self.steps if isinstance(step, RemoveContainer))
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Why an app may not change now.
+
+    A repair may pass: an app whose update fails, or waits for an image, keeps running as it did before. Only a repair
+    that contains `failed_step` has to wait, because that is what is not to be tried again yet.
+    """
+
+    blocked: tuple[Blocked, ...] = ()
+    failed_step: str = ""
+
+    def lets_through(self, todo: Work) -> bool:
+        if not self.failed_step:
+            return True
+        return all(str(step) != self.failed_step for step in todo.down + todo.up)
+
+
+def failure_gate(app: str, digest: str, failure: Failure | None, now: Now) -> Gate | None:
+    """Return the gate that the last failure of the app puts up; None without one, for a newer spec, or in time."""
+    if failure is None or failure.digest != digest or failure.at > now.boottime:
+        return None
+    until = failure.at + failure_delay(failure.count, app)
+    if until <= now.boottime:
+        return None
+    tried = "" if failure.count == 1 else f"{ordinal(failure.count)} failure, "
+    reason = f"{failure.step}: {failure.error}; {tried}next try in {countdown(until, now.boottime)}"
+    return Gate((Blocked(app, "", reason, until),), failure.step)
+
+
+def _gate(app: App, failure: Failure | None, now: Now) -> Gate | None:
+    failed = failure_gate(app.name, app.digest, failure, now)
+    if not app.unresolved:
+        return failed
+    waiting = tuple(
+        Blocked(app.name, item.container, f"{item.reference}: {item.unresolved.reason}")
+        for item in app.unresolved
+    )
+    if failed is None:
+        return Gate(waiting)
+    return Gate(waiting + failed.blocked, failed.failed_step)
+
+
+def converge(
+    app: App,
+    found: Found,
+    desired: Desired,
+    observed: Observed,
+    taken: Mapping[str, str],
+    now: Now,
+) -> Lane:
+    """Return the lane of an app that should run.
+
+    `found` are its containers by name, `taken` says of full names why they can't have their ports now.
+    """
+    lane = Lane()
+    works = _works(app, found, observed, now)
+    pulls, missing = _pulls(app, observed.store.layers)
+    volumes = [name for name in sorted(app.volumes) if name not in observed.volumes.get(app.name, ())]
+    gone = [name for name in found if name not in app.containers]
+    network = not app.containers and (bool(gone) or app.name in observed.network.apps)
+    gate = _gate(app, observed.failures.get(app.name), now)
+    if not (works or pulls or volumes or gone or network or app.unresolved):
+        lane.blocked += _ports_taken(app, taken)
+        return lane
+
+    order = _order(app, found, gone)
+    allowed = _allowed(app, works, order, found, desired, observed, taken, lane)
+    first, later = _repairs_first(app, allowed, order, missing, set(volumes), found)
+    if gate is not None:
+        passed = _let_through(gate, app, allowed, first, found)
+        held_up = len(passed) < len(first) or later or pulls or volumes or gone or network
+        if held_up or app.unresolved:
+            lane.blocked += gate.blocked
+        first, later, pulls, volumes, gone, network = passed, [], [], [], [], False
+
+    for name in first:
+        lane.steps += allowed[name].down + allowed[name].up
+    lane.steps += (PullImage(app.name, reference, image) for reference, image in pulls)
+    lane.steps += (CreateVolume(app.name, volume) for volume in volumes)
+    changing = set(later)
+    leaving = set(gone)
+    for name in reversed(order):
+        if name in leaving:
+            for container in found[name]:
+                lane.steps += take_down(container, keep_previous=False)
+        elif name in changing:
+            lane.steps += allowed[name].down
+    for name in order:
+        if name in changing:
+            lane.steps += allowed[name].up
+    if network:
+        lane.steps.append(RemoveNetwork(app.name))
+    return lane
+
+
+def remove(app: str, found: Found, observed: Observed, now: Now) -> Lane:
+    """Return the lane of an app that should not run any more: everything of it but its volumes goes."""
+    lane = Lane()
+    gate = failure_gate(app, "", observed.failures.get(app), now)
+    if gate is not None:
+        lane.blocked += gate.blocked
+        return lane
+    depends_on = {name: _within(app, _recorded(found[name])) for name in found}
+    for name in reversed(start_order(depends_on)):
+        for container in found[name]:
+            lane.steps += take_down(container, keep_previous=False)
+    lane.steps.append(RemoveNetwork(app))
+    return lane
+
+
+# --- what there is to do --------------------------------------------------------------------------------------------
+
+
+def _works(app: App, found: Found, observed: Observed, now: Now) -> dict[str, Work]:
+    works: dict[str, Work] = {}
+    for name, want in app.containers.items():
+        previous = observed.previous.get(want.full_name) if name not in found else None
+        todo = work(want, found.get(name, ()), previous, now, observed.boot)
+        if todo is not None:
+            works[name] = todo
+    return works
+
+
+def _pulls(app: App, layers: frozenset[str]) -> tuple[list[tuple[str, Image]], set[int]]:
+    """The images that are not complete on local disk, each once, by reference; and the ids of all such values."""
+    missing: dict[int, tuple[str, Image]] = {}
+    complete: set[int] = set()
+    for container in app.containers.values():
+        image = container.image
+        if id(image) in complete:
+            continue
+        if all(layer.chain_id.hex in layers for layer in image.layers):
+            complete.add(id(image))
+            continue
+        known = missing.get(id(image))
+        if known is None or container.reference < known[0]:
+            missing[id(image)] = (container.reference, image)
+    distinct: dict[str, tuple[str, Image]] = {}
+    for reference, image in sorted(missing.values(), key=lambda pull: pull[0]):
+        distinct.setdefault(str(image.manifest), (reference, image))
+    return list(distinct.values()), set(missing)
+
+
+def _within(app: str, full_names: Iterable[str]) -> list[str]:
+    """The names of those containers that are of this app."""
+    prefix = f"{app}/"
+    return [name[len(prefix) :] for name in full_names if name.startswith(prefix)]
+
+
+def _recorded(found: Sequence[Container]) -> tuple[str, ...]:
+    return found[-1].settings.depends_on if found else ()
+
+
+def _order(app: App, found: Found, gone: Iterable[str]) -> tuple[str, ...]:
+    depends_on = {name: _within(app.name, want.settings.depends_on) for name, want in app.containers.items()}
+    depends_on |= {name: _within(app.name, _recorded(found[name])) for name in gone}
+    return start_order(depends_on)
+
+
+# --- what of it may happen now --------------------------------------------------------------------------------------
+
+
+def _allowed(
+    app: App,
+    works: Mapping[str, Work],
+    order: Sequence[str],
+    found: Found,
+    desired: Desired,
+    observed: Observed,
+    taken: Mapping[str, str],
+    lane: Lane,
+) -> dict[str, Work]:
+    """Return the work that has its ports and its dependencies; put the rest, and who waits for time, into `lane`."""
+    allowed: dict[str, Work] = {}
+    for position, name in enumerate(order):
+        want = app.containers.get(name)
+        if want is None:
+            continue
+        todo = works.get(name, Work())
+        if want.full_name in taken:
+            lane.blocked.append(Blocked(app.name, name, taken[want.full_name]))
+        if todo.wait is not None:
+            lane.blocked.append(todo.wait)
+        if todo.starts:
+            if want.full_name in taken:
+                continue
+            earlier = set(order[:position])
+            waits_for = [
+                dependency
+                for dependency in want.settings.depends_on
+                if not _is_up(dependency, app, allowed, earlier, found, desired, observed, want.full_name)
+            ]
+            if waits_for:
+                lane.blocked.append(Blocked(app.name, name, f"waits for {', '.join(waits_for)}"))
+                continue
+        if todo.down or todo.up:
+            allowed[name] = todo
+    return allowed
+
+
+def _is_up(
+    dependency: str,
+    app: App,
+    allowed: Mapping[str, Work],
+    earlier: set[str],
+    found: Found,
+    desired: Desired,
+    observed: Observed,
+    dependent: str,
+) -> bool:
+    """Return whether the dependency was started, is started earlier in this lane, or would wait for its dependent."""
+    prefix, _, name = dependency.partition("/")
+    if prefix == app.name:
+        if name in allowed and allowed[name].starts:
+            return True
+        if name in app.containers and name not in earlier:
+            return True  # a cycle, and this is the edge that `start_order` ignores
+        return _was_started(found.get(name, ()))
+    if _was_started(observed.containers.get(dependency, ())):
+        return True
+
+    def depends_on(full_name: str) -> Iterable[str]:
+        owner, _, container = full_name.partition("/")
+        other = desired.apps.get(owner)
+        want = other.containers.get(container) if other is not None else None
+        return want.settings.depends_on if want is not None else ()
+
+    return reaches(dependency, dependent, depends_on)
+
+
+def _was_started(found: Sequence[Container]) -> bool:
+    """`started` is kept by a program that has come to its end: a dependent does not wait for it to run again."""
+    return any(isinstance(container.phase, Running | Exited) for container in found)
+
+
+def _repairs_first(
+    app: App,
+    allowed: Mapping[str, Work],
+    order: Sequence[str],
+    missing: set[int],
+    missing_volumes: set[str],
+    found: Found,
+) -> tuple[list[str], list[str]]:
+    """Split the work into repairs that need nothing but what is here, and the rest; both in dependency order."""
+    first: list[str] = []
+    later: list[str] = []
+    for name in order:
+        if name not in allowed:
+            continue
+        want = app.containers[name]
+        waits = any(
+            dependency in later and not _was_started(found.get(dependency, ()))
+            for dependency in _within(app.name, want.settings.depends_on)
+        )
+        needs = id(want.image) in missing or any(
+            isinstance(mount, VolumeMount) and mount.volume in missing_volumes
+            for mount in want.identity.mounts
+        )
+        starts = allowed[name].starts
+        (first if allowed[name].repair and not (starts and (waits or needs)) else later).append(name)
+    return first, later
+
+
+def _let_through(
+    gate: Gate, app: App, allowed: Mapping[str, Work], repairs: Sequence[str], found: Found
+) -> list[str]:
+    """Return the repairs that pass the gate, without those that depend on one that does not."""
+    passed: list[str] = []
+    for name in repairs:
+        waits = allowed[name].starts and any(
+            dependency in repairs and dependency not in passed and not _was_started(found.get(dependency, ()))
+            for dependency in _within(app.name, app.containers[name].settings.depends_on)
+        )
+        if not waits and gate.lets_through(allowed[name]):
+            passed.append(name)
+    return passed
+
+
+def _ports_taken(app: App, taken: Mapping[str, str]) -> list[Blocked]:
+    if not taken:
+        return []
+    return [
+        Blocked(app.name, want.name, taken[want.full_name])
+        for want in app.containers.values()
+        if want.full_name in taken
+    ]
