@@ -1,0 +1,252 @@
+"""The mounts of a bundle, put on the root by descriptor: file systems, binds, masked and read-only paths.
+
+Every mount is made detached, gets its attributes, and only then appears in its place. Sources of binds are the host's;
+targets are inside the root and opened by shim.rootfs. Nothing here runs after pivot_root.
+"""
+
+import errno
+import os
+import stat
+
+from reconciler.linux import mount, path
+from reconciler.shim import tree
+from reconciler.shim.config import Mount, Prepared
+from reconciler.shim.rootfs import Root, open_source
+from reconciler.shim.step import Step, StepError
+
+# What the kernel itself provides must appear on a real directory: on a link it would be somewhere else.
+_KERNEL = frozenset(("proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2"))
+# The only files of /proc that a bundle may cover (lxcfs); anything else there would fake what programs trust.
+_PROC_FILES = frozenset(
+    f"/proc/{name}"
+    for name in (
+        "cpuinfo",
+        "diskstats",
+        "meminfo",
+        "stat",
+        "swaps",
+        "uptime",
+        "loadavg",
+        "slabinfo",
+        "net/dev",
+    )
+)
+_SAFE = mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOEXEC
+
+
+class Mounted:
+    """What is left to do after the mounts: `late` gets read-only once everything in it is in place.
+
+    `devpts` is the container's own instance, whose descriptor the console needs.
+    """
+
+    __slots__ = ("devpts", "late")
+
+    def __init__(self) -> None:
+        self.devpts = -1
+        self.late: list[int] = []
+
+
+def mount_all(prepared: Prepared, root: Root) -> Mounted:
+    """Do the bundle's mounts in their order; raise StepError naming the destination."""
+    done = Mounted()
+    for entry in prepared.mounts:
+        with Step("mount", entry.destination):
+            if entry.kind == "bind":
+                _bind(entry, root)
+            elif entry.kind in ("cgroup", "cgroup2"):
+                _cgroup(prepared, entry, root, done)
+            else:
+                _filesystem(entry, root, done)
+    return done
+
+
+def finish(done: Mounted) -> None:
+    """Make read-only what had to stay writable for the mounts and devices inside it."""
+    for fd in done.late:
+        with Step("mount", "read-only"):
+            mount.mount_setattr(fd, set_=mount.MOUNT_ATTR_RDONLY)
+
+
+def create(kind: str, data: tuple[tuple[str, str | None], ...], attributes: int, source: str = "") -> int:
+    """Make a new file system and a detached mount of it; OSError carries what the kernel said about the options."""
+    context = mount.fsopen(kind)
+    try:
+        try:
+            mount.fsconfig_string(context, "source", source or kind)
+            for key, value in data:
+                if value is None:
+                    mount.fsconfig_flag(context, key)
+                else:
+                    mount.fsconfig_string(context, key, value)
+            mount.fsconfig_create(context)
+        except OSError as error:
+            said = mount.context_messages(context)
+            raise OSError(error.errno, f"{error.strerror}; {said}" if said else error.strerror) from error
+        return mount.fsmount(context, attributes)
+    finally:
+        os.close(context)
+
+
+def _bind(entry: Mount, root: Root) -> None:
+    options = entry.options
+    try:
+        source = open_source(entry.source)
+    except OSError as error:
+        raise OSError(error.errno, f"bind source {entry.source}: {os.strerror(error.errno or 0)}") from error
+    try:
+        recursive = options.recursive
+        copy = mount.open_tree(source, flags=mount.OPEN_TREE_CLONE | (mount.AT_RECURSIVE if recursive else 0))
+        directory = stat.S_ISDIR(os.fstat(source).st_mode)
+    finally:
+        os.close(source)
+    try:
+        if options.tree_set or options.tree_clear:
+            mount.mount_setattr(copy, set_=options.tree_set, clear=options.tree_clear, recursive=recursive)
+        if options.set or options.clear:
+            mount.mount_setattr(copy, set_=options.set, clear=options.clear)
+        # Private unless asked otherwise: later mounts of the host do not appear inside
+        propagation = options.propagation or mount.MS_PRIVATE
+        deep = options.propagation_recursive or not options.propagation
+        mount.mount_setattr(copy, propagation=propagation, recursive=deep)
+        _attach(copy, entry, root, directory=directory)
+    finally:
+        os.close(copy)
+
+
+def _attach(fd: int, entry: Mount, root: Root, *, directory: bool = True) -> None:
+    if entry.kind in _KERNEL or entry.destination == "/dev":
+        target = root.real_directory(entry.destination)
+    else:
+        target = root.target(entry.destination, directory=directory)
+    try:
+        # A link in the image may lead into /proc, where a mount would change what this program, and every other,
+        # takes for the kernel's word (CVE-2019-19921, CVE-2023-27561)
+        if path.filesystem_type(target) == path.PROC_SUPER_MAGIC and entry.destination not in _PROC_FILES:
+            raise OSError(errno.EPERM, "the target is inside /proc")
+        if os.path.samestat(os.fstat(target), os.fstat(root.fd)):
+            raise OSError(errno.EPERM, "the target is the root itself")
+        mount.move_mount(fd, target)
+    finally:
+        os.close(target)
+
+
+def _filesystem(entry: Mount, root: Root, done: Mounted) -> None:
+    options = entry.options
+    data, attributes = options.data, options.set
+    existing = None
+    if entry.kind == "tmpfs":
+        existing = root.find(entry.destination, os.O_RDONLY | os.O_DIRECTORY)
+        if existing is not None and options.value("mode") is None:
+            data = (*data, ("mode", f"{stat.S_IMODE(os.fstat(existing).st_mode):o}"))
+        attributes &= ~mount.MOUNT_ATTR_RDONLY
+    source = entry.source if entry.kind not in ("proc", "sysfs", "tmpfs", "devpts", "mqueue") else ""
+    if entry.kind == "devpts":
+        # Since Linux 4.7 every mount of devpts is an instance of its own; the option is only tolerated
+        data = tuple(pair for pair in data if pair[0] != "newinstance")
+    fd = create(entry.kind, data, attributes, source)
+    if existing is not None:
+        if options.copy_up:
+            tree.copy(existing, _writable(fd))
+        os.close(existing)
+    if options.propagation:
+        mount.mount_setattr(fd, propagation=options.propagation)
+    _attach(fd, entry, root)
+    if entry.kind == "tmpfs" and options.set & mount.MOUNT_ATTR_RDONLY:
+        done.late.append(fd)
+    elif entry.kind == "devpts" and done.devpts < 0:
+        done.devpts = fd
+    else:
+        os.close(fd)
+
+
+def _writable(tree_fd: int) -> int:
+    """Reopen the O_PATH descriptor of a detached mount as a directory that entries can be made in."""
+    return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree_fd)
+
+
+def _cgroup(prepared: Prepared, entry: Mount, root: Root, done: Mounted) -> None:
+    """Show the container its own cgroup directories, and nothing above them, read-only unless `rw` is asked for.
+
+    They are binds of exactly those directories, so it does not matter whether the process has been placed yet, and
+    release_agent, which is only in a hierarchy's root, is never inside (CVE-2022-0492).
+    """
+    attributes = entry.options.set | _SAFE
+    if not entry.options.clear & mount.MOUNT_ATTR_RDONLY:
+        attributes |= mount.MOUNT_ATTR_RDONLY
+    if prepared.cgroup_v2 and not prepared.cgroup_v1:
+        _attach_directory(prepared.cgroup_v2, entry, root, attributes)
+        return
+    fd = create("tmpfs", (("mode", "755"), ("size", "64k")), _SAFE)
+    _attach(fd, entry, root)
+    named = [(_hierarchy(directory), directory) for directory in prepared.cgroup_v1]
+    if prepared.cgroup_v2:
+        named.append(("unified", prepared.cgroup_v2))
+    inside = _writable(fd)
+    for name, directory in named:
+        os.mkdir(name, 0o755, dir_fd=inside)
+        inner = Mount(f"{entry.destination}/{name}", entry.kind, "", entry.options)
+        _attach_directory(directory, inner, root, attributes)
+        for controller in name.split(","):
+            if controller != name:
+                os.symlink(name, controller, dir_fd=inside)
+    os.close(inside)
+    done.late.append(fd)
+
+
+def _attach_directory(directory: str, entry: Mount, root: Root, attributes: int) -> None:
+    source = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = mount.open_tree(source)
+    os.close(source)
+    mount.mount_setattr(fd, set_=attributes, propagation=mount.MS_PRIVATE)
+    _attach(fd, entry, root)
+    os.close(fd)
+
+
+def _hierarchy(directory: str) -> str:
+    """Give the name of the v1 hierarchy that `directory` is in: the last part of its mount point's path."""
+    current = os.path.realpath(directory)
+    device = os.stat(current).st_dev
+    while (parent := os.path.dirname(current)) != current and os.stat(parent).st_dev == device:
+        current = parent
+    return os.path.basename(current)
+
+
+def mask(prepared: Prepared, root: Root) -> None:
+    """Hide the masked paths (a file behind /dev/null, a directory behind an empty read-only tmpfs), seal the others.
+
+    The host's /dev/null is taken, and only if it is the null device (CVE-2025-31133). Paths that do not exist are left.
+    """
+    null = os.open("/dev/null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    info = os.fstat(null)
+    if not stat.S_ISCHR(info.st_mode) or info.st_rdev != os.makedev(1, 3):
+        raise StepError("mask", "/dev/null", 0, "not the null device")
+    empty = -1
+    for name in prepared.masked:
+        with Step("mask", name):
+            target = root.find(name)
+            if target is None:
+                continue
+            if not stat.S_ISDIR(os.fstat(target).st_mode):
+                cover = mount.open_tree(null)
+            elif empty < 0:
+                data = (("nr_blocks", "1"), ("nr_inodes", "1"))
+                cover = empty = create("tmpfs", data, _SAFE | mount.MOUNT_ATTR_RDONLY)
+            else:
+                cover = mount.open_tree(
+                    empty
+                )  # attached by now: before 6.15 a detached mount can't be copied
+            mount.move_mount(cover, target)
+            os.close(target)
+            if cover != empty:
+                os.close(cover)
+    for name in prepared.readonly:
+        with Step("readonly", name):
+            target = root.find(name)
+            if target is None:
+                continue
+            cover = mount.open_tree(target, flags=mount.OPEN_TREE_CLONE | mount.AT_RECURSIVE)
+            mount.mount_setattr(cover, set_=mount.MOUNT_ATTR_RDONLY, recursive=True)
+            mount.move_mount(cover, target)
+            os.close(target)
+            os.close(cover)

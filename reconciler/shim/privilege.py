@@ -1,0 +1,90 @@
+"""Giving up what the program must not have: limits, keyring, capabilities, groups, user. The order is the point.
+
+Serves the container's own program and every program that `exec` adds. Runs inside the container's root, so it opens no
+file and looks up no name. It gives exactly what the bundle says; defaults are the engine's.
+"""
+
+import errno
+import resource
+
+from reconciler.linux import capability, process
+from reconciler.shim.program import Process
+from reconciler.shim.step import Step, StepError
+from reconciler.shim.user import User
+
+
+def set_limits(wanted: Process) -> None:
+    """Set the rlimits; raise StepError where one that was asked for by name can't be had.
+
+    Without CAP_SYS_RESOURCE a hard limit can only be lowered. A limit that nobody asked for (an engine's default) is
+    then clamped to the hard limit that there is.
+    """
+    for name, soft, hard in wanted.rlimits:
+        number: int = getattr(resource, name)
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except (ValueError, OSError) as error:
+            have = resource.getrlimit(number)[1]
+            if wanted.rlimits_requested is None or name in wanted.rlimits_requested:
+                reason = f"{_limit(soft)}:{_limit(hard)} is above the hard limit {_limit(have)} of the agent"
+                raise StepError("rlimit", name, errno.EPERM, reason) from error
+            with Step("rlimit", name):
+                resource.setrlimit(number, (_lower(soft, have), _lower(hard, have)))
+
+
+def _limit(value: int) -> str:
+    return "unlimited" if value == resource.RLIM_INFINITY else str(value)
+
+
+def _lower(one: int, other: int) -> int:
+    if one == resource.RLIM_INFINITY:
+        return other
+    return one if other == resource.RLIM_INFINITY else min(one, other)
+
+
+def fresh_keyring() -> None:
+    """Leave the session keyring for a new one, as root, so that no user's key quota (200 keys) is used up by it."""
+    with Step("keyring"):
+        try:
+            process.join_session_keyring()
+        except OSError as error:
+            if error.errno != errno.ENOSYS:  # a kernel without keyrings has none to leak
+                raise
+
+
+def drop(wanted: Process, user: User) -> None:
+    """Become `user` with exactly the capabilities of `wanted`; raise StepError, after which only exit is safe.
+
+    Afterwards this process can't come back, except that a program executed as uid 0 gets the bounding set
+    (capabilities(7), "Capabilities and execution of programs by root").
+    """
+    have = capability.capget()[1]
+    lacking = (wanted.bounding | wanted.permitted | wanted.effective | wanted.inheritable) & ~have
+    if lacking:
+        names = ", ".join(capability.names(lacking))
+        raise StepError("capabilities", names, errno.EPERM, "the agent itself does not have this")
+    with Step("capabilities", "bounding"):
+        for number in range(capability.bounding().bit_length()):
+            if not wanted.bounding >> number & 1:
+                capability.drop_bounding(number)
+    with Step("groups", str(user.gid)):
+        process.set_keep_capabilities(True)
+        process.setgroups(user.groups)
+        process.setresgid(user.gid)
+    with Step("user", str(user.uid)):
+        process.setresuid(user.uid)
+        process.set_keep_capabilities(False)
+    permitted, effective = wanted.permitted, wanted.effective
+    if user.uid != 0:
+        # What the exec would leave anyway: a user other than root keeps ambient capabilities only. Done here as well,
+        # because everything from here on, the search for the program too, must see what the program will see.
+        permitted, effective = permitted & wanted.ambient, effective & wanted.ambient
+    with Step("capabilities", "sets"):
+        capability.clear_ambient()
+        capability.capset(effective, permitted, wanted.inheritable)
+        for number in range(wanted.ambient.bit_length()):
+            if wanted.ambient >> number & 1:
+                capability.raise_ambient(number)
+    if wanted.no_new_privileges:
+        with Step("no_new_privs"):
+            process.set_no_new_privs()

@@ -1,0 +1,71 @@
+"""A named volume's first content: what the image has at the place where the volume will be mounted.
+
+A volume's directory holds `data` (what is mounted), and `pending` as long as the copy has not been settled. Every state
+that a crash can leave behind is one of: pending and data empty (copy, again), pending and data filled (the rename
+happened: only forget pending), no pending (done). `data.partial` is rubbish whenever it is found.
+"""
+
+import fcntl
+import os
+
+from reconciler.linux.path import syncfs
+from reconciler.shim import tree
+from reconciler.shim.rootfs import Root
+from reconciler.shim.step import Step
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def settle(root: Root, destination: str, directory: str) -> None:
+    """Copy the image's content at `destination` into the volume `directory` if that is still to be done.
+
+    Must come before anything is mounted on the root: only the image's own content is meant. Containers that share the
+    volume and start at once wait for each other; a killed one's lock goes with it.
+    """
+    with Step("volume", destination):
+        volume = os.open(directory, _DIRECTORY)
+        try:
+            fcntl.flock(volume, fcntl.LOCK_EX)
+            if _pending(volume):
+                if _is_empty(volume):
+                    _fill(root, destination, volume)
+                os.unlink("pending", dir_fd=volume)
+                os.fsync(volume)
+        finally:
+            os.close(volume)
+
+
+def _pending(volume: int) -> bool:
+    try:
+        os.stat("pending", dir_fd=volume, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_empty(volume: int) -> bool:
+    data = os.open("data", _DIRECTORY | os.O_NOFOLLOW, dir_fd=volume)
+    try:
+        return not os.listdir(data)
+    finally:
+        os.close(data)
+
+
+def _fill(root: Root, destination: str, volume: int) -> None:
+    source = root.find(destination, os.O_RDONLY | os.O_DIRECTORY)
+    if source is None:
+        return  # the image has nothing there: the volume stays as the engine made it
+    try:
+        tree.remove(volume, "data.partial")
+        os.mkdir("data.partial", 0o700, dir_fd=volume)
+        partial = os.open("data.partial", _DIRECTORY | os.O_NOFOLLOW, dir_fd=volume)
+        try:
+            tree.copy(source, partial)
+            syncfs(partial)
+        finally:
+            os.close(partial)
+        # rename(2) replaces an empty directory; had somebody filled it meanwhile, ENOTEMPTY would stop us
+        os.rename("data.partial", "data", src_dir_fd=volume, dst_dir_fd=volume)
+        os.fsync(volume)
+    finally:
+        os.close(source)
