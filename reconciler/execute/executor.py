@@ -140,13 +140,13 @@ class Executor:
 
         What was begun stays as it is.
         """
-        self._closed = True
         with self._lock:
+            self._closed = True
             for lane in self._lanes.values():
                 lane.cancelled = True
-        self._waiter.close()
         self._pull_pool.shutdown(wait=False, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._waiter.close()
         self._background.shutdown(wait=True, cancel_futures=True)
 
     # --- lanes ---------------------------------------------------------------------------------------------------
@@ -159,8 +159,9 @@ class Executor:
         self._submit(lane)
 
     def _submit(self, lane: Lane) -> None:
-        if not self._closed:
-            self._pool.submit(self._advance, lane)
+        with self._lock:  # `close` sets the mark under the same lock, before the pool refuses work
+            if not self._closed:
+                self._pool.submit(self._advance, lane)
 
     def _advance(self, lane: Lane) -> None:
         """Run steps until the lane ends or has to wait for something."""
