@@ -1,0 +1,201 @@
+"""A device for one test: its own directories, its own network namespace, the agent as a process, and people's clients.
+
+Everything is asked through the command line and through sockets, as a user would; nothing of the agent is
+imported. `close` removes the instance with the program's own `uninstall` and then lets the leak check have
+the last word.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+PROGRAM = [sys.executable, "-m", "reconciler"]
+REPOSITORY = Path(__file__).parents[2]
+PATIENCE = 10.0 if os.environ.get("IN_VM") else 1.0
+_T = TypeVar("_T")
+
+
+class Device:
+    """One device. `root` should be on a fast file system; its path is kept short for the sake of unix sockets."""
+
+    def __init__(self, root: Path, name: str, *, device_yaml: str = "") -> None:
+        self.root = root
+        self.namespace = f"rct-{name}"
+        self.specs = root / "specs"
+        self.state = root / "state"
+        self.run = root / "run"
+        self.device_yaml = root / "device.yaml"
+        self.log = root / "agent.log"
+        self.specs.mkdir(parents=True)
+        self.device_yaml.write_text(device_yaml)
+        self._agent: subprocess.Popen[bytes] | None = None
+        self._helpers: list[subprocess.Popen[bytes]] = []
+        subprocess.run(["ip", "netns", "add", self.namespace], check=True)
+        self.inside(["ip", "link", "set", "lo", "up"])
+
+    # --- commands ----------------------------------------------------------------------------------------------
+
+    def inside(
+        self, command: list[str], *, check: bool = True, timeout: float = 60.0, input: bytes | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the device's network namespace (and in no other namespace of its own)."""
+        done = subprocess.run(
+            ["nsenter", f"--net=/run/netns/{self.namespace}", "--", *command],
+            capture_output=True,
+            timeout=timeout * PATIENCE,
+            input=input,
+            stdin=None if input is not None else subprocess.DEVNULL,
+            cwd=REPOSITORY,
+            check=False,
+        )
+        text = subprocess.CompletedProcess(
+            done.args,
+            done.returncode,
+            done.stdout.decode(errors="replace"),
+            done.stderr.decode(errors="replace"),
+        )
+        if check and text.returncode != 0:
+            raise AssertionError(f"{command}: exit {text.returncode}\n{text.stdout}\n{text.stderr}")
+        return text
+
+    @property
+    def places(self) -> list[str]:
+        return ["--state", str(self.state), "--run", str(self.run), "--device", str(self.device_yaml)]
+
+    def reconciler(
+        self, verb: str, *args: str, check: bool = True, timeout: float = 60.0, input: bytes | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a verb of the program on this device."""
+        sub: list[str] = []
+        rest = list(args)
+        if verb == "volume":
+            sub = [rest.pop(0)]
+        return self.inside(
+            [*PROGRAM, verb, *sub, *self.places, *rest], check=check, timeout=timeout, input=input
+        )
+
+    def spawn(self, command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a helper (a registry, a server) in the device's network; it is ended with the device."""
+        process = subprocess.Popen(
+            ["nsenter", f"--net=/run/netns/{self.namespace}", "--", *command], **options
+        )
+        self._helpers.append(process)
+        return process
+
+    # --- specs and the agent -----------------------------------------------------------------------------------
+
+    def spec(self, name: str, text: str) -> Path:
+        """Write specs/NAME.yaml, atomically, as an editor or git would."""
+        path = self.specs / f"{name}.yaml"
+        partial = self.specs / f".{name}.partial"
+        partial.write_text(text)
+        partial.rename(path)
+        return path
+
+    def start(self, *args: str) -> None:
+        """Start the agent on specs/ (or as `args` say)."""
+        with self.log.open("ab") as log:
+            self._agent = subprocess.Popen(
+                [
+                    "nsenter",
+                    f"--net=/run/netns/{self.namespace}",
+                    "--",
+                    *PROGRAM,
+                    "agent",
+                    *(args or (str(self.specs),)),
+                    *self.places,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=REPOSITORY,
+            )
+
+    @property
+    def agent_pid(self) -> int:
+        assert self._agent is not None
+        return self._agent.pid
+
+    def stop(self, number: int = signal.SIGTERM, *, timeout: float = 20.0) -> int:
+        """End the agent by a signal and return its exit code."""
+        assert self._agent is not None
+        self._agent.send_signal(number)
+        code = self._agent.wait(timeout * PATIENCE)
+        self._agent = None
+        return code
+
+    # --- looking -------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """The status document's items, by app."""
+        text = self.reconciler("status", "-o", "json").stdout
+        return {item["name"]: item for item in json.loads(text)["items"]}
+
+    def ps(self) -> dict[str, dict[str, Any]]:
+        """The containers, by full name."""
+        text = self.reconciler("ps", "-a", "-o", "json").stdout
+        return {item["name"]: item for item in json.loads(text)["items"]}
+
+    def pid(self, name: str) -> int:
+        """The host pid of a running container's first process, or 0."""
+        return int(self.ps().get(name, {}).get("pid") or 0)
+
+    def curl(self, url: str, *options: str) -> str:
+        """What curl gets from inside the device's network; "" on any failure."""
+        return self.inside(["curl", "-s", "-m", "5", *options, url], check=False).stdout
+
+    def until(self, what: Callable[[], _T | None], *, timeout: float = 20.0, message: str = "") -> _T:
+        """Wait until `what` returns something true, and return it."""
+        deadline = time.monotonic() + timeout * PATIENCE
+        while True:
+            try:
+                value = what()
+            except (AssertionError, KeyError, ValueError) as error:
+                value = None
+                message = message or str(error)
+            if value:
+                return value
+            if time.monotonic() > deadline:
+                tail = self.log.read_text()[-4000:] if self.log.exists() else ""
+                raise AssertionError(f"waited {timeout} s in vain {message}\n--- agent log ---\n{tail}")
+            time.sleep(0.05)
+
+    def running(self, name: str, *, timeout: float = 20.0) -> int:
+        """Wait until the container runs, and return its pid."""
+        return self.until(lambda: self.pid(name), timeout=timeout, message=f"for {name} to run")
+
+    def logged(self, pattern: str, *, timeout: float = 20.0) -> str:
+        """Wait until the agent's output matches `pattern`."""
+        found = self.until(
+            lambda: re.search(pattern, self.log.read_text() if self.log.exists() else ""),
+            timeout=timeout,
+            message=f"for {pattern!r} in the agent's output",
+        )
+        return found[0]
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Remove the instance with its own program, then the namespace; fails if anything would not go."""
+        try:
+            if self._agent is not None:
+                self._agent.kill()
+                self._agent.wait()
+            if (self.state / "instance").exists():
+                self.reconciler("uninstall", "--yes", timeout=120)
+        finally:
+            for helper in self._helpers:
+                helper.terminate()
+                helper.wait(10)
+            subprocess.run(["ip", "netns", "del", self.namespace], check=False)
+            shutil.rmtree(self.root, ignore_errors=True)
+        assert not self.state.exists()
+        assert not self.run.exists()
