@@ -1,0 +1,287 @@
+"""An OCI bundle: the config.json (runtime-spec 1.0.2) from which our shim, or any runtime, makes a container.
+
+Pure: values in, one dictionary out, the same byte for byte for the same input (golden files hold it). It reads no disk
+and asks no kernel; what it must know of them is an argument. What the specification has no field for goes into
+annotations with the prefix `dev.reconciler.`, which come from here only: an image's labels never become annotations
+(CVE-2026-53488 is what happens otherwise).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, assert_never
+
+from reconciler.engine.layout import Layout
+from reconciler.errors import ReconcilerError
+from reconciler.state.desired import BindMount, ConfigMount, Container, Limits, Mount, TmpfsMount, VolumeMount
+
+OCI_VERSION: Final = "1.0.2"
+PREFIX: Final = "dev.reconciler."
+
+# The ten of the spec reference: Docker's fourteen without NET_RAW, MKNOD, AUDIT_WRITE and SETFCAP.
+CAPABILITIES: Final = (
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+)
+
+NAMESPACES: Final = ("pid", "network", "mount", "uts", "ipc", "cgroup")
+
+# What tells about the host or its hardware. The thermal_throttle directories (one per CPU) and powercap are side
+# channels (CVE-2020-8694); the former have a `*` in their path, which masked paths can't have: /sys is read-only, and
+# reading them needs no privilege on the host either.
+MASKED_PATHS: Final = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+READONLY_PATHS: Final = (
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+)
+
+_NOFILE: Final = (65536, 1048576)
+_CPU_PERIOD: Final = 100_000  # microseconds, the kernel's own default
+_SHM_SIZE: Final = 64 * 1024 * 1024
+_RESERVED: Final = ("/proc", "/dev", "/dev/pts", "/sys", "/sys/fs/cgroup")
+_PRIVATE: Final = ("rprivate",)
+# A named volume holds data, never devices or a way to gain privileges: nodev and nosuid (as podman does for binds too).
+_DATA: Final = ("nodev", "nosuid")
+
+
+def render(
+    desired: Container,
+    *,
+    id: str,
+    layout: Layout,
+    layers: Sequence[Path],
+    upper: Path,
+    work: Path,
+    cgroup: Mapping[str, object],
+    cgroups_path: str,
+    nofile_hard: int,
+) -> dict[str, Any]:
+    """Return the config.json of `desired` as plain JSON values, or raise ReconcilerError for a mount that can't be.
+
+    `layers` are the unpacked layers, topmost first; `upper` and `work` the directories of the writable layer. `cgroup`
+    is where the shim puts the container, {"v2": directory or None, "v1": [directories]}; `cgroups_path` the same for
+    other runtimes. `nofile_hard` is the agent's own hard RLIMIT_NOFILE (-1 for infinity): without CAP_SYS_RESOURCE no
+    child can have more, so the default limit, which nobody asked for by name, is clamped to it.
+    """
+    identity = desired.identity
+    config: dict[str, Any] = {
+        "ociVersion": OCI_VERSION,
+        "process": _process(desired, nofile_hard),
+        "root": {"path": str(layout.rootfs(id)), "readonly": identity.read_only},
+        "mounts": _kernel_mounts(identity.mounts) + _own_mounts(desired, id, layout),
+        "linux": {
+            "namespaces": [{"type": kind} for kind in NAMESPACES],
+            "resources": _resources(desired.settings.limits),
+            "cgroupsPath": cgroups_path,
+            "rootfsPropagation": "private",
+            "maskedPaths": list(MASKED_PATHS),
+            "readonlyPaths": list(READONLY_PATHS),
+        },
+        "annotations": _annotations(desired, id, layout, layers, upper, work, cgroup),
+    }
+    if identity.hostname:
+        config["hostname"] = identity.hostname
+    return config
+
+
+def config_mount(desired: Container, name: str) -> ConfigMount:
+    """Return the mount that shows config `name`; its ids and mode are those of the file. KeyError if none does."""
+    for mount in desired.identity.mounts:
+        if isinstance(mount, ConfigMount) and mount.config == name:
+            return mount
+    raise KeyError(name)
+
+
+# --- process -------------------------------------------------------------------------------------------------------
+
+
+def _process(desired: Container, nofile_hard: int) -> dict[str, Any]:
+    identity = desired.identity
+    names = list(CAPABILITIES)
+    soft, hard = _NOFILE if nofile_hard < 0 else (min(limit, nofile_hard) for limit in _NOFILE)
+    return {
+        "terminal": False,
+        # A placeholder: the raw USER is in the annotation, because its names are those of the container's own passwd,
+        # which only the shim can open safely.
+        "user": {"uid": 0, "gid": 0},
+        "args": list(identity.arguments),
+        "env": list(identity.environment),
+        "cwd": identity.working_dir,
+        # Inheritable and ambient are empty: with inheritable ones, any file with inheritable file capabilities hands
+        # them to whoever runs it (CVE-2022-24769).
+        "capabilities": {
+            "bounding": names,
+            "effective": names,
+            "permitted": names,
+            "inheritable": [],
+            "ambient": [],
+        },
+        "noNewPrivileges": True,
+        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard}],
+        "oomScoreAdj": 0,
+    }
+
+
+def _resources(limits: Limits) -> dict[str, Any]:
+    resources: dict[str, Any] = {}
+    if limits.cpus is not None:
+        resources["cpu"] = {"quota": limits.cpus * _CPU_PERIOD // 1000, "period": _CPU_PERIOD}
+    if limits.memory is not None:
+        # The specification's `swap` is memory and swap together (config-linux.md, "Memory"), ours is swap alone.
+        resources["memory"] = {"limit": limits.memory, "swap": limits.memory + limits.swap}
+    if limits.pids is not None:
+        resources["pids"] = {"limit": limits.pids}
+    return resources
+
+
+# --- mounts --------------------------------------------------------------------------------------------------------
+
+
+def _kernel_mounts(own: Sequence[Mount]) -> list[dict[str, Any]]:
+    """What Linux programs expect of a container; a mount of the spec's own replaces /dev/shm or /dev/mqueue."""
+    mounts = [
+        _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
+        _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+        # gid 5 is tty in every distribution; 0620 keeps `write` and `mesg` as they are everywhere.
+        _mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            "nosuid",
+            "noexec",
+            "newinstance",
+            "ptmxmode=0666",
+            "mode=0620",
+            "gid=5",
+        ),
+        _mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", f"size={_SHM_SIZE}"),
+        _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
+        _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro"),
+        # Read-only: on v1 a writable release_agent runs programs on the host (CVE-2022-0492).
+        _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", "ro"),
+    ]
+    replaced = {mount.target for mount in own} - set(_RESERVED)
+    return [mount for mount in mounts if mount["destination"] not in replaced]
+
+
+def _own_mounts(desired: Container, id: str, layout: Layout) -> list[dict[str, Any]]:
+    """The spec's mounts and the files that we write for /etc, parents before what is mounted inside them.
+
+    Where the spec mounts something on /etc/hosts, /etc/resolv.conf or /etc/hostname itself, the spec wins.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for target, source in (
+        ("/etc/hosts", layout.hosts(id)),
+        ("/etc/resolv.conf", layout.resolv_conf(id)),
+        ("/etc/hostname", layout.hostname(id)),
+    ):
+        # Writable, as everywhere: programs (and Docker's documentation) edit them; they are this container's own.
+        found[target] = _mount(target, "bind", str(source), "bind", *_PRIVATE, *_DATA, "noexec")
+    own: set[str] = set()
+    for mount in desired.identity.mounts:
+        target = mount.target
+        if target in _RESERVED or target.startswith("/proc/"):
+            raise ReconcilerError(
+                f"{desired.full_name}: mount on {target}: it holds the container's own kernel files",
+                hint="choose another target in the spec",
+            )
+        if target in own:
+            raise ReconcilerError(f"{desired.full_name}: two mounts on {target}")
+        own.add(target)
+        found[target] = _own_mount(desired, mount, id, layout)
+    return [found[target] for target in sorted(found, key=lambda target: (target.count("/"), target))]
+
+
+def _own_mount(desired: Container, mount: Mount, id: str, layout: Layout) -> dict[str, Any]:
+    match mount:
+        case VolumeMount():
+            source = layout.volume_data(desired.app, mount.volume)
+            access = "ro" if mount.read_only else "rw"
+            return _mount(mount.target, "bind", str(source), "bind", *_PRIVATE, *_DATA, access)
+        case BindMount():
+            access = "ro" if mount.read_only else "rw"
+            return _mount(mount.target, "bind", mount.source, "rbind", *_PRIVATE, *_DATA, access)
+        case TmpfsMount():
+            return _mount(
+                mount.target, "tmpfs", "tmpfs", *_DATA[::-1], f"mode={mount.mode:04o}", f"size={mount.size}"
+            )
+        case ConfigMount():
+            # The file has the name of the config, which the spec's grammar keeps free of slashes.
+            source = layout.configs(id) / mount.config
+            return _mount(mount.target, "bind", str(source), "bind", *_PRIVATE, *_DATA, "ro")
+        case _:
+            assert_never(mount)
+
+
+def _mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
+    return {"destination": destination, "type": kind, "source": source, "options": list(options)}
+
+
+# --- annotations ---------------------------------------------------------------------------------------------------
+
+
+def _annotations(
+    desired: Container,
+    id: str,
+    layout: Layout,
+    layers: Sequence[Path],
+    upper: Path,
+    work: Path,
+    cgroup: Mapping[str, object],
+) -> dict[str, str]:
+    identity = desired.identity
+    rotation = desired.settings.rotation
+    volumes = [
+        {"destination": mount.target, "root": str(layout.volume(desired.app, mount.volume))}
+        for mount in sorted(identity.mounts, key=lambda mount: (mount.target.count("/"), mount.target))
+        if isinstance(mount, VolumeMount)
+    ]
+    values: dict[str, str] = {
+        "name": desired.full_name,
+        "layers": _json([str(layer) for layer in layers]),
+        "upper": str(upper),
+        "work": str(work),
+        "log": _json(
+            {
+                "directory": str(layout.log(id)),
+                "driver": identity.log_driver,
+                "max_size": rotation.max_size,
+                "max_files": rotation.max_files,
+                "compress": rotation.compress,
+            }
+        ),
+        "volumes": _json(volumes),
+        "user": identity.user,
+        "cgroup": _json(dict(cgroup)),
+    }
+    if identity.init:
+        values["init"] = "true"
+    return {PREFIX + key: value for key, value in sorted(values.items())}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

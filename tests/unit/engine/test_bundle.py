@@ -1,0 +1,272 @@
+"""config.json: golden files, the runtime specification's own JSON Schema, and what must hold for every container."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from referencing import Registry, Resource
+
+from reconciler.engine import bundle
+from reconciler.engine.layout import Layout
+from reconciler.errors import ReconcilerError
+from reconciler.shim.config import prepare
+from reconciler.spec.reference import Digest
+from reconciler.state.desired import (
+    BindMount,
+    ConfigMount,
+    Container,
+    Identity,
+    Limits,
+    Rotation,
+    Settings,
+    TmpfsMount,
+    VolumeMount,
+)
+from reconciler.state.image import Image
+
+TESTS = Path(__file__).parents[2]
+GOLDEN = TESTS / "golden" / "bundle"
+SCHEMAS = TESTS / "schemas" / "runtime-spec"
+LAYOUT = Layout(Path("/var/lib/reconciler"), Path("/run/reconciler"))
+ID = "0123456789abcdef0123456789abcdef"
+
+DIGEST = Digest("sha256", "a" * 64)
+IMAGE = Image(
+    DIGEST,
+    DIGEST,
+    DIGEST,
+    (),
+    "linux/amd64",
+    labels=(("dev.reconciler.user", "root"), ("dev.reconciler.init", "true")),
+)
+PLAIN = Container(
+    "web",
+    "page",
+    Identity(str(DIGEST), ("/page",)),
+    Settings(limits=Limits(pids=None)),
+    IMAGE,
+    "r.example/page@sha256:a",
+)
+FULL = Container(
+    "web",
+    "db",
+    Identity(
+        image=str(DIGEST),
+        arguments=("/bin/db", "--listen", "0.0.0.0"),
+        environment=("LANG=C.UTF-8", "PATH=/usr/bin:/bin"),
+        working_dir="/srv",
+        user="db:data",
+        hostname="web-db",
+        mounts=(
+            VolumeMount("data", "/srv/data"),
+            VolumeMount("shared", "/srv/data/shared", read_only=True),
+            BindMount("/srv/media", "/media", read_only=True),
+            BindMount("/srv/in", "/in"),
+            TmpfsMount("/tmp", 32 * 1024 * 1024),
+            TmpfsMount("/dev/shm", 128 * 1024 * 1024, 0o1770),
+            ConfigMount("conf", "/etc/db/db.conf", "c" * 64, uid=5, gid=6, mode=0o440),
+            ConfigMount("hosts", "/etc/hosts", "d" * 64),
+        ),
+        init=True,
+        read_only=True,
+    ),
+    Settings(
+        limits=Limits(cpus=1500, memory=256 * 1024 * 1024, swap=64 * 1024 * 1024, pids=200),
+        rotation=Rotation(1024 * 1024, 5, compress=False),
+        labels=(("dev.reconciler.cgroup", "escape"),),
+    ),
+    IMAGE,
+    "r.example/db@sha256:a",
+)
+
+
+def render(desired: Container, *, nofile_hard: int = 1048576) -> dict[str, Any]:
+    return bundle.render(
+        desired,
+        id=ID,
+        layout=LAYOUT,
+        layers=[LAYOUT.layer(Digest("sha256", digit * 64)) for digit in "21"],
+        upper=LAYOUT.upper(ID),
+        work=LAYOUT.work(ID),
+        cgroup={"v2": "/sys/fs/cgroup/reconciler-1/c", "v1": []},
+        cgroups_path="/reconciler-1/c",
+        nofile_hard=nofile_hard,
+    )
+
+
+def validator() -> jsonschema.Draft4Validator:
+    """The schema's files refer to each other by relative names."""
+    schemas = {path.name: json.loads(path.read_text()) for path in SCHEMAS.glob("*.json")}
+    for schema in schemas.values():
+        schema.pop("id", None)
+        schema.setdefault("$schema", "http://json-schema.org/draft-04/schema#")
+    registry: Registry[Any] = Registry().with_resources(
+        (name, Resource.from_contents(schema)) for name, schema in schemas.items()
+    )
+    return jsonschema.Draft4Validator(schemas["config-schema.json"], registry=registry)
+
+
+VALIDATOR = validator()
+
+
+def mounts(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {mount["destination"]: mount for mount in config["mounts"]}
+
+
+@pytest.mark.parametrize(("name", "desired"), [("plain", PLAIN), ("full", FULL)])
+def test_a_bundle_is_the_golden_one(name: str, desired: Container) -> None:
+    path = GOLDEN / f"{name}.json"
+    text = json.dumps(render(desired), indent=2, sort_keys=True) + "\n"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+@pytest.mark.parametrize("desired", [PLAIN, FULL])
+def test_a_bundle_satisfies_the_schema_of_the_runtime_specification(desired: Container) -> None:
+    VALIDATOR.validate(render(desired))
+
+
+def test_the_schema_refuses_what_is_no_bundle() -> None:
+    config = render(PLAIN)
+    config["process"]["cwd"] = 5
+    with pytest.raises(jsonschema.ValidationError):
+        VALIDATOR.validate(config)
+
+
+@pytest.mark.parametrize("desired", [PLAIN, FULL])
+def test_our_own_shim_takes_a_bundle_as_it_is(desired: Container) -> None:
+    prepared = prepare(render(desired), str(LAYOUT.container(ID)))
+    assert prepared.name == desired.full_name
+    assert prepared.process.user == desired.identity.user
+    assert prepared.init is desired.identity.init
+    assert prepared.cgroup_v2 == "/sys/fs/cgroup/reconciler-1/c"
+    assert prepared.layers == tuple(str(LAYOUT.layer(Digest("sha256", digit * 64))) for digit in "21")
+
+
+def test_s1_capabilities_are_the_ten_and_none_is_inheritable_or_ambient() -> None:
+    capabilities = render(FULL)["process"]["capabilities"]
+    assert len(bundle.CAPABILITIES) == 10
+    for kind in ("bounding", "effective", "permitted"):
+        assert capabilities[kind] == list(bundle.CAPABILITIES)
+    assert capabilities["inheritable"] == capabilities["ambient"] == []
+
+
+def test_s10_labels_of_the_image_and_the_spec_reach_no_annotation() -> None:
+    assert "dev.reconciler.init" not in render(PLAIN)["annotations"]
+    annotations = render(FULL)["annotations"]
+    assert annotations["dev.reconciler.user"] == "db:data"
+    assert json.loads(annotations["dev.reconciler.cgroup"])["v2"] == "/sys/fs/cgroup/reconciler-1/c"
+    assert "escape" not in json.dumps(render(FULL))
+
+
+def test_s5_volumes_binds_and_configs_carry_no_devices_and_no_setuid_programs() -> None:
+    for mount in mounts(render(FULL)).values():
+        if mount["type"] == "bind":
+            assert {"nodev", "nosuid"} <= set(mount["options"])
+
+
+def test_p12_cgroups_and_sys_are_read_only() -> None:
+    found = mounts(render(FULL))
+    assert "ro" in found["/sys"]["options"]
+    assert "ro" in found["/sys/fs/cgroup"]["options"]
+
+
+def test_a_mount_on_our_own_file_replaces_it_once() -> None:
+    config = render(FULL)
+    destinations = [mount["destination"] for mount in config["mounts"]]
+    assert len(destinations) == len(set(destinations))
+    assert mounts(config)["/etc/hosts"]["source"] == str(LAYOUT.configs(ID) / "hosts")
+    assert "mode=1770" in mounts(config)["/dev/shm"]["options"]
+
+
+@pytest.mark.parametrize("hard", [4096, 20000, 65536, 1048576, 2**63, -1])
+def test_the_default_file_limit_never_exceeds_what_we_may_give(hard: int) -> None:
+    (limit,) = render(PLAIN, nofile_hard=hard)["process"]["rlimits"]
+    assert 0 < limit["soft"] <= limit["hard"] <= 1048576
+    assert hard < 0 or limit["hard"] <= hard
+
+
+@pytest.mark.parametrize("target", ["/proc", "/proc/sys", "/sys", "/dev", "/dev/pts", "/sys/fs/cgroup"])
+def test_a_mount_over_the_containers_kernel_files_is_refused(target: str) -> None:
+    identity = replace(PLAIN.identity, mounts=(BindMount("/srv", target),))
+    with pytest.raises(ReconcilerError, match="kernel files"):
+        render(replace(PLAIN, identity=identity))
+
+
+def test_two_mounts_on_one_target_are_refused() -> None:
+    identity = replace(PLAIN.identity, mounts=(TmpfsMount("/x", 1), VolumeMount("v", "/x")))
+    with pytest.raises(ReconcilerError, match="two mounts on /x"):
+        render(replace(PLAIN, identity=identity))
+
+
+def test_the_swap_of_the_specification_is_the_sum() -> None:
+    assert render(FULL)["linux"]["resources"] == {
+        "cpu": {"quota": 150_000, "period": 100_000},
+        "memory": {"limit": 268435456, "swap": 335544320},
+        "pids": {"limit": 200},
+    }
+    assert render(PLAIN)["linux"]["resources"] == {}
+
+
+NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
+TARGETS = st.lists(NAMES, min_size=1, max_size=4).map(lambda parts: "/m/" + "/".join(parts))
+MOUNTS = st.one_of(
+    st.builds(VolumeMount, NAMES, TARGETS, st.booleans()),
+    st.builds(BindMount, TARGETS, TARGETS, st.booleans()),
+    st.builds(TmpfsMount, TARGETS, st.integers(4096, 2**40), st.integers(0, 0o7777)),
+    st.builds(ConfigMount, NAMES, TARGETS, st.just("d" * 64), mode=st.integers(0, 0o777)),
+)
+CONTAINERS = st.builds(
+    lambda arguments, environment, user, found, init, read_only, limits: Container(
+        "app",
+        "c",
+        Identity(
+            image=str(DIGEST),
+            arguments=tuple(arguments),
+            environment=tuple(f"{key}={value}" for key, value in sorted(environment.items())),
+            user=user,
+            hostname="h",
+            mounts=tuple(found),
+            init=init,
+            read_only=read_only,
+        ),
+        Settings(limits=limits),
+        IMAGE,
+        "r.example/a@sha256:a",
+    ),
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), min_size=1
+    ),
+    st.dictionaries(NAMES, st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))),
+    st.text(max_size=8),
+    st.lists(MOUNTS, max_size=6, unique_by=lambda mount: mount.target),
+    st.booleans(),
+    st.booleans(),
+    st.builds(
+        Limits,
+        cpus=st.none() | st.integers(10, 64000),
+        memory=st.none() | st.integers(6 << 20, 2**50),
+        swap=st.integers(0, 2**40),
+        pids=st.none() | st.integers(1, 2**22),
+    ),
+)
+
+
+@given(CONTAINERS)
+def test_every_bundle_is_valid_and_mounts_parents_first(desired: Container) -> None:
+    config = render(desired)
+    VALIDATOR.validate(config)
+    assert json.loads(json.dumps(config)) == config
+    assert render(desired) == config
+    destinations = [mount["destination"] for mount in config["mounts"]]
+    assert len(destinations) == len(set(destinations))
+    for index, destination in enumerate(destinations):
+        assert not any(later + "/" == destination[: len(later) + 1] for later in destinations[index + 1 :])
+    assert all(key.startswith("dev.reconciler.") for key in config["annotations"])
