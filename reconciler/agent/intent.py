@@ -295,6 +295,7 @@ class Reader:
             files,  # type: ignore[arg-type]
             read_config,
             allowed_binds=self._device.allowed_binds,
+            defaults=self._device.defaults,
             cache=self._cache if cache else None,
         )
 

@@ -16,12 +16,11 @@ from reconciler.agent.exits import ExitWatch
 from reconciler.agent.history import read_failures, read_generations, write_failures, write_generation
 from reconciler.agent.intent import Intent, Reader, Resolver, Source
 from reconciler.agent.parts import Parts
-from reconciler.engine.network.listeners import conflicting_listeners
 from reconciler.engine.process import boot_id
 from reconciler.execute.executor import Executor, LaneEnd
 from reconciler.plan.diff import plan as make_plan
 from reconciler.plan.steps import Outcome, Plan
-from reconciler.state.desired import App
+from reconciler.state.desired import App, Desired
 from reconciler.state.generation import AppliedApp, Generation
 from reconciler.state.observed import Failure, Now, Observed, Published
 
@@ -196,18 +195,7 @@ class Agent:
     # --- inside a turn ---------------------------------------------------------------------------------------------
 
     def _observe(self, intent: Intent) -> Observed:
-        observed = self._parts.observer.observe(failures=self._failures)
-        published = set(observed.network.published or ())
-        wanted = [
-            port
-            for app in intent.desired.apps.values()
-            for container in app.containers.values()
-            for port in container.settings.ports
-            if Published(app.name, container.name, port) not in published
-        ]
-        if not wanted:
-            return observed
-        return self._parts.observer.with_listeners(observed, conflicting_listeners(wanted))
+        return self._parts.observer.observe(failures=self._failures, ports=wanted_ports(intent.desired))
 
     def _patience(self, turn: Turn) -> float:
         """Seconds until time alone asks for another turn."""
@@ -272,6 +260,16 @@ class Agent:
         write_generation(self._parts.layout, generation, keep)
         self._generations = [*self._generations, generation][-max(1, keep) :]
         self.wake()  # what only the oldest generation wanted may be garbage now
+
+
+def wanted_ports(desired: Desired) -> list[Published]:
+    """Every port that a spec wants to be published."""
+    return [
+        Published(app.name, container.name, port)
+        for app in desired.apps.values()
+        for container in app.containers.values()
+        for port in container.settings.ports
+    ]
 
 
 def _applied(app: App) -> AppliedApp:

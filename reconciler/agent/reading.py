@@ -12,13 +12,13 @@ from pathlib import Path
 
 from reconciler.agent.history import read_failures, read_generations
 from reconciler.agent.intent import Intent, Reader, Resolver, Source
-from reconciler.agent.loop import Agent, Listener, Turn
+from reconciler.agent.loop import Agent, Listener, Turn, wanted_ports
 from reconciler.agent.parts import open_images, open_parts, retention
 from reconciler.config import Device
 from reconciler.engine import instance
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.networks import Networks
-from reconciler.engine.observe import Observer
+from reconciler.engine.observe import Observer, listeners_on
 from reconciler.engine.process import boot_id
 from reconciler.engine.store import Store
 from reconciler.errors import BlockedError, UsageError
@@ -26,6 +26,7 @@ from reconciler.plan.diff import plan as make_plan
 from reconciler.plan.steps import Plan
 from reconciler.source.directory import DirectorySource
 from reconciler.source.git import GitSource
+from reconciler.state.desired import Desired
 from reconciler.state.observed import Now, Observed
 
 
@@ -70,14 +71,17 @@ def refuse_other_source(layout: Layout, args: argparse.Namespace) -> None:
         )
 
 
-def observe(layout: Layout) -> Observed:
+def observe(layout: Layout, desired: Desired | None = None) -> Observed:
     """What is there, or an empty world where no agent has ever run."""
     boot = boot_id()
     if not layout.instance.exists():
-        return Observed(boot=boot)
+        return Observed(
+            boot=boot, listeners=listeners_on(p.port for p in wanted_ports(desired)) if desired else ()
+        )
     identity = instance.read_id(layout)
     observer = Observer(layout, identity, Store(layout), Networks(layout, identity))
-    return observer.observe(failures=read_failures(layout, boot))
+    ports = wanted_ports(desired) if desired is not None else []
+    return observer.observe(failures=read_failures(layout, boot), ports=ports)
 
 
 @contextmanager
@@ -91,7 +95,7 @@ def planned(layout: Layout, device: Device, source: Source) -> Iterator[tuple[In
             intent,
             make_plan(
                 intent.desired,
-                observe(layout),
+                observe(layout, intent.desired),
                 now(),
                 retention=retention(device),
                 generations=read_generations(layout),

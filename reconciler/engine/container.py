@@ -55,6 +55,9 @@ class Containers:
         self._zygote = zygote
         self._hierarchies = hierarchies
         self._uppers = Uppers(layout)
+        self._made: dict[
+            tuple[str, str], str
+        ] = {}  # a shortcut to the newest container of a name, never the truth
 
     # --- create ----------------------------------------------------------------------------------------------------
 
@@ -106,6 +109,7 @@ class Containers:
             )
             created.close()
             undo.pop_all()
+        self._made[desired.app, desired.name] = container_id
         return container_id
 
     @property
@@ -145,7 +149,7 @@ class Containers:
 
     def start(self, app: str, name: str) -> None:
         """Attach the network and let the program run; succeeds if it runs already."""
-        found = record.find(self._layout, app, name)
+        found = self._find(app, name)
         shim = read_shim(self._layout.shim_record(found.id))
         if shim is None:
             raise ReconcilerError(f"{app}/{name}: it has no shim any more", transient=True)
@@ -155,6 +159,14 @@ class Containers:
         self._tell_siblings(app)
         with Control.connect(self._layout.control_socket(found.id)) as control:
             control.start()
+
+    def _find(self, app: str, name: str) -> record.Record:
+        """The newest container of that name; looks through all of them only where this process did not make it."""
+        path = self._layout.identity(self._made.get((app, name), "none"))
+        try:
+            return record.parse(path.read_bytes(), f"container {app}/{name}")
+        except (OSError, record.CorruptRecordError):
+            return record.find(self._layout, app, name)
 
     def attach(self, found: record.Record) -> None:
         """Connect the container's network namespace to its app's bridge; succeeds if it is connected."""
@@ -182,6 +194,8 @@ class Containers:
     def _tell_siblings(self, app: str) -> None:
         """Bring every running sibling's /etc/hosts up to date, in place."""
         members = self._networks.members(app)
+        if len(members) < 2:
+            return
         for other in record.records(self._layout):
             path = self._layout.hosts(other.id)
             if other.app == app and path.exists():

@@ -7,12 +7,14 @@ in which nothing happened must cost next to nothing.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from reconciler.engine import cgroup, record, volumes
 from reconciler.engine.layout import Layout
+from reconciler.engine.network import listeners
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.process import ShimRecord, alive, boot_id, read_exit, read_shim
 from reconciler.engine.store import Store
@@ -60,9 +62,12 @@ class Observer:
         self._previous: FileCache[state.Previous | None] = FileCache()
 
     def observe(
-        self, *, failures: Mapping[str, state.Failure], listeners: Sequence[state.Listener] = ()
+        self, *, failures: Mapping[str, state.Failure], ports: Sequence[state.Published] = ()
     ) -> state.Observed:
-        """Everything found now; `failures` and `listeners` are facts that the caller has at hand."""
+        """Everything found now. `failures` is what the caller remembers, `ports` what it wants to be published.
+
+        Sockets of the host are looked at only for ports that are not published yet.
+        """
         network = self._networks.observe()
         published = None
         if network.ports is not None and network.ruleset_intact:
@@ -74,6 +79,7 @@ class Observer:
                     for p in network.ports
                 )
             )
+        there = frozenset(published or ())
         attached = frozenset(
             f"{app}/{container}" for app, found in network.apps.items() for container in found.attached
         )
@@ -86,7 +92,7 @@ class Observer:
                 apps=frozenset(app for app, found in network.apps.items() if found.healthy),
                 published=published,
             ),
-            listeners=tuple(listeners),
+            listeners=listeners_on(item.port for item in ports if item not in there),
             store=self._store.observe(),
             failures=dict(failures),
         )
@@ -205,3 +211,21 @@ def _names(path: Path) -> list[str]:
         return sorted(os.listdir(path))
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def listeners_on(wanted: Iterable[Port]) -> tuple[state.Listener, ...]:
+    """The sockets of this host that hold one of the wanted ports, each with its process's name. IPv4 only."""
+    ports = {(port.protocol, port.published) for port in wanted}
+    if not ports:
+        return ()
+    mine = [found for found in listeners.listeners() if (found.protocol, found.port) in ports]
+    result = []
+    for found in listeners.identify(mine):
+        address: IPv4Address | IPv6Address = found.address
+        if isinstance(address, IPv6Address):
+            if address.ipv4_mapped is not None:
+                address = address.ipv4_mapped
+            elif found.v6_only or not address.is_unspecified:
+                continue  # it leaves the IPv4 port free
+        result.append(state.Listener(found.protocol, str(address), found.port, found.holder))
+    return tuple(result)
