@@ -134,11 +134,12 @@ def new_bridge(name: str, *, mtu: int, mac: bytes) -> bytes:
 
 
 def new_veth(name: str, *, bridge: int, mtu: int, peer: str, peer_mac: bytes, peer_namespace: int) -> bytes:
-    """Make a veth pair, both ends up: `name` here as a port of `bridge`, `peer` inside the namespace `peer_namespace`.
+    """Make a veth pair: `name` here, up, as a port of `bridge`, and `peer`, down, in the namespace `peer_namespace`.
 
-    EEXIST where either name is taken. The peer is born in its namespace: moving it there later costs 17 ms.
+    EEXIST where either name is taken. The peer is born in its namespace: moving it there later costs 17 ms. It can't be
+    born up, because it has no partner yet at that moment (veth_open returns ENOTCONN).
     """
-    inside = _ifinfo(up=True) + text(_IFLA_IFNAME, peer) + u32(_IFLA_MTU, mtu)
+    inside = _ifinfo() + text(_IFLA_IFNAME, peer) + u32(_IFLA_MTU, mtu)
     inside += attribute(_IFLA_ADDRESS, peer_mac) + u32(_IFLA_NET_NS_FD, peer_namespace)
     body = _ifinfo(up=True) + text(_IFLA_IFNAME, name) + u32(_IFLA_MTU, mtu) + u32(_IFLA_MASTER, bridge)
     body += nested(

@@ -1,0 +1,136 @@
+"""Connecting a container's network namespace to its app's bridge.
+
+The pair of links is born in its two places by one message: nothing is moved, renamed or deleted on the way. Work inside
+the namespace goes through a netlink socket that a short-lived thread opened there; the agent's own threads never leave
+their namespace. It leases nothing and knows no files.
+"""
+
+import errno
+import os
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from reconciler.engine.network import bridge
+from reconciler.engine.network.address import gateway
+from reconciler.engine.network.names import LinkLabel, hardware_address
+from reconciler.errors import BlockedError, ReconcilerError
+from reconciler.linux import netlink, rtnetlink
+from reconciler.linux.namespace import CLONE_NEWNET, setns
+from reconciler.linux.rtnetlink import Link
+
+INSIDE = "eth0"
+_LOOPBACK_INDEX = 1  # the kernel gives every namespace its loopback first (net/core/dev.c)
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A container's place in its app's network."""
+
+    instance: str
+    app: str
+    container: str
+    address: IPv4Address
+    subnet: IPv4Network
+
+    def label(self, namespace: int) -> LinkLabel:
+        return LinkLabel(self.instance, self.app, self.container, self.address, namespace)
+
+    def __str__(self) -> str:
+        return f"{self.app}/{self.container}"
+
+
+def attach(sock: netlink.Socket, app_bridge: Link, wanted: Attachment, namespace: int) -> None:
+    """Connect `namespace` (a descriptor) to the bridge: link, address, default route, loopback.
+
+    Either all of it is there afterwards, or what this call added is gone again. Succeeds where it was there before.
+    """
+    label = wanted.label(os.fstat(namespace).st_ino)
+    with open_inside(namespace) as inside, ExitStack() as undo:
+        created = _create(sock, app_bridge, label, namespace)
+        host = bridge.find(sock, label.name)
+        if host is None and not created:
+            raise BlockedError(
+                f"{wanted}: its network namespace has an interface {INSIDE} that is not ours",
+                hint="the container is made anew when it restarts",
+            )
+        if host is None:
+            raise OSError(errno.ENODEV, f"link {label.name} vanished while it was made")
+        if created:
+            undo.callback(_take_back, sock, host.index)
+        sock.request(*_host_side(app_bridge, host, label))
+        _configure(inside, wanted)
+        undo.pop_all()  # complete: keep everything
+
+
+def _create(sock: netlink.Socket, app_bridge: Link, label: LinkLabel, namespace: int) -> bool:
+    """Make the pair and label it; return False where one of its names is taken."""
+    made, labelled = sock.try_all(
+        rtnetlink.new_veth(
+            label.name,
+            bridge=app_bridge.index,
+            mtu=app_bridge.mtu,
+            peer=INSIDE,
+            peer_mac=hardware_address(label.address),
+            peer_namespace=namespace,
+        ),
+        rtnetlink.set_link(name=label.name, alias=str(label)),
+    )
+    if made is not None and made.errno != errno.EEXIST:
+        raise made
+    if labelled is not None and not (made is not None and labelled.errno == errno.ENODEV):
+        raise labelled
+    return made is None
+
+
+def _host_side(app_bridge: Link, host: Link, label: LinkLabel) -> list[bytes]:
+    entry = rtnetlink.new_forwarding_entry(host.index, hardware_address(label.address))
+    if host.master == app_bridge.index and host.up:
+        return [entry]
+    return [rtnetlink.set_link(host.index, master=app_bridge.index, up=True), entry]
+
+
+def _configure(inside: netlink.Socket, wanted: Attachment) -> None:
+    """Give the inner end its address and routes. Each part replaces or finds what is there."""
+    link = bridge.find(inside, INSIDE)
+    if link is None:
+        raise ReconcilerError(f"{wanted}: {INSIDE} is gone from its network namespace", transient=True)
+    inside.request(
+        rtnetlink.set_link(_LOOPBACK_INDEX, up=True),
+        rtnetlink.set_link(link.index, up=True),
+        rtnetlink.new_address(link.index, wanted.address.packed, wanted.subnet.prefixlen),
+        rtnetlink.new_default_route(gateway(wanted.subnet).packed, link.index),
+    )
+
+
+def _take_back(sock: netlink.Socket, host: int) -> None:
+    try:
+        sock.request(rtnetlink.delete_link(host))
+    except OSError as error:
+        if error.errno != errno.ENODEV:  # the namespace died, and the pair with it
+            raise
+
+
+def open_inside(namespace: int) -> netlink.Socket:
+    """A route socket inside the network namespace `namespace` (a descriptor).
+
+    A thread of its own joins the namespace, opens the socket and ends: a socket stays where it was opened (setns(2)
+    changes the calling thread alone).
+    """
+    opened: list[netlink.Socket] = []
+    failed: list[OSError] = []
+
+    def open_there() -> None:
+        try:
+            setns(namespace, CLONE_NEWNET)
+            opened.append(netlink.Socket(netlink.ROUTE))
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=open_there, name="join-netns")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return opened[0]

@@ -1,0 +1,128 @@
+"""The nftables table of this instance in the kernel: listed, compared, replaced in one transaction, removed.
+
+What the table says is rendered by `ruleset`; whoever calls decides when. Other tables are read, never changed.
+Safe to use from several threads.
+"""
+
+import errno
+import threading
+from collections.abc import Callable, Sequence
+
+from reconciler.engine.network import ruleset
+from reconciler.engine.network.diagnose import explain, kernel
+from reconciler.engine.network.names import TABLE_PREFIX, table_name
+from reconciler.engine.network.ruleset import Json
+from reconciler.errors import UnsupportedError
+from reconciler.linux import netlink, nftables
+
+_SUBJECT = "nftables"
+
+
+class Firewall:
+    """The table, and a memory of its last listing, valid for as long as the kernel's generation number stands."""
+
+    def __init__(self, instance: str) -> None:
+        self._instance = instance
+        self._lock = threading.RLock()
+        self._context: nftables.Context | None = None
+        self._listed: tuple[int, ruleset.Table | None] | None = None
+
+    def observe(self) -> ruleset.Table | None:
+        """The table as it is, or None where there is none. One small message where nothing changed since last time."""
+        with self._lock, kernel(_SUBJECT):
+            while True:
+                before = self._generation()
+                if self._listed is not None and self._listed[0] == before:
+                    return self._listed[1]
+                listing = self._list_table()
+                if self._generation() == before:
+                    self._listed = (before, None if listing is None else ruleset.read(listing))
+
+    def replace(self, commands: Sequence[Json], settle: Callable[[], object] = bool) -> bool:
+        """Put the rendered table in place, unless it is there, unchanged; return whether it was not.
+
+        `settle` runs between the change and the mark that says that the table is as it was put there: where it fails,
+        or a crash comes before it ends, the whole is done again next time.
+        """
+        with self._lock, kernel(_SUBJECT):
+            found = self.observe()
+            if found is not None and found.sealed and found.fingerprint == ruleset.fingerprint(commands):
+                return False
+            self._run(commands)
+            settle()
+            listing = self._list_table()
+            if listing is not None:
+                self._run(ruleset.seal(self._instance, listing))
+            return True
+
+    def remove(self) -> bool:
+        """Take the table away; return whether it was there."""
+        with self._lock, kernel(_SUBJECT):
+            if self.observe() is None:
+                return False
+            table = {"family": "ip", "name": table_name(self._instance)}
+            # Adding it first makes deleting it succeed, also where somebody else was faster.
+            self._run([{"add": {"table": table}}, {"delete": {"table": table}}])
+            return True
+
+    def chains(self) -> list[Json]:
+        """Every chain of every table on this host, ours included, as libnftables describes them."""
+        with self._lock, kernel(_SUBJECT):
+            self._generation()
+            listed = self._run([{"list": {"chains": {}}}])
+        return [chain for entry in listed if isinstance(chain := entry.get("chain"), dict)]
+
+    def rules(self, family: str, table: str, chain: str) -> list[Json]:
+        """The rules of one chain of any table; none where it is gone."""
+        wanted = {"family": family, "table": table, "name": chain}
+        with self._lock, kernel(_SUBJECT):
+            try:
+                listed = self._run([{"list": {"chain": wanted}}])
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    return []
+                raise
+        return [rule for entry in listed if isinstance(rule := entry.get("rule"), dict)]
+
+    def other_instances(self) -> dict[str, list[str]]:
+        """The names of the chains of every other instance's table, by table."""
+        found: dict[str, list[str]] = {}
+        for chain in self.chains():
+            table = str(chain.get("table", ""))
+            if table.startswith(TABLE_PREFIX) and table != table_name(self._instance):
+                found.setdefault(table, []).append(str(chain.get("name", "")))
+        return found
+
+    def close(self) -> None:
+        with self._lock:
+            if self._context is not None:
+                self._context.close()
+                self._context = None
+            self._listed = None
+
+    # --- with the lock held -----------------------------------------------------------------------------------------
+
+    def _generation(self) -> int:
+        try:
+            with netlink.Socket(netlink.NETFILTER) as sock:
+                return nftables.generation(sock)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # what nfnetlink says of a subsystem that is not there
+                raise UnsupportedError(
+                    "nftables: this kernel has no nf_tables",
+                    hint="load it: modprobe nf_tables, or use a kernel with CONFIG_NF_TABLES",
+                ) from error
+            raise explain(error, _SUBJECT) from error
+
+    def _list_table(self) -> list[Json] | None:
+        try:
+            return self._run([{"list": {"table": {"family": "ip", "name": table_name(self._instance)}}}])
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+
+    def _run(self, commands: Sequence[Json]) -> list[Json]:
+        if self._context is None:
+            self._context = nftables.Context()
+        return self._context.run(list(commands))

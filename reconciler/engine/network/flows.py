@@ -1,0 +1,94 @@
+"""Tracked connections that a change of ours makes wrong: found and forgotten, so that they are looked at afresh.
+
+A flow keeps the translation it began with. TCP connections end with their container; UDP has no end, so a client that
+goes on sending would go on reaching an address that is gone, or never reach a port that came later. What it forgets is
+always named by an address or a port of ours; other flows of the host are left alone.
+"""
+
+import errno
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address
+
+from reconciler.engine.network.diagnose import kernel
+from reconciler.engine.network.ports import ANY, PROTOCOLS, PortMapping
+from reconciler.errors import UnsupportedError
+from reconciler.linux import conntrack, netlink
+
+_UDP = PROTOCOLS["udp"]
+
+
+def forget_addresses(addresses: Iterable[IPv4Address]) -> int:
+    """Forget every flow from or to these addresses, of any protocol; return how many there were."""
+    wanted = sorted(set(addresses))
+    return _forget(
+        (request, lambda entry: True)
+        for address in wanted
+        for request in (
+            conntrack.by_original_source(address.packed),
+            conntrack.by_reply_source(address.packed),
+        )
+    )
+
+
+def forget_changed(
+    before: Iterable[PortMapping], after: Iterable[PortMapping], local: frozenset[IPv4Address]
+) -> int:
+    """Forget the UDP flows that would go elsewhere under the port table `after`; return how many there were.
+
+    `local` are this host's own addresses: a flow to the same port of somebody else's is none of ours.
+    """
+    old = {mapping for mapping in before if mapping.protocol == "udp"}
+    new = {mapping for mapping in after if mapping.protocol == "udp"}
+    gone = [
+        (conntrack.by_reply_source(mapping.address.packed), _answers_from(mapping))
+        for mapping in sorted(old - new)
+    ]
+    come = [
+        (
+            conntrack.by_original_destination_port(_UDP, mapping.published),
+            _reaches_another(mapping, local),
+        )
+        for mapping in sorted(new - old)
+    ]
+    return _forget([*gone, *come])
+
+
+def _answers_from(mapping: PortMapping) -> Callable[[conntrack.Entry], bool]:
+    def stale(entry: conntrack.Entry) -> bool:
+        reply = entry.reply
+        return (reply.protocol, reply.source_port) == (_UDP, mapping.target)
+
+    return stale
+
+
+def _reaches_another(
+    mapping: PortMapping, local: frozenset[IPv4Address]
+) -> Callable[[conntrack.Entry], bool]:
+    def stale(entry: conntrack.Entry) -> bool:
+        asked = IPv4Address(entry.original.destination)
+        mine = asked == mapping.host_ip or (mapping.host_ip == ANY and (asked in local or asked.is_loopback))
+        answers = (entry.reply.source, entry.reply.source_port)
+        return mine and answers != (mapping.address.packed, mapping.target)
+
+    return stale
+
+
+def _forget(searches: Iterable[tuple[bytes, Callable[[conntrack.Entry], bool]]]) -> int:
+    """Run each search and delete what it finds and its test confirms."""
+    forgotten = 0
+    with kernel("connection tracking"), netlink.Socket(netlink.NETFILTER) as sock:
+        try:
+            tracked = conntrack.read_count(sock.get(conntrack.count()))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise UnsupportedError(
+                "connection tracking: this kernel can't list tracked connections",
+                hint="load it: modprobe nf_conntrack_netlink",
+            ) from error
+        if not tracked:
+            return 0  # a search walks the whole hash table, which takes milliseconds
+        for request, stale in searches:
+            found = [conntrack.read_entry(body) for body in sock.dump(request)]
+            forgotten += conntrack.delete_all(sock, [entry for entry in found if stale(entry)])
+    return forgotten

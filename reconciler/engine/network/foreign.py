@@ -1,0 +1,74 @@
+"""What somebody else's firewall does to us: why forwarded traffic may not reach containers, for `doctor` and the plan.
+
+Reads only. Accepting a packet in our table does not help where another table at the same hook drops it, so the only
+remedy is in that other firewall, by its owner's tools.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reconciler.engine.network.firewall import Firewall
+from reconciler.engine.network.names import TABLE_PREFIX
+from reconciler.engine.network.ruleset import Json
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBlocker:
+    """A chain of somebody else's at the forward hook that drops what nothing before it accepted."""
+
+    family: str
+    table: str
+    chain: str
+    reason: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"nftables: {self.family} {self.table} {self.chain}: {self.reason}"
+
+
+def forward_blockers(firewall: Firewall) -> tuple[ForwardBlocker, ...]:
+    """The chains that may drop forwarded traffic of containers: a policy of drop, or a last rule without a condition.
+
+    Whether an earlier rule of that chain lets our traffic through can't be told from here, so each is a possibility.
+    """
+    found = []
+    for chain in firewall.chains():
+        family, table, name = (str(chain.get(key, "")) for key in ("family", "table", "name"))
+        if chain.get("hook") != "forward" or family not in ("ip", "inet") or table.startswith(TABLE_PREFIX):
+            continue
+        reason = ""
+        if chain.get("policy") == "drop":
+            reason = (
+                "policy drop: what it does not accept by a rule is dropped, also on its way to containers"
+            )
+        elif verdict := last_verdict(firewall.rules(family, table, name)):
+            reason = f"its last rule is {verdict} for everything, also on its way to containers"
+        if reason:
+            found.append(ForwardBlocker(family, table, name, reason, _hint(table)))
+    return tuple(found)
+
+
+def last_verdict(rules: Sequence[Json]) -> str:
+    """`drop` or `reject` where the last rule is that and has no condition, else an empty string."""
+    if not rules:
+        return ""
+    expression = rules[-1].get("expr")
+    statements = [
+        kind
+        for statement in (expression if isinstance(expression, list) else [])
+        if isinstance(statement, dict)
+        for kind in statement
+        if kind not in ("counter", "log", "comment")
+    ]
+    return statements[0] if statements in (["drop"], ["reject"]) else ""
+
+
+def _hint(table: str) -> str:
+    if table == "firewalld":
+        return "put the bridges into its trusted zone: firewall-cmd --permanent --zone=trusted --add-interface=rc-NAME"
+    if table == "filter":
+        return (
+            "accept it there: iptables -I FORWARD -o 'rc-+' -j ACCEPT; iptables -I FORWARD -i 'rc-+' -j ACCEPT "
+            "(with Docker: in DOCKER-USER instead of FORWARD)"
+        )
+    return "accept traffic of interfaces named rc-* in that chain"

@@ -1,0 +1,182 @@
+"""Which subnet each app and which address each container has: the lease file, durable before anything uses it.
+
+Written whole, under network/lock. Callers that come while a write is under way share the next one, because a durable
+write takes milliseconds and fifty containers starting at once would wait in line for each other. A file that is missing
+or can't be read is made again from what the kernel still has; a bad one is kept beside it for people to look at.
+"""
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from reconciler.engine.durable import replace_json
+from reconciler.engine.network.diagnose import kernel
+from reconciler.errors import ReconcilerError
+
+_VERSION = 1
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class AppLease:
+    """An app's subnet, and the addresses of its containers by name."""
+
+    subnet: IPv4Network
+    addresses: Mapping[str, IPv4Address] = field(default_factory=dict)
+
+
+Leases = dict[str, AppLease]
+
+
+def encode(leases: Mapping[str, AppLease]) -> dict[str, object]:
+    apps = {
+        app: {
+            "subnet": str(lease.subnet),
+            "addresses": {name: str(address) for name, address in lease.addresses.items()},
+        }
+        for app, lease in leases.items()
+    }
+    return {"version": _VERSION, "apps": apps}
+
+
+def decode(data: bytes) -> Leases:
+    """Read a lease file; ValueError for anything that is not one, also for an address that is leased twice."""
+    value = json.loads(data)
+    if not isinstance(value, dict) or value.get("version") != _VERSION:
+        raise ValueError("not a lease file of version 1")
+    leases: Leases = {}
+    try:
+        for app, entry in value["apps"].items():
+            subnet = IPv4Network(entry["subnet"])
+            addresses = {str(name): IPv4Address(text) for name, text in entry["addresses"].items()}
+            if len(set(addresses.values())) != len(addresses):
+                raise ValueError(f"an address of app {app} is leased twice")
+            if not all(address in subnet for address in addresses.values()):
+                raise ValueError(f"an address of app {app} is outside its subnet {subnet}")
+            leases[str(app)] = AppLease(subnet, addresses)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"not a lease file: {error!r}") from error
+    return leases
+
+
+class _Change(Generic[_T]):
+    """One caller's change, waiting for the write that makes it durable."""
+
+    __slots__ = ("done", "error", "function", "result")
+
+    def __init__(self, function: Callable[[Leases], _T]) -> None:
+        self.function = function
+        self.done = False
+        self.error: BaseException | None = None
+        self.result: _T | None = None
+
+
+class LeaseFile:
+    """The leases on disk. Safe to use from several threads and, by the lock file, from several processes."""
+
+    def __init__(self, path: Path, lock: Path, recover: Callable[[], Leases]) -> None:
+        self._path = path
+        self._lock_path = lock
+        self._recover = recover
+        self._queue: list[_Change[object]] = []
+        self._queue_lock = threading.Lock()
+        self._commit_lock = threading.Lock()
+        self._known: tuple[tuple[int, int, int], Leases] | None = None
+
+    def read(self) -> Mapping[str, AppLease]:
+        """The leases now; changes nothing. Where the file is missing or bad: what the kernel still has."""
+        known = self._known
+        stamp = self._stamp()
+        if known is not None and known[0] == stamp:
+            return known[1]
+        try:
+            leases = decode(self._path.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return self._recover()
+        self._known = (stamp, leases) if stamp is not None and stamp == self._stamp() else None
+        return leases
+
+    def change(self, function: Callable[[Leases], _T]) -> _T:
+        """Let `function` change the leases and return its result once the change is durable.
+
+        It gets a copy; where it raises, nothing of it is kept, and its error is raised here.
+        """
+        change = _Change(function)
+        with self._queue_lock:
+            self._queue.append(change)  # type: ignore[arg-type]  # the queue forgets what each one returns
+        with self._commit_lock:
+            if not change.done:
+                self._commit()
+        if change.error is not None:
+            raise change.error
+        return change.result  # type: ignore[return-value]  # done without an error: `function` returned it
+
+    def remove(self) -> None:
+        """Delete the file; succeeds if it is gone."""
+        with self._commit_lock, self._locked():
+            self._path.unlink(missing_ok=True)
+            self._known = None
+
+    def _commit(self) -> None:
+        with self._queue_lock:
+            batch, self._queue = self._queue, []
+        try:
+            with kernel("network leases"), self._locked():
+                self._apply(batch)
+        except BaseException as error:
+            for change in batch:
+                change.error = change.error or error
+            raise
+        finally:
+            for change in batch:
+                change.done = True
+
+    def _apply(self, batch: list[_Change[object]]) -> None:
+        before = self._read_or_set_aside()
+        leases = dict(before)
+        for change in batch:
+            candidate = dict(leases)
+            try:
+                change.result = change.function(candidate)
+            except ReconcilerError as error:  # raised again in the caller whose change it is
+                change.error = error
+            else:
+                leases = candidate
+        if leases != before or self._known is None:
+            replace_json(self._path, encode(leases))
+            stamp = self._stamp()
+            self._known = (stamp, leases) if stamp is not None else None
+
+    def _read_or_set_aside(self) -> Mapping[str, AppLease]:
+        try:
+            return decode(self._path.read_bytes())
+        except FileNotFoundError:
+            self._known = None
+        except ValueError:
+            self._known = None
+            self._path.rename(self._path.with_name(f"{self._path.name}.corrupt-{time.time_ns()}"))
+        return self._recover()
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)

@@ -1,0 +1,82 @@
+"""Published ports as values: what each one maps, and which of them cannot go together.
+
+Pure. The table of all ports of a device is one value, because it is replaced as a whole.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from reconciler.errors import BlockedError, ReconcilerError
+
+ANY = IPv4Address("0.0.0.0")
+PROTOCOLS = {"tcp": 6, "udp": 17}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PortMapping:
+    """Traffic to `host_ip`:`published` of this host goes to `address`:`target`; host ip 0.0.0.0 means all of them."""
+
+    app: str
+    container: str
+    host_ip: IPv4Address
+    published: int
+    target: int
+    protocol: str
+    address: IPv4Address
+
+    def __str__(self) -> str:
+        return f"{self.host_ip}:{self.published}/{self.protocol}"
+
+    @property
+    def owner(self) -> str:
+        return f"{self.app}/{self.container}"
+
+    def overlaps(self, other: "PortMapping") -> bool:
+        """Whether both want the same port of the same address, as two sockets could not have it."""
+        return (self.published, self.protocol) == (other.published, other.protocol) and (
+            self.host_ip == other.host_ip or ANY in (self.host_ip, other.host_ip)
+        )
+
+
+class PortTable:
+    """All published ports, in one order for one content; made of valid mappings that do not overlap."""
+
+    __slots__ = ("mappings",)
+
+    def __init__(self, mappings: Iterable[PortMapping]) -> None:
+        """Sort the mappings; ReconcilerError for one that is no port, BlockedError for two that overlap."""
+        self.mappings = tuple(sorted(set(mappings)))
+        same_port: dict[tuple[int, str], list[PortMapping]] = {}
+        for mapping in self.mappings:
+            if mapping.protocol not in PROTOCOLS:
+                raise ReconcilerError(f"{mapping.owner}: port {mapping}: expected tcp or udp")
+            if not (0 < mapping.published < 65536 and 0 < mapping.target < 65536):
+                raise ReconcilerError(
+                    f"{mapping.owner}: port {mapping} to {mapping.target}: expected 1 to 65535"
+                )
+            others = same_port.setdefault((mapping.published, mapping.protocol), [])
+            for other in others:
+                if mapping.overlaps(other):
+                    raise BlockedError(
+                        f"{mapping.owner}: port {mapping} is already published by {other.owner} as {other}",
+                        hint="give one of them another port, or another host ip",
+                    )
+            others.append(mapping)
+
+    def __iter__(self) -> Iterator[PortMapping]:
+        return iter(self.mappings)
+
+    def __len__(self) -> int:
+        return len(self.mappings)
+
+
+def salvage(mappings: Iterable[PortMapping]) -> PortTable:
+    """The table of those mappings that are valid and do not overlap an earlier one: of a table that somebody edited."""
+    kept = PortTable(())
+    for mapping in sorted(mappings):
+        try:
+            kept = PortTable([*kept, mapping])
+        except ReconcilerError:
+            continue
+    return kept
