@@ -1,0 +1,113 @@
+"""The device's settings as the program uses them: device.yaml to frozen dataclasses, every default in one place.
+
+The defaults themselves are those of the model in `spec.device`, from which docs/settings.md is generated, so that there
+is one place for them. Never read from the repository.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from reconciler.errors import InvalidSpecError
+from reconciler.spec import device as file
+from reconciler.spec.check import check
+from reconciler.spec.defaults import Defaults
+from reconciler.spec.device import DeviceFile
+from reconciler.spec.marks import ERROR
+from reconciler.spec.yaml12 import compose
+
+_GC = file.Gc()
+_GUARD = file.ShrinkGuard()
+
+
+@dataclass(frozen=True, slots=True)
+class Registries:
+    """`insecure`: host[:port] of registries spoken to over plain HTTP; `ca`: a PEM file of further authorities."""
+
+    insecure: tuple[str, ...] = ()
+    ca: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gc:
+    """When garbage goes: `min_age` in seconds, `high` and `low` in percent of the file system, `min_free` in bytes."""
+
+    keep_generations: int = _GC.keep_generations
+    min_age: float = _GC.min_age
+    keep_blobs: bool = _GC.keep_blobs == "used"
+    high: int = _GC.high
+    low: int = _GC.low
+    min_free: int = _GC.min_free
+
+
+@dataclass(frozen=True, slots=True)
+class ShrinkGuard:
+    """A change may remove `max_removed` percent of all apps; with fewer than `min_apps` apps it may remove any."""
+
+    max_removed: int = _GUARD.max_removed
+    min_apps: int = _GUARD.min_apps
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Where metrics are served: `listen` is ADDRESS:PORT, or empty where they are turned off."""
+
+    listen: str = file.Metrics().listen
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port to bind, or None."""
+        host, _, port = self.listen.rpartition(":")
+        return (host.strip("[]"), int(port)) if self.listen else None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Everything the device decides for itself. `interval` is in seconds."""
+
+    name: str = field(default_factory=lambda: os.uname().nodename)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    registries: Registries = Registries()
+    bundles: tuple[str, ...] = ()
+    allowed_binds: tuple[str, ...] = ()
+    defaults: Defaults = field(default_factory=Defaults)
+    gc: Gc = Gc()
+    shrink_guard: ShrinkGuard = ShrinkGuard()
+    metrics: Metrics = Metrics()
+    interval: float = DeviceFile().interval
+
+
+def load_device(path: str, data: bytes | None) -> Device:
+    """Return the settings in `data`, the content of `path`, or raise InvalidSpecError with every problem rendered.
+
+    None is a missing file and means the defaults; so does a file of comments only.
+    """
+    if data is None:
+        return Device()
+    root, source, problems = compose(path, data)
+    if root is None and [problem.message for problem in problems] == ["the file is empty"]:
+        return Device()
+    given: DeviceFile | None = None
+    if root is not None:
+        checked = check(DeviceFile, root, source, stand_ins={})
+        given, problems = checked.model, [*problems, *checked.problems]
+    errors = sorted(problem for problem in problems if problem.severity == ERROR)
+    if given is None or errors:
+        raise InvalidSpecError("\n".join(str(problem) for problem in errors))
+    return _device(given)
+
+
+def _device(given: DeviceFile) -> Device:
+    gc, defaults = given.gc, given.defaults
+    return Device(
+        name=given.name or os.uname().nodename,
+        labels=given.labels,
+        registries=Registries(given.registries.insecure, given.registries.ca),
+        bundles=given.bundles,
+        allowed_binds=given.allowed_binds,
+        defaults=Defaults(defaults.host_ip, defaults.logging, defaults.restart),
+        gc=Gc(gc.keep_generations, gc.min_age, gc.keep_blobs == "used", gc.high, gc.low, gc.min_free),
+        shrink_guard=ShrinkGuard(given.shrink_guard.max_removed, given.shrink_guard.min_apps),
+        metrics=Metrics("" if given.metrics.listen == "none" else given.metrics.listen),
+        interval=given.interval,
+    )

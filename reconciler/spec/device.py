@@ -1,0 +1,210 @@
+"""`DeviceFile`: what the device's own file may say. It is never read from the repository.
+
+A commit can't loosen what the device allows, nor move a device into another group, because all of that is here. Every
+field has a default, so the file may be missing. `reconciler.config` turns it into the values that the program uses.
+Pure.
+"""
+
+import ipaddress
+import re
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+
+from reconciler.spec.fault import Fault
+from reconciler.spec.fields import Doc, Part
+from reconciler.spec.marks import quote
+from reconciler.spec.parts import Logging, RestartPolicy
+from reconciler.spec.parts import Restart as RestartModel
+from reconciler.spec.values import (
+    AbsolutePath,
+    Bytes,
+    Duration,
+    HostIp,
+    Labels,
+    OptionalPath,
+    Percent,
+    PositiveDuration,
+    Whole,
+    hostname,
+    text,
+)
+
+_LISTEN: Final = re.compile(r"([0-9.]+|\[[0-9a-fA-F:]+\]):(0|[1-9][0-9]{0,4})", re.ASCII)
+_HOST: Final = re.compile(
+    r"[A-Za-z0-9](?:[-A-Za-z0-9.]{0,251}[A-Za-z0-9])?(?::[1-9][0-9]{0,4})?|\[[0-9a-fA-F:]+\](?::[0-9]{1,5})?"
+)
+
+
+def _listen(value: object) -> str:
+    found = text(value)
+    match = _LISTEN.fullmatch(found)
+    if found != "none" and (match is None or int(match[2]) > 65535 or not _is_address(match[1])):
+        hint = f"write 0.0.0.0{found} for every address of the device" if re.fullmatch(r":\d+", found) else ""
+        raise Fault(f"must be ADDRESS:PORT or none, not {quote(found)}", hint=hint)
+    return found
+
+
+def _is_address(found: str) -> bool:
+    try:
+        ipaddress.ip_address(found.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _registry(value: object) -> str:
+    found = text(value)
+    if _HOST.fullmatch(found) is None:
+        raise Fault(f"must be the host[:port] of a registry, not {quote(found)}")
+    return found
+
+
+_STRING: Final = WithJsonSchema({"type": "string"})
+Listen = Annotated[str, PlainValidator(_listen), _STRING]
+Registry = Annotated[str, PlainValidator(_registry), _STRING]
+DeviceName = Annotated[str | None, PlainValidator(hostname), _STRING]
+
+
+class Registries(Part):
+    """How registries are reached."""
+
+    insecure: Annotated[
+        tuple[Registry, ...],
+        Doc("Registries that may be spoken to over plain HTTP.", "list", '["registry.lan:5000"]', "`[]`"),
+    ] = ()
+    ca: Annotated[
+        OptionalPath,
+        Doc(
+            "A PEM file of further certificate authorities.",
+            "path",
+            "/etc/reconciler/ca.pem",
+            "the system's alone",
+        ),
+    ] = None
+
+
+class DeviceDefaults(Part):
+    """What a container gets where its spec says nothing."""
+
+    host_ip: Annotated[
+        HostIp, Doc("The address that published ports listen on.", "IPv4 address", "127.0.0.1")
+    ] = "0.0.0.0"
+    logging: Annotated[Logging, Doc("As in a container.", "map", "{max_size: 1Mi}")] = Logging()
+    restart: Annotated[RestartPolicy, Doc("As in a container.", "string or map", "{max_delay: 1m}")] = (
+        RestartModel()
+    )
+
+
+class Gc(Part):
+    """When what is no longer used is removed from the store."""
+
+    keep_generations: Annotated[
+        Whole,
+        Field(ge=0, le=1000),
+        Doc("Applied generations whose images stay, for a way back.", "integer", "10"),
+    ] = 3
+    min_age: Annotated[Duration, Doc("Nothing younger than this is removed.", "duration", "24h", "1h")] = (
+        3600.0
+    )
+    keep_blobs: Annotated[
+        Literal["none", "used"],
+        Doc(
+            "Compressed layers that stay after unpacking: `none`, or those of images in use.",
+            "none, used",
+            "used",
+        ),
+    ] = "none"
+    high: Annotated[
+        Percent,
+        Doc("Fill level of the file system at which garbage is removed early.", "percentage", "90%", "85%"),
+    ] = 85
+    low: Annotated[Percent, Doc("Fill level at which that stops.", "percentage", "80%", "75%")] = 75
+    min_free: Annotated[Bytes, Doc("Free space that is kept in any case.", "bytes", "1Gi", "512Mi")] = (
+        512 << 20
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise Fault(f"must not exceed gc.high ({self.high}%), not {self.low}%", path=("low",))
+        return self
+
+
+class ShrinkGuard(Part):
+    """When a change that removes many apps at once is refused."""
+
+    max_removed: Annotated[
+        Percent, Doc("The part of all apps that one change may remove.", "percentage", "20%", "50%")
+    ] = 50
+    min_apps: Annotated[
+        Whole,
+        Field(ge=0, le=100_000),
+        Doc("With fewer apps than this it trips for an emptied directory only.", "integer", "5"),
+    ] = 3
+
+
+class Metrics(Part):
+    """Where metrics are served."""
+
+    listen: Annotated[
+        Listen,
+        Doc(
+            "Address and port; port 0 takes a free one, `none` turns it off.",
+            "ADDRESS:PORT",
+            "0.0.0.0:9470",
+        ),
+    ] = "127.0.0.1:9470"
+
+
+class DeviceFile(Part):
+    """The device's own file."""
+
+    api_version: Annotated[
+        Literal["reconciler/v1"],
+        Field(alias="apiVersion"),
+        Doc("The version of the format; may be left out.", "reconciler/v1", "reconciler/v1"),
+    ] = "reconciler/v1"
+    kind: Annotated[
+        Literal["Device"], Doc("What the file describes; may be left out.", "Device", "Device")
+    ] = "Device"
+    name: Annotated[DeviceName, Doc("The device's name.", "host name", "kiosk-7", "the host's name")] = None
+    labels: Annotated[
+        Labels, Doc("Labels by which apps will choose devices.", "map", "{site: lab}", "`{}`")
+    ] = Field(default_factory=dict)
+    registries: Annotated[
+        Registries, Doc("How registries are reached.", "map", '{insecure: ["registry.lan:5000"]}')
+    ] = Registries()
+    bundles: Annotated[
+        tuple[AbsolutePath, ...],
+        Doc(
+            "OCI layout directories that images are taken from before any registry is asked.",
+            "list",
+            "[/media/usb]",
+            "`[]`",
+        ),
+    ] = ()
+    allowed_binds: Annotated[
+        tuple[AbsolutePath, ...],
+        Doc(
+            "Paths of the device that containers may mount, with everything below.",
+            "list",
+            "[/srv]",
+            "`[]`: none",
+        ),
+    ] = ()
+    defaults: Annotated[
+        DeviceDefaults,
+        Doc("What a container gets where its spec says nothing.", "map", "{host_ip: 127.0.0.1}"),
+    ] = DeviceDefaults()
+    gc: Annotated[Gc, Doc("When what is no longer used is removed.", "map", "{min_age: 24h}")] = Gc()
+    shrink_guard: Annotated[
+        ShrinkGuard,
+        Doc("When a change that removes many apps at once is refused.", "map", "{max_removed: 20%}"),
+    ] = ShrinkGuard()
+    metrics: Annotated[Metrics, Doc("Where metrics are served.", "map", '{listen: "0.0.0.0:9470"}')] = (
+        Metrics()
+    )
+    interval: Annotated[
+        PositiveDuration, Doc("The longest time between two looks at everything.", "duration", "10s", "30s")
+    ] = 30.0

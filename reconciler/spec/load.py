@@ -1,0 +1,299 @@
+"""Files to apps: parse, validate, apply the rules within and between files, report everything that is wrong at once.
+
+`load` is called every turn, with mostly unchanged files: what a file came to is kept in the caller's cache, so that a
+turn over a thousand unchanged files costs a few milliseconds. It reads no file itself: content comes as an argument and
+through `read_config`. An app with an error is left out, and is the only one (with those it contradicts).
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+from reconciler.errors import ReconcilerError
+from reconciler.spec.check import check
+from reconciler.spec.defaults import BUILT_IN, Defaults, with_defaults
+from reconciler.spec.marks import ERROR, Mark, Problem, printable
+from reconciler.spec.model import App
+from reconciler.spec.places import Locator, Marks
+from reconciler.spec.reference import Digest, Reference
+from reconciler.spec.rules import Finding, Known, check_app, check_apps
+from reconciler.spec.yaml12 import MAX_BYTES, Node, Scalar, compose
+from reconciler.spec.yaml12 import Mapping as MappingNode
+
+_STAND_INS: Final[Mapping[str, object]] = {
+    "apiVersion": "reconciler/v1",
+    "kind": "App",
+    "name": "unnamed",
+    "image": Reference("stand-in.invalid", "stand-in", None, Digest("sha256", "0" * 64)),
+}
+# A file that says this is meant as an app, however broken it is otherwise.
+_OURS: Final = re.compile(rb"""^apiVersion:[ \t]*["']?reconciler/""", re.MULTILINE)
+_SECTIONS: Final = ("containers", "volumes", "configs")
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFailure:
+    """In place of the content of a file that could not be read: why (a link to elsewhere, a FIFO, too large)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedApp:
+    """An app that may be used. `config_files` holds the content of its configs by name, whether `content` or `file`.
+
+    `digest` (hex sha256) identifies everything that was read: the file's bytes and the configs' contents.
+    """
+
+    path: str
+    app: App
+    marks: Marks = field(compare=False)
+    config_files: Mapping[str, bytes]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the files came to. `failed` maps files that can't be used to their errors; `problems` has all, sorted."""
+
+    apps: Mapping[str, LoadedApp]
+    problems: tuple[Problem, ...]
+    failed: Mapping[str, tuple[Problem, ...]]
+
+
+@dataclass(slots=True)
+class _Parsed:
+    """What one file came to by itself. `app` may be there with errors, for the rules between apps."""
+
+    path: str
+    data: bytes | ReadFailure
+    problems: list[Problem]
+    app: App | None = None
+    locator: Locator | None = None
+    name: str | None = None
+    containers: frozenset[str] | None = None
+    config_paths: frozenset[str] = frozenset()
+    is_app: bool = True
+    loaded: LoadedApp | None = None
+
+    @property
+    def failed(self) -> bool:
+        return any(problem.severity == ERROR for problem in self.problems)
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What the cache holds between turns."""
+
+    settings: tuple[object, ...]
+    parsed: dict[str, _Parsed] = field(default_factory=dict)
+    result: Loaded | None = None
+    config_problems: dict[str, list[Problem]] = field(default_factory=dict)
+
+
+def load(
+    files: Mapping[str, bytes | ReadFailure],
+    read_config: Callable[[str], bytes],
+    *,
+    allowed_binds: tuple[str, ...] = (),
+    defaults: Defaults = BUILT_IN,
+    cache: dict[Any, Any] | None = None,
+) -> Loaded:
+    """Return the apps of `files` (by their path in the repository) and every problem of all of them.
+
+    `read_config` returns the content of a file that a config names, or raises OSError or ReconcilerError. `cache` is an
+    empty dict at first, kept by the caller; the result is the same with and without.
+    """
+    settings = (allowed_binds, defaults)
+    kept = cache.get("kept") if cache is not None else None
+    if not isinstance(kept, _Kept) or kept.settings != settings:
+        kept = _Kept(settings)
+    now = _Kept(settings, {}, kept.result)
+    changed = kept.result is None or len(kept.parsed) != len(files)
+    for path in sorted(files):
+        data, known = files[path], kept.parsed.get(path)
+        if known is None or (known.data is not data and known.data != data):
+            known, changed = _parse(path, data, allowed_binds, defaults), True
+        now.parsed[path] = known
+        if known.config_paths or (known.app is not None and known.app.configs):
+            before = known.loaded
+            problems = now.config_problems[path] = _with_configs(known, read_config)
+            changed = changed or known.loaded is not before or problems != kept.config_problems.get(path)
+    if changed or now.result is None:
+        now.result = _join(now)
+    if cache is not None:
+        cache["kept"] = now
+    return now.result
+
+
+def _parse(
+    path: str, data: bytes | ReadFailure, allowed_binds: tuple[str, ...], defaults: Defaults
+) -> _Parsed:
+    if isinstance(data, ReadFailure):
+        return _Parsed(path, data, [Problem(Mark(path, 1, 1), f"can't be read: {printable(data.reason)}")])
+    root, source, problems = compose(path, data)
+    if root is None:
+        return _Parsed(path, data, problems, is_app=_OURS.search(data) is not None)
+    checked = check(App, root, source, stand_ins=_STAND_INS)
+    problems += checked.problems
+    parsed = _Parsed(
+        path,
+        data,
+        problems,
+        app=None if checked.model is None else with_defaults(checked.model, defaults),
+        locator=checked.locator,
+        name=_text(root, "name"),
+        containers=_keys(root, "containers"),
+        config_paths=_config_paths(root),
+        is_app=_OURS.search(data) is not None or (_text(root, "apiVersion") or "").startswith("reconciler/"),
+    )
+    containers = _entry(root, "containers")
+    if isinstance(root, MappingNode) and not _keys(root, "containers") and not isinstance(containers, Scalar):
+        message = "an app needs at least one container"
+        problems.append(checked.locator.problem(("containers",), message, at_key=True))
+    if parsed.app is not None:
+        for finding in check_app(
+            parsed.app,
+            allowed_binds=allowed_binds,
+            declared={section: _keys(root, section) or frozenset() for section in _SECTIONS},
+            partial=bool(problems),
+            memory_said=_memory_said(root),
+        ):
+            problems.append(_problem(checked.locator, finding))
+    if parsed.app is not None and not parsed.failed and not parsed.app.configs:
+        parsed.loaded = _loaded(parsed, parsed.app, checked.locator, {})
+    return parsed
+
+
+def _problem(locator: Locator, finding: Finding) -> Problem:
+    return locator.problem(
+        locator.original(finding.path),
+        finding.message,
+        at_key=finding.at_key,
+        severity=finding.severity,
+        hint=finding.hint,
+    )
+
+
+def _entry(root: Node, key: str) -> Node | None:
+    return root.entries[key][1] if isinstance(root, MappingNode) and key in root.entries else None
+
+
+def _text(root: Node, key: str) -> str | None:
+    node = _entry(root, key)
+    return node.text if isinstance(node, Scalar) else None
+
+
+def _keys(root: Node, section: str) -> frozenset[str] | None:
+    node = _entry(root, section)
+    return frozenset(node.entries) if isinstance(node, MappingNode) else None
+
+
+def _memory_said(root: Node) -> frozenset[str]:
+    containers = _entry(root, "containers")
+    if not isinstance(containers, MappingNode):
+        return frozenset()
+    limits = {name: _entry(container, "limits") for name, (_, container) in containers.entries.items()}
+    return frozenset(
+        name for name, node in limits.items() if node is not None and _entry(node, "memory") is not None
+    )
+
+
+def _config_paths(root: Node) -> frozenset[str]:
+    """Return the files that the app's configs name, also if the rest of it is broken."""
+    configs = _entry(root, "configs")
+    if not isinstance(configs, MappingNode):
+        return frozenset()
+    named = [_text(config, "file") for _, config in configs.entries.values()]
+    return frozenset(path for path in named if path)
+
+
+def _loaded(parsed: _Parsed, app: App, locator: Locator, contents: Mapping[str, bytes]) -> LoadedApp:
+    assert isinstance(parsed.data, bytes)
+    seen = hashlib.sha256(hashlib.sha256(parsed.data).digest())
+    for name in sorted(contents):
+        seen.update(name.encode() + b"\0" + hashlib.sha256(contents[name]).digest())
+    marks = Marks(parsed.path, locator.root)
+    return LoadedApp(parsed.path, app, marks, MappingProxyType(dict(contents)), seen.hexdigest())
+
+
+def _with_configs(parsed: _Parsed, read_config: Callable[[str], bytes]) -> list[Problem]:
+    """Read the configs of an app, complete its LoadedApp if that is new, and return what is wrong with them."""
+    if parsed.app is None or parsed.locator is None:
+        return []
+    contents: dict[str, bytes] = {}
+    problems: list[Problem] = []
+    for name, config in parsed.app.configs.items():
+        if config.file is None:
+            contents[name] = (config.content or "").encode()
+            continue
+        reason = ""
+        try:
+            contents[name] = read_config(config.file)
+        except FileNotFoundError:
+            reason = "there is no such file in the source"
+        except OSError as error:
+            reason = f"can't be read: {error.strerror or type(error).__name__}"
+        except ReconcilerError as error:
+            reason = f"can't be read: {error}"
+        else:
+            if len(contents[name]) > MAX_BYTES:
+                reason = f"is larger than {MAX_BYTES >> 20} MiB"
+        if reason:
+            message = f"configs.{name}.file: {config.file}: {printable(reason)}"
+            problems.append(parsed.locator.problem(("configs", name, "file"), message))
+    if problems:
+        parsed.loaded = None
+        return problems
+    unchanged = parsed.loaded is not None and parsed.loaded.config_files == contents
+    if not parsed.failed and not unchanged:
+        parsed.loaded = _loaded(parsed, parsed.app, parsed.locator, contents)
+    return []
+
+
+def _join(now: _Kept) -> Loaded:
+    """Apply the rules between apps to what the files came to."""
+    configs = frozenset[str]().union(*(parsed.config_paths for parsed in now.parsed.values()))
+    # A YAML file that an app uses as a config, and that does not say that it is ours, is not a broken app.
+    considered = [p for p in now.parsed.values() if p.is_app or p.path not in configs]
+    problems = {p.path: [*p.problems, *now.config_problems.get(p.path, ())] for p in considered}
+    named: dict[str, list[_Parsed]] = {}
+    for parsed in considered:
+        if parsed.name is not None:
+            named.setdefault(parsed.name, []).append(parsed)
+    for name, same in named.items():
+        for parsed in same if len(same) > 1 else ():
+            others = ", ".join(printable(other.path) for other in same if other is not parsed)
+            finding = Finding(("name",), f"the name '{printable(name)}' is also used in {others}")
+            if parsed.locator is not None:
+                problems[parsed.path].append(_problem(parsed.locator, finding))
+    by_path = {parsed.path: parsed for parsed in considered}
+    apps = [
+        Known(parsed.name or parsed.path, parsed.app, parsed.path, partial=parsed.failed)
+        for parsed in considered
+        if parsed.app is not None and (parsed.name is None or len(named[parsed.name]) == 1)
+    ]
+    claimed = {
+        name: None if any(p.failed for p in same) else same[0].containers for name, same in named.items()
+    }
+    complete = all(parsed.name is not None for parsed in considered)
+    for finding in check_apps(apps, claimed=claimed, complete=complete):
+        locator = by_path[finding.app].locator
+        assert locator is not None
+        problems[finding.app].append(_problem(locator, finding))
+    failed = {
+        path: tuple(sorted(p for p in found if p.severity == ERROR))
+        for path, found in problems.items()
+        if any(problem.severity == ERROR for problem in found)
+    }
+    usable = [p.loaded for p in considered if p.path not in failed and p.loaded is not None]
+    return Loaded(
+        apps=MappingProxyType(
+            {loaded.app.name: loaded for loaded in sorted(usable, key=lambda a: a.app.name)}
+        ),
+        problems=tuple(sorted(problem for found in problems.values() for problem in found)),
+        failed=MappingProxyType(failed),
+    )

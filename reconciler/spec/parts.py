@@ -1,0 +1,386 @@
+"""The smaller models of an app: ports, mounts, limits, restart policy, logging, dependencies.
+
+Each has one long form, which is what the rest of the program sees; short forms are turned into it before validation.
+Pure.
+"""
+
+import re
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
+
+from reconciler.spec.fault import Fault, Faults, not_yet
+from reconciler.spec.fields import AlsoAccepts, Doc, Part
+from reconciler.spec.marks import quote
+from reconciler.spec.quantity import format_bytes, format_duration
+from reconciler.spec.values import (
+    AbsolutePath,
+    Bytes,
+    ConfigName,
+    Cpus,
+    DirectoryMode,
+    Duration,
+    FileMode,
+    HostIp,
+    Name,
+    OptionalName,
+    PositiveDuration,
+    Target,
+    Whole,
+    describe,
+    quoted,
+    size,
+    text,
+)
+from reconciler.spec.yaml12 import WrittenInt
+
+LEAST_MEMORY: Final = 6 << 20
+_LEAST_LOG: Final = 4 << 10
+_LEAST_TMPFS: Final = 4 << 10
+
+
+def _port(value: object) -> object:
+    """Turn `[host_ip:]published:target[/protocol]` into the long form."""
+    if isinstance(value, WrittenInt):
+        raise Fault(
+            f"must say which port of the device is published, not only {value}",
+            hint=f'write "{value}:{value}"',
+        )
+    if not isinstance(value, str):
+        return value
+    rest, slash, protocol = value.partition("/")
+    if "[" in rest or rest.count(":") > 2:
+        raise not_yet(f"the IPv6 address in {quote(value)}")
+    parts = rest.split(":")
+    if len(parts) == 1:
+        raise Fault(
+            f"must say which port of the device is published, not only {quote(value)}",
+            hint=f'write "{rest}:{value}"' if rest.isdigit() else "",
+        )
+    for part in parts[-2:]:
+        if re.fullmatch(r"\d+-\d+", part, re.ASCII):
+            raise not_yet(f"the range of ports {quote(part)}")
+        if re.fullmatch(r"0|[1-9]\d{0,4}", part, re.ASCII) is None or not 1 <= int(part) <= 65535:
+            raise Fault(
+                f"must be [host_ip:]published:target[/protocol] with ports from 1 to 65535, not {quote(value)}"
+            )
+    found: dict[str, object] = {"published": int(parts[-2]), "target": int(parts[-1])}
+    if len(parts) == 3:
+        found["host_ip"] = parts[0]
+    if slash:
+        found["protocol"] = protocol
+    return found
+
+
+class Port(Part):
+    """A port of the device that leads to one inside the container."""
+
+    name: Annotated[OptionalName, Doc("A name for the people who read the spec.", "name", "http")] = None
+    host_ip: Annotated[
+        HostIp,
+        Doc(
+            "The device's address that listens.",
+            "IPv4 address",
+            "127.0.0.1",
+            "the device's `defaults.host_ip`",
+        ),
+    ] = "0.0.0.0"
+    published: Annotated[Whole, Field(ge=1, le=65535), Doc("The port of the device.", "1-65535", "8080")]
+    target: Annotated[Whole, Field(ge=1, le=65535), Doc("The port inside the container.", "1-65535", "80")]
+    protocol: Annotated[Literal["tcp", "udp"], Doc("", "tcp, udp", "udp")] = "tcp"
+
+
+def _mount(value: object) -> object:
+    """Turn `SOURCE:TARGET[:ro]` into the long form."""
+    if not isinstance(value, str):
+        return value
+    source, colon, rest = value.partition(":")
+    if not colon:
+        hint = f"declare a volume and write NAME:{value}" if value.startswith("/") else ""
+        raise Fault(f"must be SOURCE:/path[:ro], not {quote(value)}", hint=hint)
+    where, _, option = rest.partition(":")
+    if option in ("z", "Z"):
+        raise not_yet("relabelling for SELinux (':z')")
+    if option not in ("", "ro", "rw") or rest.endswith(":"):
+        raise Fault(f"must be SOURCE:/path[:ro], not {quote(value)}")
+    kind = "volume"
+    if source.startswith(("/", ".", "~")):
+        kind = "bind"
+    return {"type": kind, "source": source, "target": where, "read_only": option == "ro"}
+
+
+class VolumeMount(Part):
+    """A named volume of the app, mounted at `target`."""
+
+    type: Annotated[Literal["volume"], Doc("A volume that the app declares.", "volume", "volume")] = "volume"
+    source: Annotated[Name, Doc("The name of the volume.", "name", "db-data")]
+    target: Annotated[Target, Doc("Where it is mounted inside.", "path", "/var/lib/db")]
+    read_only: Annotated[bool, Doc("Refuse writes through this mount.", "boolean", "true")] = False
+
+
+class BindMount(Part):
+    """A directory or file of the device, mounted at `target`."""
+
+    type: Annotated[Literal["bind"], Doc("A path of the device.", "bind", "bind")] = "bind"
+    source: Annotated[
+        AbsolutePath,
+        Doc("The path on the device; it must be inside the device's `allowed_binds`.", "path", "/srv/photos"),
+    ]
+    target: Annotated[Target, Doc("Where it is mounted inside.", "path", "/photos")]
+    read_only: Annotated[bool, Doc("Refuse writes through this mount.", "boolean", "true")] = False
+
+
+class TmpfsMount(Part):
+    """A file system in memory, empty at each start."""
+
+    type: Annotated[Literal["tmpfs"], Doc("A file system in memory.", "tmpfs", "tmpfs")] = "tmpfs"
+    target: Annotated[Target, Doc("Where it is mounted inside.", "path", "/tmp")]
+    size: Annotated[Bytes, Doc("The most it may hold.", "bytes", "32Mi", "64Mi")] = 64 << 20
+    mode: Annotated[
+        DirectoryMode,
+        Doc("Permission bits of its root, a string of octal digits.", "string", '"0755"', '"1777"'),
+    ] = 0o1777
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> Self:
+        if self.size < _LEAST_TMPFS:
+            raise Fault(f"must be at least 4Ki, not {self.size}", path=("size",))
+        return self
+
+
+Mount = VolumeMount | BindMount | TmpfsMount
+
+
+def _tmpfs(value: object) -> object:
+    """Turn `PATH[:size=SIZE]` into a mount."""
+    where, colon, option = text(value).partition(":")
+    found: dict[str, object] = {"type": "tmpfs", "target": where}
+    if colon:
+        key, _, amount = option.partition("=")
+        if key != "size":
+            raise Fault(
+                f"must be PATH or PATH:size=SIZE, not {quote(str(value))}",
+                hint="other options are those of the long form under 'volumes'",
+            )
+        size(amount)
+        found["size"] = amount
+    return found
+
+
+def _config(value: object) -> object:
+    """Turn a name into the long form, and default the target to `/NAME`."""
+    if isinstance(value, str):
+        value = {"source": value}
+    if isinstance(value, dict) and "target" not in value and isinstance(value.get("source"), str):
+        return {**value, "target": f"/{value['source']}"}
+    return value
+
+
+class ConfigMount(Part):
+    """A config of the app as a file inside the container."""
+
+    source: Annotated[ConfigName, Doc("The name of the config.", "name", "app_conf")]
+    target: Annotated[Target, Doc("The file inside.", "path", "/etc/app.toml", "`/` and the name")]
+    uid: Annotated[Whole, Field(ge=0, le=2**31 - 1), Doc("The owner.", "integer", "1000")] = 0
+    gid: Annotated[Whole, Field(ge=0, le=2**31 - 1), Doc("The group.", "integer", "1000")] = 0
+    mode: Annotated[
+        FileMode, Doc("Permission bits, a string of octal digits.", "string", '"0440"', '"0444"')
+    ] = 0o444
+
+
+def _limit(value: object) -> int:
+    amount = size(value)
+    if amount < LEAST_MEMORY:
+        raise Fault(f"must be at least {format_bytes(LEAST_MEMORY)}, not {format_bytes(amount)}")
+    return amount
+
+
+class Limits(Part):
+    """What a container may use at most."""
+
+    cpus: Annotated[
+        Cpus, Doc("CPUs, as a number or in thousandths.", "number or `500m`", "0.5", "no limit", False)
+    ] = None
+    memory: Annotated[
+        Annotated[
+            int | None,
+            PlainValidator(_limit),
+            WithJsonSchema({"type": ["string", "integer"], "pattern": r"^\d+(Ki|Mi|Gi|k|M|G)?$"}),
+        ],
+        Doc("Memory; at least 6Mi. Without it there is a warning.", "bytes", "64Mi", "no limit", False),
+    ] = None
+    swap: Annotated[Bytes, Doc("Swap beside `memory`, not the sum of both.", "bytes", "32Mi", "0", False)] = 0
+    pids: Annotated[
+        Whole,
+        Field(ge=1, le=4_194_304),
+        Doc("Processes and threads together.", "integer", "100", "512", False),
+    ] = 512
+
+    @model_validator(mode="after")
+    def _swap_needs_memory(self) -> Self:
+        if self.swap and self.memory is None:
+            raise Fault("needs limits.memory too", path=("swap",))
+        return self
+
+
+def _restart(value: object) -> object:
+    """Turn `no`, `always` or `on-failure[:N]` into the long form."""
+    if isinstance(value, str):
+        policy, colon, attempts = value.partition(":")
+        if policy == "on-failure" and colon:
+            if re.fullmatch(r"\d{1,6}", attempts, re.ASCII) is None:
+                raise Fault(f"must be on-failure:N with a whole number, not {quote(value)}")
+            return {"policy": policy, "max_attempts": int(attempts)}
+        return {"policy": value, "max_attempts": 0}
+    if not isinstance(value, dict):
+        hint = 'write "no" or always' if isinstance(value, bool) else quoted(value)
+        raise Fault(f"must be no, on-failure[:N], always or a map, not {describe(value)}", hint=hint)
+    return value
+
+
+class Restart(Part):
+    """When a container that ended is started again. Times are in seconds."""
+
+    policy: Annotated[
+        Literal["no", "on-failure", "always"], Doc("When.", "no, on-failure, always", "on-failure", "", False)
+    ] = "always"
+    max_attempts: Annotated[
+        Whole,
+        Field(ge=0, le=999_999),
+        Doc("Restarts in a row before giving up; 0: without end.", "integer", "5", "", False),
+    ] = 0
+    delay: Annotated[
+        Duration, Doc("The wait before the first restart.", "duration", "500ms", "1s", False)
+    ] = 1.0
+    max_delay: Annotated[Duration, Doc("The longest wait.", "duration", "1m", "5m", False)] = 300.0
+    factor: Annotated[
+        float,
+        Field(ge=1, le=100),
+        Doc("Each wait is so much longer than the last.", "number", "1.5", "2", False),
+    ] = 2.0
+    jitter: Annotated[
+        float, Field(ge=0, le=1), Doc("Part of the wait that is random.", "0 to 1", "0", "0.1", False)
+    ] = 0.1
+    reset_after: Annotated[
+        PositiveDuration,
+        Doc("A run of this length counts as a success and starts over.", "duration", "1m", "10m", False),
+    ] = 600.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.delay > self.max_delay:
+            delay, longest = format_duration(self.delay), format_duration(self.max_delay)
+            if "delay" in self.model_fields_set:
+                raise Fault(f"must be at most max_delay ({longest}), not {delay}", path=("delay",))
+            raise Fault(f"must be at least delay ({delay}), not {longest}", path=("max_delay",))
+        return self
+
+
+class Logging(Part):
+    """Where standard output and standard error go."""
+
+    driver: Annotated[
+        Literal["file", "none"],
+        Doc(
+            "`file` keeps them, rotated, for `reconciler logs`; `none` throws them away.",
+            "file, none",
+            "none",
+            "",
+            True,
+        ),
+    ] = "file"
+    max_size: Annotated[
+        Bytes, Doc("A file is rotated at this size; at least 4Ki.", "bytes", "1Mi", "10Mi", False)
+    ] = 10 << 20
+    max_files: Annotated[
+        Whole, Field(ge=1, le=100), Doc("Files kept, with the current one.", "integer", "5", "", False)
+    ] = 3
+    compress: Annotated[bool, Doc("Compress rotated files.", "boolean", "false", "", False)] = True
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> Self:
+        if self.max_size < _LEAST_LOG:
+            raise Fault(f"must be at least 4Ki, not {self.max_size}", path=("max_size",))
+        return self
+
+
+class Dependency(Part):
+    """What another container must have reached before this one starts."""
+
+    condition: Annotated[Literal["started"], Doc("What it must have reached.", "started", "started")] = (
+        "started"
+    )
+    required: Annotated[Literal[True], Doc("It must exist.", "true", "true")] = True
+    restart: Annotated[Literal[False], Doc("Restart this one when that one restarts.", "false", "false")] = (
+        False
+    )
+
+
+_NAMED: Final = re.compile(
+    r"(?:[a-z0-9](?:[-a-z0-9]{0,38}[a-z0-9])?/)?[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?", re.ASCII
+)
+
+
+def dependency_name(value: object) -> str:
+    """Return `CONTAINER` or `APP/CONTAINER`, or raise Fault."""
+    found = text(value)
+    if _NAMED.fullmatch(found) is None:
+        raise Fault(f"must be CONTAINER or APP/CONTAINER, not {quote(found)}")
+    return found
+
+
+def _depends_on(value: object) -> object:
+    """Turn a list of names into the map of the long form."""
+    if not isinstance(value, tuple | list):
+        return value
+    found: dict[str, object] = {}
+    faults = []
+    for index, item in enumerate(value):
+        try:
+            key = dependency_name(item)
+            if key in found:
+                raise Fault(f"names {quote(key)} a second time")
+            found[key] = {}
+        except Fault as fault:
+            fault.path = (index,)
+            faults.append(fault)
+    if faults:
+        raise Faults(faults)
+    return found
+
+
+DependencyName = Annotated[str, PlainValidator(dependency_name), WithJsonSchema({"type": "string"})]
+
+Ports = tuple[
+    Annotated[
+        Port,
+        BeforeValidator(_port),
+        AlsoAccepts(r"^([0-9.]+:)?\d+:\d+(/(tcp|udp))?$", "[host_ip:]published:target"),
+    ],
+    ...,
+]
+Mounts = tuple[
+    Annotated[
+        Annotated[Mount, Field(discriminator="type")],
+        BeforeValidator(_mount),
+        AlsoAccepts("^[^:]+:/[^:]*(:r[ow])?$", "SOURCE:/path[:ro]"),
+    ],
+    ...,
+]
+Tmpfs = tuple[
+    Annotated[
+        TmpfsMount,
+        BeforeValidator(_tmpfs),
+        WithJsonSchema({"type": "string", "title": "/path[:size=SIZE]", "pattern": "^/[^:]+(:size=.+)?$"}),
+    ],
+    ...,
+]
+ConfigMounts = tuple[Annotated[ConfigMount, BeforeValidator(_config), AlsoAccepts("", "name")], ...]
+RestartPolicy = Annotated[
+    Restart,
+    BeforeValidator(_restart),
+    AlsoAccepts("^(no|always|on-failure(:[0-9]+)?)$", "no, always, on-failure[:N]"),
+]
+DependsOn = Annotated[
+    dict[DependencyName, Dependency], BeforeValidator(_depends_on), AlsoAccepts("", "list of names", "array")
+]
