@@ -1,0 +1,171 @@
+# ruff: noqa: E501 - the rows of a table cannot be wrapped
+"""docs/cli.md, generated from the parser: options can't be documented wrongly, prose is written here by hand.
+
+Run by `make docs`; a test fails when the file is stale. Imports nothing but the parser.
+"""
+
+import argparse
+from typing import Final
+
+from reconciler.cli.main import build_parser
+
+_HEAD: Final = """\
+# reconciler(8)
+
+The options below are generated from the program (`make docs`); do not edit them here.
+
+## NAME
+
+reconciler - keep the containers of this device equal to a directory or a git branch of specs
+
+## SYNOPSIS
+
+    reconciler VERB [OPTIONS] [ARGUMENTS]
+
+## DESCRIPTION
+
+`reconciler agent` is the program that runs all the time. It reads specs (see [spec.md](spec.md)), looks at what the
+disk and the kernel really show, and does what takes the one to the other; then it waits for the next change. Every other
+verb reads, or asks the running agent; those that change something do the work themselves where no agent runs.
+
+A container is called `APP/CONTAINER`; every verb that takes a name also takes the start of an id, as long as it is
+unambiguous. A volume is called `APP/VOLUME`.
+
+Data goes to standard output, everything else to standard error. `-o json` prints one document with `apiVersion`, `kind`
+and `items`; its keys are never renamed within `reconciler/v1`. Times in JSON are RFC 3339 in UTC, sizes are bytes.
+
+"""
+
+_TAIL: Final = """\
+## EXIT STATUS
+
+| Code | Meaning |
+|---|---|
+| 0 | success; nothing to do; converged |
+| 1 | failure |
+| 2 | only with `--detailed-exitcode`: changes are pending (`plan`) or were made (`apply`) |
+| 3 | a spec or the device file is invalid |
+| 5 | blocked: something holds it up (a lock, a guard, a taken port, a full disk) |
+| 6 | it did not happen in time |
+| 7 | verification failed: content does not match its digest or size |
+| 8 | not found |
+| 9 | the agent can't be reached, or permission is denied |
+| 64 | the command line is wrong |
+| 125, 126, 127, 128+n | `exec`: our own failure, not executable, not found, ended by signal n; else the command's own code |
+| 130, 141 | interrupted; the reader of a pipe went away |
+
+## FILES
+
+| Path | What |
+|---|---|
+| `/var/lib/reconciler` | state: images, layers, containers, volumes (`--state DIR`) |
+| `/run/reconciler` | what a reboot may take away: sockets, exit records (`--run DIR`) |
+| `/etc/reconciler/device.yaml` | what this device allows and how it is set up, see [settings.md](settings.md) (`--device FILE`) |
+
+Instances with different state directories never meet: their bridges, cgroups and tables have different names.
+
+## ENVIRONMENT
+
+`NO_COLOR` turns colours off. `NOTIFY_SOCKET` and `WATCHDOG_USEC` are used as systemd sets them.
+
+## SIGNALS
+
+`agent`: SIGTERM and SIGINT end it, containers go on running; SIGHUP has it look at everything at once, without waiting
+for the back-off of earlier failures.
+
+## EXAMPLES
+
+    reconciler validate specs && reconciler plan specs
+    reconciler agent --git https://git.example/fleet.git --branch main --path sites/lab
+    reconciler logs -f --tail 20 web/page
+    reconciler exec -it web/db psql -U postgres
+    reconciler volume ls && reconciler volume rm old-app/data
+
+## SEE ALSO
+
+[spec.md](spec.md), [settings.md](settings.md), [operations.md](operations.md), [security.md](security.md)
+"""
+
+
+def manual() -> str:
+    """The whole page."""
+    parts = [_HEAD, "## VERBS\n"]
+    verbs = _subparsers(build_parser())
+    for name, parser in verbs.items():
+        nested = _subparsers(parser)
+        for action, inner in nested.items():
+            parts.append(_section(f"{name} {action}", inner))
+        if not nested:
+            parts.append(_section(name, parser))
+    parts.append(_PLACES)
+    parts.append(_TAIL)
+    return "\n".join(parts)
+
+
+_PLACES: Final = """\
+### Every verb
+
+| Option | Meaning |
+|---|---|
+| `-h`, `--help` | the verb's own help |
+| `--state DIR` | state directory (default /var/lib/reconciler) |
+| `--run DIR` | run directory (default /run/reconciler) |
+| `--device FILE` | the device's own file (default /etc/reconciler/device.yaml) |
+"""
+
+_COMMON: Final = frozenset({"--help", "--state", "--run", "--device"})
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def _section(name: str, parser: argparse.ArgumentParser) -> str:
+    lines = [f"### {name}", "", parser.description or "", "", f"    {_usage(name, parser)}", ""]
+    rows = []
+    for action in parser._actions:
+        if _COMMON & set(action.option_strings):
+            continue
+        label = _label(action)
+        meaning = (action.help or "").replace("|", "\\|")
+        if action.choices and action.option_strings:
+            meaning += f": {', '.join(str(choice) for choice in action.choices)}"
+        rows.append(f"| {label} | {meaning} |")
+    if rows:
+        lines += ["| Option or argument | Meaning |", "|---|---|", *rows, ""]
+    return "\n".join(lines)
+
+
+def _label(action: argparse.Action) -> str:
+    metavar = action.metavar if isinstance(action.metavar, str) else (action.dest or "").upper()
+    if not action.option_strings:
+        return f"`{metavar}`"
+    takes = "" if action.nargs == 0 else f" {metavar if action.metavar else 'FORMAT'}"
+    return (
+        ", ".join(f"`{option}`" for option in action.option_strings[:-1])
+        + (", " if len(action.option_strings) > 1 else "")
+        + f"`{action.option_strings[-1]}{takes}`"
+    )
+
+
+def _usage(name: str, parser: argparse.ArgumentParser) -> str:
+    words = [f"reconciler {name}"]
+    if any(action.option_strings and not _COMMON & set(action.option_strings) for action in parser._actions):
+        words.append("[OPTIONS]")
+    for action in parser._actions:
+        if action.option_strings or isinstance(action, argparse._SubParsersAction):
+            continue
+        metavar = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
+        match action.nargs:
+            case "?":
+                words.append(f"[{metavar}]")
+            case "+":
+                words.append(f"{metavar}...")
+            case argparse.REMAINDER:
+                words.append(f"{metavar}...")
+            case _:
+                words.append(metavar)
+    return " ".join(words)

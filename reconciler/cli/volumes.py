@@ -1,0 +1,97 @@
+"""Verbs about named volumes: ls and rm. A volume that no spec declares any more is listed as orphaned."""
+
+import argparse
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from reconciler.agent import client
+from reconciler.agent.history import read_last_good
+from reconciler.agent.parts import open_parts
+from reconciler.agent.requests import remove_volume
+from reconciler.cli.common import device_of, document, layout_of, print_json
+from reconciler.engine import instance, volumes
+from reconciler.engine.layout import Layout
+from reconciler.engine.record import records
+from reconciler.errors import UsageError
+from reconciler.report.tables import age, size, table
+from reconciler.spec.load import load
+
+
+def declared(layout: Layout) -> set[str]:
+    """The volumes that the last good specs declare, as app/volume."""
+    found: set[str] = set()
+    for good in read_last_good(layout).values():
+        configs = dict(good.configs)
+        loaded = load(
+            {good.path: good.content}, lambda path, configs=configs: configs[path], allowed_binds=("/",)
+        )
+        found |= {f"{name}/{volume}" for name, app in loaded.apps.items() for volume in app.app.volumes}
+    return found
+
+
+def listing(args: argparse.Namespace) -> int:
+    """List volumes with size, age and users."""
+    layout = layout_of(args)
+    users: dict[str, list[str]] = {}
+    for record in records(layout):
+        for volume in record.volumes:
+            users.setdefault(f"{record.app}/{volume}", []).append(record.full_name)
+    wanted = declared(layout)
+    items: list[dict[str, Any]] = []
+    for volume in volumes.volumes(layout):
+        name = volume.full_name
+        items.append(
+            {
+                "name": name,
+                "size": 0 if args.quiet else volumes.size(layout, volume.app, volume.name),
+                "created": datetime.fromtimestamp(volume.created, UTC).isoformat(timespec="seconds"),
+                "created_at": volume.created,
+                "orphaned": name not in wanted and not users.get(name),
+                "users": users.get(name, []),
+            }
+        )
+    if args.quiet:
+        for item in items:
+            print(item["name"])
+    elif args.output == "json":
+        for item in items:
+            del item["created_at"]
+        print_json(document("VolumeList", items))
+    else:
+        rows = [
+            (
+                item["name"],
+                size(item["size"]),
+                age(item["created_at"]),
+                "orphaned" if item["orphaned"] else ", ".join(item["users"]) or "-",
+            )
+            for item in items
+        ]
+        sys.stdout.write(table(("VOLUME", "SIZE", "CREATED", "USED BY"), rows))
+    return 0
+
+
+def remove(args: argparse.Namespace) -> int:
+    """Delete volumes and their data for good; refused while a container or a spec wants one."""
+    layout = layout_of(args)
+    for name in args.names:
+        if name.count("/") != 1 or not all(name.split("/")):
+            raise UsageError(f"volume {name!r}: expected APP/VOLUME", hint="run: reconciler volume ls")
+    if client.running(layout):
+        for name in args.names:
+            client.request(layout, "POST", "/v1/volumes/remove", {"name": name})
+            print(name)
+        return 0
+    instance.read_id(layout)
+    parts = open_parts(layout, device_of(args), lambda _: None)
+    try:
+        with instance.StateLock(layout, "reconciler volume rm"):
+            wanted = declared(layout)
+            for name in args.names:
+                app, _, volume = name.partition("/")
+                remove_volume(parts, app, volume, wanted=(volume,) if name in wanted else ())
+                print(name)
+    finally:
+        parts.close()
+    return 0
