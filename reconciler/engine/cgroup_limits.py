@@ -1,0 +1,168 @@
+"""The limits of a cgroup: written, read back, compared with what was wanted.
+
+For engine.cgroup, which makes the directories. What this kernel can't enforce is an UnsupportedError that names the
+limit, the file and the remedy.
+"""
+
+import errno
+import os
+from pathlib import Path
+from typing import Final
+
+from reconciler.engine.hierarchies import Cgroup, read
+from reconciler.errors import BlockedError, ReconcilerError, UnsupportedError
+from reconciler.state.desired import Limits
+
+_PERIOD: Final = (
+    100_000  # microseconds; quota below 1000 is EINVAL (kernel/sched/core.c, min_cfs_quota_period)
+)
+_UNLIMITED_V1: Final = 1 << 60  # v1 shows "no limit" as some number of pages just below 2^63 bytes
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+def update(group: Cgroup, limits: Limits) -> None:
+    """Set `limits`, of a running container too; raise UnsupportedError for one that cannot be enforced."""
+    _set_cpus(group, limits.cpus)
+    _set_memory(group, limits.memory, limits.swap)
+    _set_pids(group, limits.pids)
+
+
+def _set_cpus(group: Cgroup, cpus: int | None) -> None:
+    quota = None if cpus is None else cpus * _PERIOD // 1000
+    if group.v2 is not None and "cpu" in group.controllers:
+        _set(group.v2 / "cpu.max", f"{'max' if quota is None else quota} {_PERIOD}", "limits.cpus", cpus)
+    elif "cpu" in group.v1:
+        directory = group.v1["cpu"]
+        if quota is not None:
+            _set(directory / "cpu.cfs_period_us", str(_PERIOD), "limits.cpus", cpus)
+        _set(directory / "cpu.cfs_quota_us", str(-1 if quota is None else quota), "limits.cpus", cpus)
+    elif cpus is not None:
+        raise _no_controller("limits.cpus", "cpu")
+
+
+def _set_memory(group: Cgroup, memory: int | None, swap: int) -> None:
+    if group.v2 is not None and "memory" in group.controllers:
+        directory = group.v2
+        _set(directory / "memory.max", "max" if memory is None else str(memory), "limits.memory", memory)
+        file, value = directory / "memory.swap.max", "max" if memory is None else str(swap)
+    elif "memory" in group.v1:
+        directory = group.v1["memory"]
+        file = directory / "memory.memsw.limit_in_bytes"
+        if file.exists():
+            file.write_text("-1")  # memsw may never be below memory, so it goes out of the way first
+        limit = directory / "memory.limit_in_bytes"
+        try:
+            _set(limit, str(-1 if memory is None else memory), "limits.memory", memory)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            used = read(directory / "memory.usage_in_bytes").strip()
+            raise BlockedError(
+                f"{limit}: {memory} bytes are less than the {used} in use", transient=True
+            ) from error
+        value = "-1" if memory is None else str(memory + swap)
+    elif memory is None:
+        return
+    else:
+        raise _no_controller("limits.memory", "memory")
+    if file.exists():
+        _set(file, value, "limits.swap", swap)
+    elif memory is not None and _host_has_swap():
+        raise UnsupportedError(
+            f"limits.swap: this kernel cannot limit swap ({file.name} is missing)",
+            hint="boot with swapaccount=1, or turn the device's swap off (swapoff -a)",
+        )
+
+
+def _set_pids(group: Cgroup, pids: int | None) -> None:
+    file = group.file("pids", "pids.max", "pids.max")
+    if file is not None:
+        _set(file, "max" if pids is None else str(pids), "limits.pids", pids)
+    elif pids is not None:
+        raise _no_controller("limits.pids", "pids")
+
+
+def _set(file: Path, value: str, name: str, wanted: int | None) -> None:
+    """Write a limit. One that nobody asked for may be missing its file: then it is not in force anyway."""
+    try:
+        fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        if wanted is None:
+            return
+        raise UnsupportedError(
+            f"{name}: this kernel cannot enforce it ({file.name} is missing)",
+            hint="see: reconciler doctor",
+        ) from error
+    try:
+        os.write(fd, value.encode())
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise
+        raise ReconcilerError(f"{name}: {file}: {value}: {error.strerror}") from error
+    finally:
+        os.close(fd)
+
+
+def _no_controller(name: str, controller: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{name}: this machine cannot enforce it: the cgroup controller {controller} is in no mounted hierarchy",
+        hint=f"boot with cgroup_enable={controller}, or mount it: "
+        f"mount -t cgroup -o {controller} cgroup /sys/fs/cgroup/{controller}",
+    )
+
+
+def read_limits(group: Cgroup, wanted: Limits | None = None) -> Limits:
+    """Read the limits in force.
+
+    With `wanted`, a value that differs from it only by what the kernel keeps (whole pages) or cannot tell (swap where
+    nothing counts it, or where memory has no limit) reads as wanted, so that comparing the two finds drift only.
+    """
+    cpus = _read_cpus(group)
+    memory = _number(group.file("memory", "memory.max", "memory.limit_in_bytes"))
+    pids = _number(group.file("pids", "pids.max", "pids.max"))
+    swap = _read_swap(group, memory)
+    if wanted is None:
+        return Limits(cpus=cpus, memory=memory, swap=swap or 0, pids=pids)
+    if wanted.memory is not None and memory == wanted.memory // _PAGE * _PAGE:
+        total = (wanted.memory + wanted.swap) // _PAGE * _PAGE
+        if swap is not None and swap in (total - memory, wanted.swap // _PAGE * _PAGE):
+            swap = wanted.swap
+        memory = wanted.memory
+    return Limits(
+        cpus=cpus, memory=memory, swap=wanted.swap if swap is None or memory is None else swap, pids=pids
+    )
+
+
+def _read_cpus(group: Cgroup) -> int | None:
+    if group.v2 is not None and "cpu" in group.controllers:
+        quota, _, period = read(group.v2 / "cpu.max").partition(" ")
+    elif "cpu" in group.v1:
+        quota = read(group.v1["cpu"] / "cpu.cfs_quota_us")
+        period = read(group.v1["cpu"] / "cpu.cfs_period_us")
+    else:
+        return None
+    quota = quota.strip()
+    if quota in ("", "max", "-1"):
+        return None
+    return int(quota) * 1000 // int(period)
+
+
+def _read_swap(group: Cgroup, memory: int | None) -> int | None:
+    if memory is None:
+        return None
+    if group.v2 is not None and "memory" in group.controllers:
+        return _number(group.v2 / "memory.swap.max")
+    total = _number(group.v1["memory"] / "memory.memsw.limit_in_bytes")
+    return None if total is None else total - memory
+
+
+def _number(file: Path | None) -> int | None:
+    text = "" if file is None else read(file).strip()
+    if text in ("", "max"):
+        return None
+    value = int(text)
+    return None if value >= _UNLIMITED_V1 else value
+
+
+def _host_has_swap() -> bool:
+    return len(read(Path("/proc/swaps")).splitlines()) > 1
