@@ -130,7 +130,7 @@ def test_the_example_apps_pin_the_committed_image(name: str) -> None:
     assert images == {f"{build.NAME}@{image_index()['digest']}"}
 
 
-# --- the program ------------------------------------------------------------------------------------------------------
+# --- the program ----------------------------------------------------------------------------------------------------
 
 
 def free_port() -> int:
