@@ -75,6 +75,11 @@ def read_count(body: bytes) -> int:
     return int.from_bytes(netlink.attributes(body, _NFGENMSG.size).get(_STATS_GLOBAL_ENTRIES, b""), "big")
 
 
+def everything() -> bytes:
+    """Ask for every tracked flow (a dump)."""
+    return message(_SUBSYSTEM | _GET, 0, _body())
+
+
 def by_original_source(address: bytes) -> bytes:
     """Ask for the flows that `address` began (a dump, filtered by the kernel since Linux 5.8)."""
     return _filtered(_TUPLE_ORIGINAL, nested(_TUPLE_IP, attribute(_IP_V4_SRC, address)), _BY_SOURCE)

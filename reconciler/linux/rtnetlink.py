@@ -8,7 +8,7 @@ import socket
 import struct
 
 from reconciler.linux import netlink
-from reconciler.linux.netlink import CREATE, EXCLUSIVE, REPLACE, attribute, message, nested, text, u32
+from reconciler.linux.netlink import CREATE, EXCLUSIVE, REPLACE, attribute, message, nested, text, u8, u32
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18  # RTM_*, linux/rtnetlink.h
 _NEWADDR, _GETADDR = 20, 22
@@ -17,7 +17,8 @@ _NEWNEIGH = 28
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 18, 20, 26, 28, 29
-_IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_PORT_KIND, _IFLA_INFO_PORT_DATA = 1, 2, 4, 5
+_IFLA_BRPORT_MODE = 4
 _VETH_INFO_PEER = 1
 _IFLA_INET_CONF = 1
 _EXT_SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS, Linux 4.4
@@ -160,8 +161,12 @@ def set_link(
     alias: str | None = None,
     mac: bytes | None = None,
     devconf: dict[int, int] | None = None,
+    hairpin: bool | None = None,
 ) -> bytes:
-    """Change what is given on the link `index`, or on the link `name` where the index is 0."""
+    """Change what is given on the link `index`, or on the link `name` where the index is 0.
+
+    `hairpin` is for a link that is a port of a bridge already: frames may leave by the port they came in by.
+    """
     body = _ifinfo(index, up=up)
     if name is not None:
         body += text(_IFLA_IFNAME, name)
@@ -176,6 +181,12 @@ def set_link(
     if devconf is not None:
         settings = (u32(number, value) for number, value in sorted(devconf.items()))
         body += nested(_IFLA_AF_SPEC, nested(socket.AF_INET, nested(_IFLA_INET_CONF, *settings)))
+    if hairpin is not None:
+        body += nested(
+            _IFLA_LINKINFO,
+            text(_IFLA_INFO_PORT_KIND, "bridge"),
+            nested(_IFLA_INFO_PORT_DATA, u8(_IFLA_BRPORT_MODE, int(hairpin))),
+        )
     return message(_NEWLINK, 0, body)
 
 

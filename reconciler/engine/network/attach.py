@@ -48,47 +48,35 @@ def attach(sock: netlink.Socket, app_bridge: Link, wanted: Attachment, namespace
     """
     label = wanted.label(os.fstat(namespace).st_ino)
     with open_inside(namespace) as inside, ExitStack() as undo:
-        created = _create(sock, app_bridge, label, namespace)
+        made, labelled = sock.try_all(
+            rtnetlink.new_veth(
+                label.name,
+                bridge=app_bridge.index,
+                mtu=app_bridge.mtu,
+                peer=INSIDE,
+                peer_mac=hardware_address(label.address),
+                peer_namespace=namespace,
+            ),
+            rtnetlink.set_link(name=label.name, alias=str(label), hairpin=True),
+        )
+        if made is not None and made.errno != errno.EEXIST:
+            raise made
         host = bridge.find(sock, label.name)
-        if host is None and not created:
+        if host is None:
             raise BlockedError(
                 f"{wanted}: its network namespace has an interface {INSIDE} that is not ours",
                 hint="the container is made anew when it restarts",
             )
-        if host is None:
-            raise OSError(errno.ENODEV, f"link {label.name} vanished while it was made")
-        if created:
+        if made is None:
             undo.callback(_take_back, sock, host.index)
-        sock.request(*_host_side(app_bridge, host, label))
+            if labelled is not None:
+                raise labelled
+            sock.request(bridge.forwarding_entry(host.index, label.address))
+        else:
+            sock.request(rtnetlink.set_link(host.index, alias=str(label)))
+            bridge.connect(sock, app_bridge.index, host, label.address)
         _configure(inside, wanted)
         undo.pop_all()  # complete: keep everything
-
-
-def _create(sock: netlink.Socket, app_bridge: Link, label: LinkLabel, namespace: int) -> bool:
-    """Make the pair and label it; return False where one of its names is taken."""
-    made, labelled = sock.try_all(
-        rtnetlink.new_veth(
-            label.name,
-            bridge=app_bridge.index,
-            mtu=app_bridge.mtu,
-            peer=INSIDE,
-            peer_mac=hardware_address(label.address),
-            peer_namespace=namespace,
-        ),
-        rtnetlink.set_link(name=label.name, alias=str(label)),
-    )
-    if made is not None and made.errno != errno.EEXIST:
-        raise made
-    if labelled is not None and not (made is not None and labelled.errno == errno.ENODEV):
-        raise labelled
-    return made is None
-
-
-def _host_side(app_bridge: Link, host: Link, label: LinkLabel) -> list[bytes]:
-    entry = rtnetlink.new_forwarding_entry(host.index, hardware_address(label.address))
-    if host.master == app_bridge.index and host.up:
-        return [entry]
-    return [rtnetlink.set_link(host.index, master=app_bridge.index, up=True), entry]
 
 
 def _configure(inside: netlink.Socket, wanted: Attachment) -> None:

@@ -195,16 +195,26 @@ def ensure(sock: netlink.Socket, wanted: Bridge) -> Link:
     )
     for port, label in links_of(wanted.instance, wanted.app, links(sock)):
         if port.master != link.index or not port.up:
-            connect(sock, link.index, port.index, label.address)
+            connect(sock, link.index, port, label.address)
     return link
 
 
-def connect(sock: netlink.Socket, bridge: int, port: int, address: IPv4Address) -> None:
-    """Make the host's end of a link a port of the bridge, and tie its hardware address to that port."""
+def connect(sock: netlink.Socket, app_bridge: int, port: Link, address: IPv4Address) -> None:
+    """Make the host's end of a link a port of the bridge, and tie its hardware address to that port.
+
+    Hairpin, since br_netfilter translates within the bridge: a container that asks for its own published port gets its
+    frame back by the port it came from.
+    """
+    if port.master != app_bridge or not port.up:
+        sock.request(rtnetlink.set_link(port.index, master=app_bridge, up=True))
     sock.request(
-        rtnetlink.set_link(port, master=bridge, up=True),
-        rtnetlink.new_forwarding_entry(port, hardware_address(address)),
+        rtnetlink.set_link(port.index, hairpin=True),
+        forwarding_entry(port.index, address),
     )
+
+
+def forwarding_entry(port: int, address: IPv4Address) -> bytes:
+    return rtnetlink.new_forwarding_entry(port, hardware_address(address))
 
 
 def delete(sock: netlink.Socket, name: str) -> bool:

@@ -6,7 +6,7 @@ always named by an address or a port of ours; other flows of the host are left a
 """
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address
 
 from reconciler.engine.network.diagnose import kernel
@@ -15,19 +15,20 @@ from reconciler.errors import UnsupportedError
 from reconciler.linux import conntrack, netlink
 
 _UDP = PROTOCOLS["udp"]
+# A search walks the kernel's whole hash table, which takes milliseconds whatever it finds; so few flows are read once
+# and looked through here, and many are searched by the kernel, once for each thing to find.
+_FEW = 2000
+
+_Search = tuple[bytes, Callable[[conntrack.Entry], bool]]
 
 
 def forget_addresses(addresses: Iterable[IPv4Address]) -> int:
     """Forget every flow from or to these addresses, of any protocol; return how many there were."""
-    wanted = sorted(set(addresses))
-    return _forget(
-        (request, lambda entry: True)
-        for address in wanted
-        for request in (
-            conntrack.by_original_source(address.packed),
-            conntrack.by_reply_source(address.packed),
-        )
-    )
+    searches: list[_Search] = []
+    for address in sorted(set(addresses)):
+        searches.append((conntrack.by_original_source(address.packed), _begun_by(address)))
+        searches.append((conntrack.by_reply_source(address.packed), _answered_by(address)))
+    return _forget(searches)
 
 
 def forget_changed(
@@ -39,24 +40,31 @@ def forget_changed(
     """
     old = {mapping for mapping in before if mapping.protocol == "udp"}
     new = {mapping for mapping in after if mapping.protocol == "udp"}
-    gone = [
-        (conntrack.by_reply_source(mapping.address.packed), _answers_from(mapping))
+    gone: list[_Search] = [
+        (conntrack.by_reply_source(mapping.address.packed), _translated_by(mapping))
         for mapping in sorted(old - new)
     ]
-    come = [
-        (
-            conntrack.by_original_destination_port(_UDP, mapping.published),
-            _reaches_another(mapping, local),
-        )
+    come: list[_Search] = [
+        (conntrack.by_original_destination_port(_UDP, mapping.published), _reaches_another(mapping, local))
         for mapping in sorted(new - old)
     ]
     return _forget([*gone, *come])
 
 
-def _answers_from(mapping: PortMapping) -> Callable[[conntrack.Entry], bool]:
+def _begun_by(address: IPv4Address) -> Callable[[conntrack.Entry], bool]:
+    return lambda entry: entry.original.source == address.packed
+
+
+def _answered_by(address: IPv4Address) -> Callable[[conntrack.Entry], bool]:
+    return lambda entry: entry.reply.source == address.packed
+
+
+def _translated_by(mapping: PortMapping) -> Callable[[conntrack.Entry], bool]:
+    answer = (_UDP, mapping.address.packed, mapping.target)
+
     def stale(entry: conntrack.Entry) -> bool:
         reply = entry.reply
-        return (reply.protocol, reply.source_port) == (_UDP, mapping.target)
+        return (reply.protocol, reply.source, reply.source_port) == answer
 
     return stale
 
@@ -65,7 +73,10 @@ def _reaches_another(
     mapping: PortMapping, local: frozenset[IPv4Address]
 ) -> Callable[[conntrack.Entry], bool]:
     def stale(entry: conntrack.Entry) -> bool:
-        asked = IPv4Address(entry.original.destination)
+        sent = entry.original
+        if (sent.protocol, sent.destination_port) != (_UDP, mapping.published):
+            return False
+        asked = IPv4Address(sent.destination)
         mine = asked == mapping.host_ip or (mapping.host_ip == ANY and (asked in local or asked.is_loopback))
         answers = (entry.reply.source, entry.reply.source_port)
         return mine and answers != (mapping.address.packed, mapping.target)
@@ -73,9 +84,10 @@ def _reaches_another(
     return stale
 
 
-def _forget(searches: Iterable[tuple[bytes, Callable[[conntrack.Entry], bool]]]) -> int:
-    """Run each search and delete what it finds and its test confirms."""
-    forgotten = 0
+def _forget(searches: Sequence[_Search]) -> int:
+    """Delete the flows that a search finds and its test confirms; the tests alone are enough to tell."""
+    if not searches:
+        return 0
     with kernel("connection tracking"), netlink.Socket(netlink.NETFILTER) as sock:
         try:
             tracked = conntrack.read_count(sock.get(conntrack.count()))
@@ -87,8 +99,13 @@ def _forget(searches: Iterable[tuple[bytes, Callable[[conntrack.Entry], bool]]])
                 hint="load it: modprobe nf_conntrack_netlink",
             ) from error
         if not tracked:
-            return 0  # a search walks the whole hash table, which takes milliseconds
-        for request, stale in searches:
+            return 0
+        if tracked <= _FEW:
+            entries = [conntrack.read_entry(body) for body in sock.dump(conntrack.everything())]
+            stale = [entry for entry in entries if any(test(entry) for _, test in searches)]
+            return conntrack.delete_all(sock, stale)
+        forgotten = 0
+        for request, test in searches:
             found = [conntrack.read_entry(body) for body in sock.dump(request)]
-            forgotten += conntrack.delete_all(sock, [entry for entry in found if stale(entry)])
-    return forgotten
+            forgotten += conntrack.delete_all(sock, [entry for entry in found if test(entry)])
+        return forgotten

@@ -101,8 +101,9 @@ _RULES: tuple[tuple[str, tuple[Json, ...]], ...] = (
     ("inward", (_DROP,)),
     # From the host's 127.0.0.1 to a published port: a container can't answer to 127.0.0.1.
     ("nat_postrouting", (_TO_BRIDGE, _match(_field("ip", "saddr"), _LOOPBACK), _MASQUERADE)),
-    # From a sibling, or the container itself, through a published port: the answer must come back through us.
-    ("nat_postrouting", (_SAME_BRIDGE, _TRANSLATED, _MASQUERADE)),
+    # From a sibling, or the container itself, through a published port: the answer must come back through us. By the
+    # address, and not by the link it came from, which br_netfilter does not show here.
+    ("nat_postrouting", (_match(_concat(_OUT, _field("ip", "saddr")), "@members"), _TRANSLATED, _MASQUERADE)),
     # Outwards.
     ("nat_postrouting", (_FROM_BRIDGE, _match(_OUT, "@bridges", "!="), _MASQUERADE)),
 )
