@@ -135,11 +135,10 @@ def test_every_alert_is_tested_and_asks_for_metrics_that_are_documented() -> Non
 # --- names and words ------------------------------------------------------------------------------------------------
 
 
-def test_nothing_names_this_machine() -> None:
-    places = [re.escape(str(CLONE))] if len(CLONE.parts) > 2 else []
-    words = re.compile("|".join([*places, r"/home/\w", r"/Users/\w"]))
-    wrong = [f"{name}: {match[0]}" for name, text in texts() for match in words.finditer(text)]
-    assert [line for line in wrong if not line.startswith("tests/test_repository.py")] == []
+def test_nothing_names_the_place_of_this_clone() -> None:
+    place = str(CLONE)
+    if len(CLONE.parts) > 2:  # a clone at /src would find its name everywhere
+        assert [name for name, text in texts() if place in text] == []
 
 
 def test_no_work_is_left_as_a_note() -> None:
