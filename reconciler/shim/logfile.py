@@ -72,6 +72,10 @@ class LogFile:
         ] = []  # entries whose bytes are in the log, and which the index did not take yet
         self._renames: list[tuple[str, str]] = []  # what is left to do of a rotation
         self._splice = True
+        self.sequence = 0
+        self._end = self._entries = 0
+        self._next = (-1, -1)
+        self._born = time.monotonic()
         self._clock = (time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         self._null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -272,8 +276,6 @@ class LogFile:
 
     def _adopt(self) -> None:
         """Rotate what an earlier writer left, finishing a rotation that it did not, and begin a pair."""
-        self._born = time.monotonic()
-        self._end = self._entries = 0
         names = set(os.listdir(self._directory))
         rotated = self._rotated((".log", ".log.gz", ".idx"))
         self.sequence = rotated[-1] if rotated else 0

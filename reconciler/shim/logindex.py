@@ -6,10 +6,11 @@ A log directory holds raw bytes and, beside them, what the bytes alone do not sa
   00000007.log 00000007.idx         rotated, whole; at most `max_files - 1` of them
   00000007.log.gz                   the same, compressed; its index stays as it is
 
-The index is a header and entries of 32 bytes each, little endian, so that entry n is at 32 * (n + 1). An entry describes
-one stretch of bytes as it came out of the container's pipe, many lines or half a line. It is written after its bytes,
-so that a reader who follows never sees an entry that points beyond the data; after a power cut either file may be short,
-or hold zeros: the checksum says which entries to believe. `shim.logfile` writes this format, `engine.logs` reads it.
+The index is a header and entries of 32 bytes each, little endian, so that entry n is at 32 * (n + 1). An entry tells
+of one stretch of bytes as it came out of the container's pipe, many lines or half a line. It is written after its
+bytes, so that a reader who follows never sees an entry that points beyond the data; after a power cut either file may
+be short, or hold zeros: the checksum says which entries to believe. `shim.logfile` writes this format, `engine.logs`
+reads it.
 """
 
 import struct
