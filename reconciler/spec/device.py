@@ -9,7 +9,7 @@ import ipaddress
 import re
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from reconciler.spec.fault import Fault
 from reconciler.spec.fields import Doc, Part
@@ -159,6 +159,8 @@ class Metrics(Part):
 
 class DeviceFile(Part):
     """The device's own file."""
+
+    model_config = ConfigDict(json_schema_extra={"patternProperties": {"^x-": True}})
 
     api_version: Annotated[
         Literal["reconciler/v1"],

@@ -5,12 +5,12 @@ field reference in docs/ are generated from here (`spec.schema`). What is not a 
 Pure: rules that need more than one field are in `spec.rules`.
 """
 
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from reconciler.spec.fault import Fault
-from reconciler.spec.fields import Doc, Part, docs
+from reconciler.spec.fields import AlsoAccepts, Doc, Part, docs
 from reconciler.spec.parts import (
     BindMount,
     ConfigMount,
@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 API_VERSION = "reconciler/v1"
-_EXTENSIONS = ConfigDict(json_schema_extra={"patternProperties": {"^x-": True}})
+_EXTENSIONS: Final[dict[str, Any]] = {"patternProperties": {"^x-": True}}
 
 
 class Volume(Part):
@@ -85,6 +85,10 @@ class Volume(Part):
 class Config(Part):
     """A file that containers get to see, from the repository or written here. Exactly one of the two."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["file"]}, {"required": ["content"]}]}
+    )
+
     file: Annotated[
         OptionalRepositoryPath,
         Doc("A file, by its path from the root of the repository; at most 1Mi.", "path", "conf/app.toml"),
@@ -101,7 +105,7 @@ class Config(Part):
 class Container(Part):
     """One container of an app."""
 
-    model_config = _EXTENSIONS
+    model_config = ConfigDict(json_schema_extra={**_EXTENSIONS})
 
     image: Annotated[
         ImageReference,
@@ -253,7 +257,9 @@ def _declaration(value: object) -> object:
 class App(Part):
     """One spec file."""
 
-    model_config = _EXTENSIONS
+    model_config = ConfigDict(
+        json_schema_extra={**_EXTENSIONS, "required": ["apiVersion", "kind", "name", "containers"]}
+    )
 
     api_version: Annotated[
         Literal["reconciler/v1"],
@@ -265,10 +271,13 @@ class App(Part):
         AppName, Doc("The name of the app, unique in the repository; at most 40 characters.", "name", "web")
     ]
     containers: Annotated[
-        dict[Name, Container], Doc("The containers by name; at least one.", "map", "{}")
+        dict[Name, Container], Doc("The containers by name; at least one.", "map", "{web: {...}}", "required")
     ] = Field(default_factory=dict)
     volumes: Annotated[
-        dict[Name, Annotated[Volume, BeforeValidator(_declaration)]],
+        dict[
+            Name,
+            Annotated[Volume, BeforeValidator(_declaration), AlsoAccepts("", "nothing more to say", "null")],
+        ],
         Doc("The named volumes that containers mount.", "map", "{db-data: {}}", "`{}`"),
     ] = Field(default_factory=dict)
     configs: Annotated[

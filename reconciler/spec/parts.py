@@ -7,7 +7,7 @@ Pure.
 import re
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from reconciler.spec.fault import Fault, Faults, not_yet
 from reconciler.spec.fields import AlsoAccepts, Doc, Part
@@ -87,7 +87,7 @@ class Port(Part):
     ] = "0.0.0.0"
     published: Annotated[Whole, Field(ge=1, le=65535), Doc("The port of the device.", "1-65535", "8080")]
     target: Annotated[Whole, Field(ge=1, le=65535), Doc("The port inside the container.", "1-65535", "80")]
-    protocol: Annotated[Literal["tcp", "udp"], Doc("", "tcp, udp", "udp")] = "tcp"
+    protocol: Annotated[Literal["tcp", "udp"], Doc("The transport protocol.", "tcp, udp", "udp")] = "tcp"
 
 
 def _mount(value: object) -> object:
@@ -112,7 +112,11 @@ def _mount(value: object) -> object:
 class VolumeMount(Part):
     """A named volume of the app, mounted at `target`."""
 
-    type: Annotated[Literal["volume"], Doc("A volume that the app declares.", "volume", "volume")] = "volume"
+    model_config = ConfigDict(json_schema_extra={"required": ["type", "source", "target"]})
+
+    type: Annotated[
+        Literal["volume"], Doc("A volume that the app declares.", "volume", "volume", "required")
+    ] = "volume"
     source: Annotated[Name, Doc("The name of the volume.", "name", "db-data")]
     target: Annotated[Target, Doc("Where it is mounted inside.", "path", "/var/lib/db")]
     read_only: Annotated[bool, Doc("Refuse writes through this mount.", "boolean", "true")] = False
@@ -121,7 +125,9 @@ class VolumeMount(Part):
 class BindMount(Part):
     """A directory or file of the device, mounted at `target`."""
 
-    type: Annotated[Literal["bind"], Doc("A path of the device.", "bind", "bind")] = "bind"
+    model_config = ConfigDict(json_schema_extra={"required": ["type", "source", "target"]})
+
+    type: Annotated[Literal["bind"], Doc("A path of the device.", "bind", "bind", "required")] = "bind"
     source: Annotated[
         AbsolutePath,
         Doc("The path on the device; it must be inside the device's `allowed_binds`.", "path", "/srv/photos"),
@@ -133,7 +139,9 @@ class BindMount(Part):
 class TmpfsMount(Part):
     """A file system in memory, empty at each start."""
 
-    type: Annotated[Literal["tmpfs"], Doc("A file system in memory.", "tmpfs", "tmpfs")] = "tmpfs"
+    model_config = ConfigDict(json_schema_extra={"required": ["type", "target"]})
+
+    type: Annotated[Literal["tmpfs"], Doc("A file system in memory.", "tmpfs", "tmpfs", "required")] = "tmpfs"
     target: Annotated[Target, Doc("Where it is mounted inside.", "path", "/tmp")]
     size: Annotated[Bytes, Doc("The most it may hold.", "bytes", "32Mi", "64Mi")] = 64 << 20
     mode: Annotated[
@@ -178,6 +186,8 @@ def _config(value: object) -> object:
 
 class ConfigMount(Part):
     """A config of the app as a file inside the container."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["source"]})
 
     source: Annotated[ConfigName, Doc("The name of the config.", "name", "app_conf")]
     target: Annotated[Target, Doc("The file inside.", "path", "/etc/app.toml", "`/` and the name")]

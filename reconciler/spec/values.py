@@ -125,7 +125,8 @@ def path(value: object) -> str:
     found = text(value)
     if not found.startswith("/"):
         raise Fault(
-            f"must be an absolute path, not {quote(found)}", hint=f"for example /{found}" if found else ""
+            f"must be an absolute path, not {quote(found)}",
+            hint=f"for example /{found}" if found[:1].isalnum() else "",
         )
     parts = [part for part in found.split("/") if part not in ("", ".")]
     if ".." in parts:

@@ -7,7 +7,8 @@ PyYAML's own composer recurses in C: a megabyte of `[` is a segmentation fault, 
 """
 
 import re
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import yaml
 
@@ -53,14 +54,14 @@ Value = str | WrittenInt | WrittenFloat | bool | None | tuple["Value", ...] | di
 class Node:
     """A place in the tree. `size` counts its nodes with aliases expanded, `height` the levels below it."""
 
-    __slots__ = ("column", "height", "line", "size", "width")
+    __slots__ = ("column", "line", "width")
+    size: int
+    height: int
 
     def __init__(self, line: int, column: int, width: int) -> None:
         self.line = line
         self.column = column
         self.width = width
-        self.size = 1
-        self.height = 0
 
     @property
     def span(self) -> Span:
@@ -72,9 +73,13 @@ class Scalar(Node):
     """Text; `plain` where it stands without quotes and may be a number, a boolean or null."""
 
     __slots__ = ("plain", "text")
+    size = 1
+    height = 0
 
     def __init__(self, line: int, column: int, width: int, text: str, plain: bool) -> None:
-        super().__init__(line, column, width)
+        self.line = line
+        self.column = column
+        self.width = width
         self.text = text
         self.plain = plain
 
@@ -82,20 +87,24 @@ class Scalar(Node):
 class Sequence(Node):
     """A list."""
 
-    __slots__ = ("items",)
+    __slots__ = ("height", "items", "size")
 
     def __init__(self, line: int, column: int, width: int) -> None:
         super().__init__(line, column, width)
+        self.size = 1
+        self.height = 0
         self.items: list[Node] = []
 
 
 class Mapping(Node):
     """A map; keys are text, as written. Entries that came through `<<` follow the map's own."""
 
-    __slots__ = ("entries",)
+    __slots__ = ("entries", "height", "size")
 
     def __init__(self, line: int, column: int, width: int) -> None:
         super().__init__(line, column, width)
+        self.size = 1
+        self.height = 0
         self.entries: dict[str, tuple[Node, Node]] = {}
 
 
@@ -213,37 +222,46 @@ class _Composer:
 
     def read(self, loader: yaml.CSafeLoader) -> None:
         documents = 0
-        while (event := loader.get_event()) is not None:
-            match event:
-                case yaml.ScalarEvent():
-                    self.scalar(event)
-                case yaml.MappingStartEvent():
-                    self.open(event, Mapping(*_place(event)))
-                case yaml.SequenceStartEvent():
-                    self.open(event, Sequence(*_place(event)))
-                case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
-                    self.close(event)
-                case yaml.AliasEvent():
-                    self.alias(event)
-                case yaml.DocumentStartEvent():
-                    documents += 1
-                    span = Span(*_place(event))
-                    if documents > 1:
-                        raise self.stop(span, "one file holds one document; this starts a second one")
-                    if event.version is not None or event.tags:
-                        raise self.stop(span, "directives are not allowed: a spec is YAML 1.2 already")
+        next_event: Callable[[], Any] = loader.get_event
+        while (event := next_event()) is not None:
+            # By exact type, the most frequent first: this loop is most of what reading a thousand specs costs.
+            kind = type(event)
+            if kind is yaml.ScalarEvent:
+                self.scalar(event)
+            elif kind is yaml.MappingStartEvent:
+                self.open(event, Mapping(*_place(event)))
+            elif kind is yaml.SequenceStartEvent:
+                self.open(event, Sequence(*_place(event)))
+            elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
+                self.close(event)
+            elif kind is yaml.AliasEvent:
+                self.alias(event)
+            elif kind is yaml.DocumentStartEvent:
+                documents += 1
+                span = Span(*_place(event))
+                if documents > 1:
+                    raise self.stop(span, "one file holds one document; this starts a second one")
+                if event.version is not None or event.tags:
+                    raise self.stop(span, "directives are not allowed: a spec is YAML 1.2 already")
 
     def scalar(self, event: yaml.ScalarEvent) -> None:
-        line, column, width = _place(event)
+        text = event.value
+        node = Scalar(*_place(event), text, event.implicit[0])
         # Escapes in double quotes can spell what the text itself may not hold; NUL ends every string of the kernel's.
-        node = Scalar(line, column, width, event.value, event.implicit[0])
-        if "\0" in event.value:
+        if "\0" in text:
             self.problem(node.span, "a NUL character is not allowed")
         if event.tag:
             self.tag(node, event.tag)
-        self.grow(1, node)
-        self.anchor(event, node, closed=True)
-        self.add(node)
+        self.count += 1
+        if self.count > MAX_NODES:
+            self.grow(0, node)
+        if event.anchor is not None:
+            self.anchor(event.anchor, node, closed=True)
+        if self.keys and self.keys[-1] is None and type(self.stack[-1]) is Mapping:
+            self.keys[-1] = node
+            self.stack[-1].size += 1
+        else:
+            self.add(node)
 
     def open(self, event: yaml.CollectionStartEvent, node: Mapping | Sequence) -> None:
         if not event.flow_style:
@@ -253,7 +271,8 @@ class _Composer:
         self.grow(1, node)
         if len(self.stack) >= MAX_DEPTH:
             raise self.stop(node.span, f"nested more than {MAX_DEPTH} levels deep")
-        self.anchor(event, node, closed=False)
+        if event.anchor is not None:
+            self.anchor(event.anchor, node, closed=False)
         self.stack.append(node)
         self.keys.append(None)
         self.opened.append(event.anchor)
@@ -300,15 +319,12 @@ class _Composer:
                 node.span, f"more than {MAX_NODES} nodes, counting aliases as often as they are used"
             )
 
-    def anchor(self, event: yaml.NodeEvent, node: Node, *, closed: bool) -> None:
-        if event.anchor is None:
-            return
-        if event.anchor in self.anchors:
-            first = self.anchors[event.anchor]
-            message = f"the anchor &{printable(event.anchor)} is already used in line {first.line}"
-            self.problem(node.span, message)
-        self.anchors[event.anchor] = node
-        self.closed[event.anchor] = closed
+    def anchor(self, name: str, node: Node, *, closed: bool) -> None:
+        if name in self.anchors:
+            first = self.anchors[name]
+            self.problem(node.span, f"the anchor &{printable(name)} is already used in line {first.line}")
+        self.anchors[name] = node
+        self.closed[name] = closed
 
     def add(self, node: Node, span: Span | None = None) -> None:
         """Put a finished node where it belongs: as the root, an item, a key or a value."""
@@ -317,7 +333,8 @@ class _Composer:
             return
         parent = self.stack[-1]
         parent.size += node.size
-        parent.height = max(parent.height, node.height + 1)
+        if parent.height <= node.height:
+            parent.height = node.height + 1
         if isinstance(parent, Sequence):
             parent.items.append(node)
             return
@@ -350,9 +367,8 @@ class _Composer:
                 node.entries.setdefault(key, entry)
 
 
-def _place(event: yaml.Event) -> tuple[int, int, int]:
+def _place(event: Any) -> tuple[int, int, int]:
     """Return line and column, from 1, and the width, 0 where the event spans lines."""
     start, end = event.start_mark, event.end_mark
-    assert start is not None
-    assert end is not None
-    return start.line + 1, start.column + 1, end.column - start.column if end.line == start.line else 0
+    line, column = start.line, start.column
+    return line + 1, column + 1, end.column - column if end.line == line else 0
