@@ -217,6 +217,37 @@ def test_readme_is_two_screens_and_shows_the_two_commands() -> None:
         assert f"\n```\n{command}\n```\n" in readme
 
 
+def read_nothing(path: str) -> bytes:
+    """Stand for a repository without config files."""
+    raise FileNotFoundError(path)
+
+
+def test_the_example_in_readme_and_the_apps_in_specs_are_valid() -> None:
+    from reconciler.spec.load import load
+
+    (example,) = re.findall(r"```yaml\n(.*?)```", (CLONE / "README.md").read_text(), re.DOTALL)
+    files = {path.name: path.read_bytes() for path in (CLONE / "specs").glob("*.yaml")}
+    assert len(files) == 3
+    loaded = load(files | {"readme.yaml": example.encode()}, read_nothing)
+    assert [problem.render() for problem in loaded.problems] == []
+    assert set(loaded.apps) == {"web", "counter", "pair", "shop"}
+
+
+def test_the_device_file_in_deploy_spells_out_the_defaults() -> None:
+    from reconciler.config import load_device
+
+    written = CLONE / "deploy" / "device.yaml"
+    assert load_device(str(written), written.read_bytes()) == load_device("", None)
+
+
+def test_the_device_file_of_make_run_is_valid_and_names_the_committed_image() -> None:
+    from reconciler.config import load_device
+
+    written = (CLONE / "examples" / "device.yaml").read_text().replace("@CLONE@", str(CLONE))
+    (bundle,) = load_device("examples/device.yaml", written.encode()).bundles
+    assert (Path(bundle) / "oci-layout").exists()
+
+
 def test_the_changelog_begins_with_this_version() -> None:
     version = tomllib.loads((CLONE / "pyproject.toml").read_text())["project"]["version"]
     first = re.search(r"^## \[([^]]+)\]", (CLONE / "CHANGELOG.md").read_text(), re.MULTILINE)
