@@ -91,6 +91,13 @@ def quoted(text: str) -> str:
     return "".join(_visible(character) for character in text)
 
 
+def printable(text: str) -> str:
+    """Return text of several lines (a log) fit for a terminal: as `quoted`, but line breaks and tabs stay."""
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return "".join(character if character in "\n\t" else _visible(character) for character in text)
+
+
 def _visible(character: str) -> str:
     if character.isprintable():
         return character

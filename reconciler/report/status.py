@@ -1,0 +1,259 @@
+"""The status document: for every app whether it is as desired (sync), how it is (health), and why.
+
+Pure: the values of one turn in, plain JSON values out. `status`, `ps`, the agent's socket and the page show this one
+document, so that they can't disagree. Keys are never renamed within v1; new ones may be added.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
+from datetime import datetime
+from typing import Any, Final
+
+from reconciler.plan.steps import (
+    Blocked,
+    Plan,
+    Step,
+)
+from reconciler.report.container import container, rfc3339
+from reconciler.report.tables import Column, duration, short_digest, short_reference
+from reconciler.spec.marks import ERROR, Problem, printable
+from reconciler.state.desired import Desired
+from reconciler.state.observed import Now, Observed
+
+SYNC: Final = ("synced", "out_of_sync", "unknown")
+HEALTH: Final = ("healthy", "progressing", "degraded", "suspended", "missing")
+NO_SECCOMP: Final = "containers run without a seccomp filter in this release"
+
+
+def document(
+    desired: Desired,
+    observed: Observed,
+    plan: Plan,
+    now: Now,
+    *,
+    problems: Sequence[Problem] = (),
+    busy: frozenset[str] = frozenset(),
+    revision: str = "",
+    generation: int = 0,
+    source_problem: str = "",
+    source_stale: str = "",
+    guard: str = "",
+    adhoc: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the status of the device. Total: every combination of phases, blocks and failures has a row.
+
+    `busy` are the apps with a lane running, `problems` what is wrong in the specs, `source_problem` why the source
+    can't be read, `source_stale` why it is older than it should be, `guard` why nothing shrinks. `adhoc` is merged in
+    at the top level (the agent's own facts, such as its addresses).
+    """
+    found: dict[str, set[str]] = defaultdict(set)
+    steps: dict[str | None, list[Step]] = defaultdict(list)
+    blocked: dict[str, list[Blocked]] = defaultdict(list)
+    for full_name in observed.containers:
+        found[full_name.partition("/")[0]].add(full_name)
+    for step in plan.steps:
+        steps[step.app].append(step)
+    for block in plan.blocked:
+        blocked[block.app].append(block)
+    names = found.keys() | desired.apps.keys() | desired.held.keys()
+    items = [
+        _app(name, desired, observed, found[name], steps[name], blocked[name], now, name in busy)
+        for name in sorted(names)
+    ]
+    waiting = any(item["sync"] != "synced" or item["health"] == "progressing" for item in items)
+    return {
+        "apiVersion": "reconciler/v1",
+        "kind": "Status",
+        "time": rfc3339(now.wall),
+        "revision": revision,
+        "generation": generation,
+        "converged": not (plan.steps or plan.blocked or waiting or source_problem),
+        "source": {"problem": source_problem, "stale": source_stale},
+        "guard": guard,
+        "problems": [_problem(problem) for problem in problems],
+        "notes": [NO_SECCOMP],
+        "steps": [str(step) for step in plan.steps],
+        "blocked": [_blocked(item, now) for item in plan.blocked if not item.app],
+        **(adhoc or {}),
+        "items": items,
+    }
+
+
+# --- apps ----------------------------------------------------------------------------------------------------------
+
+
+def _app(
+    name: str,
+    desired: Desired,
+    observed: Observed,
+    found: Set[str],
+    steps: Sequence[Step],
+    blocked: Sequence[Blocked],
+    now: Now,
+    busy: bool,
+) -> dict[str, Any]:
+    wanted = desired.apps.get(name)
+    full_names = set(found)
+    if wanted is not None:
+        full_names |= {container.full_name for container in wanted.containers.values()}
+        full_names |= {f"{name}/{item.container}" for item in wanted.unresolved}
+    containers = [container(full, wanted, observed, blocked, steps, busy, now) for full in sorted(full_names)]
+    failure = observed.failures.get(name)
+    sync = _sync(name, desired, blocked, steps, busy)
+    reason = _reason(name, desired, blocked, steps)
+    return {
+        "name": name,
+        "path": wanted.path if wanted is not None else "",
+        "digest": wanted.digest if wanted is not None else "",
+        "sync": sync,
+        "health": _health(containers, blocked, bool(steps) or busy),
+        "reason": reason,
+        "stale": wanted.stale if wanted is not None else desired.held.get(name, ""),
+        "wanted": wanted is not None,
+        "busy": busy,
+        "steps": [str(step) for step in steps],
+        "blocked": [_blocked(item, now) for item in blocked],
+        "failure": None
+        if failure is None
+        else {
+            "step": failure.step,
+            "error": failure.error,
+            "hint": failure.hint,
+            "count": failure.count,
+            "transient": failure.transient,
+        },
+        "containers": containers,
+    }
+
+
+def _sync(name: str, desired: Desired, blocked: Sequence[Blocked], steps: Sequence[Step], busy: bool) -> str:
+    """A container that waits for its next restart is in sync: its spec is applied, it is its health that is bad."""
+    wanted = desired.apps.get(name)
+    if wanted is None:
+        held = name in desired.held or desired.hold_all
+        return "unknown" if held else "out_of_sync"
+    held_up = [item for item in blocked if not _is_back_off(item)]
+    return "out_of_sync" if wanted.stale or wanted.unresolved or steps or busy or held_up else "synced"
+
+
+def _is_back_off(item: Blocked) -> bool:
+    """Restarts wait per container and for a time; what holds up an update has no container, or no time."""
+    return bool(item.container) and item.until is not None
+
+
+def _health(containers: Sequence[Mapping[str, Any]], blocked: Sequence[Blocked], working: bool) -> str:
+    states = {container["state"] for container in containers}
+    failed = any(
+        container["state"] == "exited" and (container["exit_code"] not in (0, None) or container["oom"])
+        for container in containers
+    )
+    if "backoff" in states or failed or (blocked and not working):
+        alive = "running" in states or "backoff" in states or "exited" in states
+        return "degraded" if alive or not containers else "missing"
+    if working or "starting" in states:
+        return "progressing"
+    if "waiting" in states:
+        return "degraded" if states & {"running", "exited"} else "missing"
+    return "healthy"
+
+
+def _reason(name: str, desired: Desired, blocked: Sequence[Blocked], steps: Sequence[Step]) -> str:
+    """The one sentence that `status` shows: what is in the way first, then what is being done."""
+    wanted = desired.apps.get(name)
+    if wanted is not None and wanted.stale:
+        return f"keeps running its last good spec: {wanted.stale}"
+    if name in desired.held:
+        return desired.held[name]
+    for item in blocked:
+        if not _is_back_off(item):
+            return f"{item.container}: {item.reason}" if item.container else item.reason
+    for item in blocked:
+        return f"{item.container}: {item.reason}"
+    if wanted is None:
+        return desired.hold_all or "no spec wants it any more; it is being removed"
+    return str(steps[0]) if steps else ""
+
+
+# --- small parts ---------------------------------------------------------------------------------------------------
+
+
+def _blocked(item: Blocked, now: Now) -> dict[str, Any]:
+    return {
+        "container": item.container,
+        "reason": item.reason,
+        "seconds": round(max(0.0, item.until - now.boottime), 1) if item.until is not None else None,
+    }
+
+
+def _problem(problem: Problem) -> dict[str, Any]:
+    return {
+        "where": str(problem.mark),
+        "severity": problem.severity,
+        "message": printable(problem.message),
+        "hint": printable(problem.hint),
+    }
+
+
+# --- what tables show ----------------------------------------------------------------------------------------------
+
+
+def containers(status: Mapping[str, Any], *, everything: bool = False) -> list[dict[str, Any]]:
+    """Return the containers of a status document, as `ps` lists them; those that ended for good with `everything`."""
+    return [
+        container
+        for item in status["items"]
+        for container in item["containers"]
+        if everything or container["state"] != "exited"
+    ]
+
+
+def ps_columns(*, now: float, truncate: bool = True) -> tuple[Column, ...]:
+    """The columns of `ps` at the wall time `now`; `truncate` is off for --no-trunc."""
+
+    def reference(item: Mapping[str, Any]) -> str:
+        text = str(item["image"])
+        return short_reference(text) if truncate else text
+
+    def identifier(key: str) -> Any:
+        return lambda item: short_digest(str(item[key])) if truncate else str(item[key])
+
+    def how_old(item: Mapping[str, Any]) -> str:
+        created = item["created"]
+        return duration(now - datetime.fromisoformat(created).timestamp()) if created else "-"
+
+    return (
+        Column("NAME", lambda item: str(item["name"])),
+        Column("STATUS", lambda item: str(item["status"])),
+        Column("HEALTH", lambda item: "-" if item["health"] == "none" else str(item["health"])),
+        Column("RESTARTS", lambda item: str(item["restarts"])),
+        Column("AGE", how_old),
+        Column("PORTS", lambda item: ", ".join(item["ports"])),
+        Column("IMAGE", reference),
+        Column("ID", identifier("id"), wide=True),
+        Column("PID", lambda item: str(item["pid"] or "-"), wide=True),
+        Column("DIGEST", identifier("digest"), wide=True),
+        Column("CPU", lambda item: _usage(item, "cpu"), wide=True),
+        Column("MEM", lambda item: _usage(item, "memory"), wide=True),
+    )
+
+
+def _usage(item: Mapping[str, Any], key: str) -> str:
+    return str(item.get("usage", {}).get(key, "-"))
+
+
+APP_COLUMNS: Final = (
+    Column("APP", lambda item: str(item["name"])),
+    Column("SYNC", lambda item: str(item["sync"])),
+    Column("HEALTH", lambda item: str(item["health"])),
+    Column(
+        "CONTAINERS",
+        lambda item: f"{sum(c['state'] == 'running' for c in item['containers'])}/{len(item['containers'])}",
+    ),
+    Column("REASON", lambda item: str(item["reason"])),
+    Column("FILE", lambda item: str(item["path"]), wide=True),
+)
+
+
+def errors(problems: Iterable[Problem]) -> int:
+    """Count the problems that are errors."""
+    return sum(problem.severity == ERROR for problem in problems)
