@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reconciler.config import Device
-from reconciler.engine import cgroup, instance
+from reconciler.engine import instance
 from reconciler.engine.container import Containers
+from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
 from reconciler.engine.local import LocalEngine
 from reconciler.engine.network.networks import Networks
@@ -64,7 +65,7 @@ def open_parts(layout: Layout, device: Device, progress: Callable[[Progress], No
     images = open_images(layout, device, store)
     networks = Networks(layout, identity)
     zygote = Zygote(layout)
-    containers = Containers(layout, identity, store, networks, zygote, cgroup.Hierarchies.detect)
+    containers = Containers(layout, identity, store, networks, zygote, Hierarchies.detect)
     engine = LocalEngine(
         layout, containers=containers, networks=networks, store=store, images=images, progress=progress
     )

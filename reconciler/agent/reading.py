@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from reconciler.agent.history import read_failures, read_generations
 from reconciler.agent.intent import Intent, Reader, Resolver, Source
@@ -24,8 +25,10 @@ from reconciler.engine.store import Store
 from reconciler.errors import BlockedError, UsageError
 from reconciler.plan.diff import plan as make_plan
 from reconciler.plan.steps import Plan
+from reconciler.report import status
 from reconciler.source.directory import DirectorySource
 from reconciler.source.git import GitSource
+from reconciler.source.snapshot import Snapshot
 from reconciler.state.desired import Desired
 from reconciler.state.observed import Now, Observed
 
@@ -138,3 +141,31 @@ def apply_here(
     if last is None or not (last.converged if wait else last.finished):
         return None
     return last
+
+
+def status_here(layout: Layout, device: Device) -> dict[str, Any]:
+    """The status document where no agent runs: the last good specs against what is there."""
+    store = Store(layout)
+    resolver = Resolver(open_images(layout, device, store), store, lambda: None, background=False, keep=False)
+    try:
+        intent = Reader(layout, device, _NoSource(), resolver, keep=False).read()
+    finally:
+        resolver.close()
+    observed, moment = observe(layout, intent.desired), now()
+    plan = make_plan(intent.desired, observed, moment, retention=retention(device))
+    generations = read_generations(layout)
+    return status.document(
+        intent.desired,
+        observed,
+        plan,
+        moment,
+        generation=generations[-1].number if generations else 0,
+        adhoc={"agent": "not running"},
+    )
+
+
+class _NoSource:
+    """A source that can't be read, so that the last good specs count."""
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot.unreadable("no agent is running")

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 
 from reconciler.agent.parts import Parts
-from reconciler.engine import cgroup
 from reconciler.engine.record import Record, records
 
 
@@ -26,7 +25,6 @@ def remove_everything(parts: Parts, say: Callable[[str], None]) -> None:
     parts.containers.sweep()
     parts.networks.clean()
     say("removed networks, port table and sysctls")
-    cgroup.remove_parent(cgroup.Hierarchies.detect(), f"reconciler-{parts.instance}")
     parts.close()
     shutil.rmtree(parts.layout.run, ignore_errors=True)
     shutil.rmtree(parts.layout.state)

@@ -35,8 +35,8 @@ def listing(args: argparse.Namespace) -> int:
     layout = layout_of(args)
     users: dict[str, list[str]] = {}
     for record in records(layout):
-        for volume in record.volumes:
-            users.setdefault(f"{record.app}/{volume}", []).append(record.full_name)
+        for name in record.volumes:
+            users.setdefault(f"{record.app}/{name}", []).append(record.full_name)
     wanted = declared(layout)
     items: list[dict[str, Any]] = []
     for volume in volumes.volumes(layout):

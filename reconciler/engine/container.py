@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from reconciler.engine import bundle, cgroup, record
+from reconciler.engine import bundle, cgroup, cgroup_limits, record
 from reconciler.engine.durable import replace_bytes, replace_json
+from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.network.resolv import host_resolv_conf, render_hosts, update_hosts
@@ -26,8 +27,7 @@ from reconciler.engine.process import Control, Zygote, open_pidfd, read_shim
 from reconciler.engine.snapshot import Uppers
 from reconciler.engine.store import Store
 from reconciler.errors import NotFoundError, ReconcilerError, TimedOutError
-from reconciler.spec.reference import Digest
-from reconciler.state.desired import Container, Settings
+from reconciler.state.desired import Container, Settings, VolumeMount
 
 _KILL_TIMEOUT = 10.0
 _CREATE_TIMEOUT = 120.0
@@ -46,7 +46,7 @@ class Containers:
         store: Store,
         networks: Networks,
         zygote: Zygote,
-        hierarchies: Callable[[], cgroup.Hierarchies],
+        hierarchies: Callable[[], Hierarchies],
     ) -> None:
         self._layout = layout
         self._instance = instance
@@ -256,13 +256,19 @@ class Containers:
         except (OSError, record.CorruptRecordError):
             found = None
         if found is not None:
-            self._store.touch(Digest("sha256", layer) for layer in found.layers)
+            self._touch(found)
             if keep_previous:
                 self._keep_previous(found)
             else:
                 self._forget_previous(found)
                 self._networks.release(found.app, found.name)
         self._discard(container_id)
+
+    def _touch(self, found: record.Record) -> None:
+        """Note that the image was in use until now: garbage goes by age."""
+        for image in self._store.images():
+            if str(image.manifest) == found.manifest:
+                self._store.touch(image)
 
     def _discard(self, container_id: str) -> None:
         """Take away cgroup, run directory and state directory; each succeeds if it is gone."""
@@ -311,7 +317,7 @@ class Containers:
         group = cgroup.open_existing(self._hierarchies(), self._parent, container_id)
         if group is None:
             raise NotFoundError(f"{found.full_name}: its cgroup is gone")
-        cgroup.update(group, settings.limits)
+        cgroup_limits.update(group, settings.limits)
         if settings.rotation != found.settings.rotation and layout.control_socket(container_id).exists():
             rotation = settings.rotation
             with Control.connect(layout.control_socket(container_id)) as control:
@@ -329,7 +335,7 @@ class Containers:
 
 
 def _volumes(desired: Container) -> Iterable[str]:
-    return {mount.volume for mount in desired.identity.mounts if isinstance(mount, bundle.VolumeMount)}
+    return {mount.volume for mount in desired.identity.mounts if isinstance(mount, VolumeMount)}
 
 
 def _end(pidfd: int, grace: float) -> None:

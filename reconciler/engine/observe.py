@@ -12,7 +12,8 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from reconciler.engine import cgroup, record, volumes
+from reconciler.engine import cgroup, cgroup_limits, record, volumes
+from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
 from reconciler.engine.network import listeners
 from reconciler.engine.network.networks import Networks
@@ -100,7 +101,7 @@ class Observer:
     # --- containers --------------------------------------------------------------------------------------------
 
     def _containers(self, attached: frozenset[str]) -> dict[str, tuple[state.Container, ...]]:
-        hierarchies = cgroup.Hierarchies.detect()
+        hierarchies = Hierarchies.detect()
         found: dict[str, list[state.Container]] = {}
         seen: set[Path] = set()
         for container_id in _names(self._layout.containers):
@@ -119,7 +120,7 @@ class Observer:
         }
 
     def _container(
-        self, found: record.Record, hierarchies: cgroup.Hierarchies, attached: frozenset[str]
+        self, found: record.Record, hierarchies: Hierarchies, attached: frozenset[str]
     ) -> state.Container:
         layout = self._layout
         phase, settled = self._phase(found.id)
@@ -127,7 +128,7 @@ class Observer:
         intact, linked = True, True
         if isinstance(phase, state.Running | state.Created):
             group = cgroup.open_existing(hierarchies, self._parent, found.id)
-            limits = cgroup.read_limits(group) if group is not None else None
+            limits = cgroup_limits.read_limits(group, found.settings.limits) if group is not None else None
             intact = group is not None and all(
                 path.exists()
                 for path in (layout.config(found.id), layout.log(found.id), layout.hosts(found.id))
