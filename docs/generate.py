@@ -3,26 +3,27 @@
 import sys
 from pathlib import Path
 
-DOCS = Path(__file__).parent
+from reconciler.cli.manual import manual
+from reconciler.spec.schema import generated
 
-
-def pages() -> dict[Path, str]:
-    """Path -> content of every generated page."""
-    from reconciler.cli.manual import manual
-    from reconciler.spec.schema import documents
-
-    return {DOCS / "cli.md": manual(), **{DOCS / name: text for name, text in documents().items()}}
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
     """Write what is stale, or only name it."""
-    stale = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
-    for path in stale:
-        print(path.relative_to(DOCS.parent))
-        if "--check" not in sys.argv:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(pages()[path])
-    return 1 if stale and "--check" in sys.argv else 0
+    pages = {"docs/cli.md": manual(), **generated()}
+    check = "--check" in sys.argv
+    stale = [
+        name
+        for name, text in pages.items()
+        if not (ROOT / name).is_file() or (ROOT / name).read_text() != text
+    ]
+    for name in stale:
+        print(f"{name}: {'stale, run: make docs' if check else 'written'}")
+        if not check:
+            (ROOT / name).parent.mkdir(exist_ok=True)
+            (ROOT / name).write_text(pages[name])
+    return 1 if stale and check else 0
 
 
 if __name__ == "__main__":

@@ -22,10 +22,7 @@ def declared(layout: Layout) -> set[str]:
     """The volumes that the last good specs declare, as app/volume."""
     found: set[str] = set()
     for good in read_last_good(layout).values():
-        configs = dict(good.configs)
-        loaded = load(
-            {good.path: good.content}, lambda path, configs=configs: configs[path], allowed_binds=("/",)
-        )
+        loaded = load({good.path: good.content}, dict(good.configs).__getitem__, allowed_binds=("/",))
         found |= {f"{name}/{volume}" for name, app in loaded.apps.items() for volume in app.app.volumes}
     return found
 
