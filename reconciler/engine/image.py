@@ -126,7 +126,9 @@ def _descriptor(item: Object) -> Descriptor:
     )
 
 
-def _open(data: bytes, subject: str, limits: Limits, kinds: frozenset[str], declared: str) -> Object:
+def _open(
+    data: bytes, subject: str, limits: Limits, kinds: frozenset[str], declared: Sequence[str]
+) -> Object:
     """Parse and check that every declaration of the document's type agrees with `kinds`, the types of its structure."""
     document = parse(data, subject=subject, limit=limits.document)
     version = document.integer("schemaVersion")
@@ -135,13 +137,12 @@ def _open(data: bytes, subject: str, limits: Limits, kinds: frozenset[str], decl
     if version != 2:
         document.fail(f"schemaVersion is {version}, expected 2")
     inner = document.text("mediaType")
-    declared = declared.split(";", 1)[0].strip().lower()
-    if inner is not None and inner not in kinds:
-        document.fail(f"mediaType is {inner[:100]!r}, which does not fit the document's structure")
-    if declared not in _VAGUE_TYPES and (declared not in kinds or (inner is not None and declared != inner)):
-        document.fail(
-            f"declared as {declared[:100]!r}, but is {inner or sorted(kinds)[0]!r} (CVE-2021-41190: refused)"
-        )
+    for claim in declared:
+        claim = claim.split(";", 1)[0].strip().lower()
+        if claim not in _VAGUE_TYPES and (claim not in kinds or (inner is not None and claim != inner)):
+            document.fail(
+                f"declared as {claim[:100]!r}, but is {inner or min(kinds)!r} (CVE-2021-41190: refused)"
+            )
     return document
 
 
@@ -157,9 +158,9 @@ def is_index(data: bytes, *, subject: str, limits: Limits = _LIMITS) -> bool:
 
 
 def parse_index(
-    data: bytes, *, subject: str = "index", declared: str = "", limits: Limits = _LIMITS
+    data: bytes, *, subject: str = "index", declared: Sequence[str] = (), limits: Limits = _LIMITS
 ) -> Index:
-    """Return the index in `data`, or raise InvalidDocumentError. `declared` is the type that the carrier gave it."""
+    """Return the index in `data`, or raise InvalidDocumentError. `declared`: the types that its carriers gave it."""
     document = _open(data, subject, limits, INDEX_TYPES, declared)
     if document.has("layers") or document.has("config"):
         document.fail("has both manifests and layers or config: ambiguous (CVE-2021-41190), refused")
@@ -183,7 +184,7 @@ def _layer(item: Object, limits: Limits) -> Descriptor:
 
 
 def parse_manifest(
-    data: bytes, *, subject: str = "manifest", declared: str = "", limits: Limits = _LIMITS
+    data: bytes, *, subject: str = "manifest", declared: Sequence[str] = (), limits: Limits = _LIMITS
 ) -> Manifest:
     """Return the image manifest in `data`, or raise InvalidDocumentError; artifacts and foreign layers are refused."""
     document = _open(data, subject, limits, MANIFEST_TYPES, declared)

@@ -23,6 +23,9 @@ class Limits:
     unpacked: int = 128 * GIB  # one layer's files, holes counted as if written
     entries: int = 4_000_000  # one layer's tar headers, extended ones included
     directories: int = 400_000  # one layer's: the only part of unpacking that takes memory per entry
+    directory_names: int = 48 * MIB  # their paths together, with those of whiteouts
+    replaced: int = 100  # directories that a layer makes and then replaces itself: each costs a search
+    symlink_hops: int = 50_000  # paths of one layer that lead through its own symlinks
     ratio: int = 300  # unpacked : packed; deflate can reach 1032, zstd 32768
     ratio_floor: int = GIB
     header: int = MIB  # one pax or GNU extended header

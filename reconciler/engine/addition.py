@@ -1,0 +1,234 @@
+"""One layer's way into the store, on a worker thread: fetched, verified, unpacked aside, and only then given its name.
+
+Everything lies in a directory of its own in partial/ until it is complete; a crash at any moment leaves nothing else.
+"""
+
+import os
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from reconciler.engine import fetch
+from reconciler.engine.fetch import AbandonedError, Meter
+from reconciler.engine.image import compression
+from reconciler.engine.imagerecord import LayerRecord
+from reconciler.engine.jobs import Job
+from reconciler.engine.layout import Layout
+from reconciler.engine.limits import Limits
+from reconciler.engine.lowers import Lowers
+from reconciler.engine.oci_layout import Bundles
+from reconciler.engine.progress import Listener, Phase, Progress
+from reconciler.engine.registry.client import Registry
+from reconciler.engine.registry.errors import RegistryError
+from reconciler.engine.room import Room
+from reconciler.engine.store import Store
+from reconciler.engine.stream import LayerStream
+from reconciler.engine.unpack import Totals, Unpacker
+from reconciler.errors import VerificationError
+from reconciler.spec.reference import Digest, Reference
+from reconciler.state.image import Layer
+
+_REPORT_EVERY: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What to add: the topmost of `layers` (an image's, lowest first), found under `reference`.
+
+    `below` is the job that adds the layer below it, None where that one is in the store.
+    """
+
+    layers: tuple[Layer, ...]
+    reference: Reference
+    below: Job[Digest] | None
+    progress: Listener
+
+    @property
+    def layer(self) -> Layer:
+        return self.layers[-1]
+
+
+class Adder:
+    """Adds layers to one store. Thread-safe.
+
+    `received` counts packed bytes by (registry, source, kind): source origin or bundle, kind full or resumed.
+    """
+
+    def __init__(
+        self, store: Store, layout: Layout, bundles: Bundles, registry: Registry, limits: Limits
+    ) -> None:
+        self._store = store
+        self._layout = layout
+        self._bundles = bundles
+        self._registry = registry
+        self._limits = limits
+        self._room = Room(layout, limits)
+        self._lock = threading.Lock()
+        self.received: Counter[tuple[str, str, str]] = Counter()
+
+    def add(self, wanted: Addition, job: Job[Digest]) -> None:
+        """Make the layer complete, or raise and leave nothing; waits for the layer below before the last steps."""
+        layer = wanted.layer
+        if job.stop.is_set():
+            raise AbandonedError(f"layer {layer.digest.short}: given up")
+        if self._store.has_layer(layer.chain_id):
+            return
+        partial = self._layout.partial / f"{layer.chain_id.hex[:16]}-{secrets.token_hex(4)}"
+        needed = layer.size
+        try:
+            partial.mkdir(mode=0o700)
+            with _Workplace(partial, self._limits, self._room) as place:
+                self._extract(place, wanted, job)
+                needed = place.unpacker.size
+                if wanted.below is not None:
+                    wanted.below.done.wait()
+                    if wanted.below.error is not None:
+                        raise wanted.below.error
+                lowers = [self._store.layer_path(item.chain_id) for item in reversed(wanted.layers[:-1])]
+                totals = place.unpacker.finish(Lowers(lowers))
+                if job.stop.is_set():
+                    raise AbandonedError(f"layer {layer.digest.short}: given up")
+                self._store.commit_layer(_record(wanted, totals), place.root, place.index)
+        except BaseException as error:
+            self._store.discard(partial)
+            self._store.empty_trash()  # gives the room back before anybody reads that there was none
+            if isinstance(error, OSError):
+                raise self._room.explain(error, needed, f"layer {layer.digest.short}") from error
+            raise
+        self._store.discard(partial)
+        wanted.progress(Progress(layer.digest, layer.size, layer.size, Phase.DONE))
+
+    def _extract(self, place: "_Workplace", wanted: Addition, job: Job[Digest]) -> None:
+        """Unpack from the first source that has the layer whole; what an earlier one left is thrown away."""
+        layer = wanted.layer
+        complaint = ""
+        if self._bundles.has(layer.digest):
+            meter = Meter()
+            try:
+                self._stream(place, wanted, fetch.from_bundle(self._bundles, layer, meter), meter, job)
+            except (VerificationError, FileNotFoundError) as error:
+                complaint = f"the bundle's copy: {error}"
+                place.clear()
+            else:
+                return
+        meter = Meter()
+        try:
+            source = fetch.from_registry(self._registry, wanted.reference, layer, meter, pause=job.stop.wait)
+            try:
+                self._stream(place, wanted, source, meter, job)
+            except VerificationError:
+                if not meter.resumes:
+                    raise
+                # The blob may have changed between two transfers (G7): once more, from its start.
+                place.clear()
+                meter = Meter()
+                source = fetch.from_registry(
+                    self._registry, wanted.reference, layer, meter, pause=job.stop.wait
+                )
+                self._stream(place, wanted, source, meter, job)
+        except RegistryError as error:
+            error.hint = error.hint or complaint
+            raise
+
+    def _stream(
+        self,
+        place: "_Workplace",
+        wanted: Addition,
+        source: Iterator[bytes],
+        meter: Meter,
+        job: Job[Digest],
+    ) -> None:
+        layer = wanted.layer
+        packed = fetch.verified(_watched(source, wanted, meter, job), layer)
+        try:
+            stream = LayerStream(packed, compression(layer.media_type), self._limits)
+            stream.unpack(place.unpacker, layer.diff_id)
+        finally:
+            key = wanted.reference.registry, meter.source or "origin"
+            with self._lock:
+                self.received[(*key, "full")] += meter.received - meter.resumed
+                self.received[(*key, "resumed")] += meter.resumed
+
+
+def _record(wanted: Addition, totals: Totals) -> LayerRecord:
+    layer = wanted.layer
+    parent = wanted.layers[-2].chain_id if len(wanted.layers) > 1 else None
+    return LayerRecord(
+        layer.chain_id, layer.diff_id, layer.digest, parent, totals.size, totals.entries, time.time()
+    )
+
+
+def _watched(source: Iterator[bytes], wanted: Addition, meter: Meter, job: Job[Digest]) -> Iterator[bytes]:
+    """Pass `source` on, tell the listener now and then, and end when nobody waits any more."""
+    layer = wanted.layer
+    reported = 0
+
+    def report(phase: Phase) -> None:
+        wanted.progress(Progress(layer.digest, meter.received, layer.size, phase, meter.resumed))
+
+    report(Phase.DOWNLOADING)
+    try:
+        for chunk in source:
+            if job.stop.is_set():
+                raise AbandonedError(f"layer {layer.digest.short}: given up")
+            if meter.received - reported >= _REPORT_EVERY:
+                reported = meter.received
+                report(Phase.DOWNLOADING)
+            yield chunk
+        report(Phase.UNPACKING)
+    finally:
+        close = getattr(source, "close", None)
+        if close is not None:
+            close()
+
+
+class _Workplace:
+    """The directory `path` while a layer is made in it: root/, what root/ lost (gone/), and the file index."""
+
+    def __init__(self, path: Path, limits: Limits, room: Room) -> None:
+        self.root = path / "root"
+        self.index = path / "files"
+        self._gone = path / "gone"
+        self._path = path
+        self._limits = limits
+        self._room = room
+        self._open = ExitStack()
+        self._used = 0
+
+    def __enter__(self) -> "_Workplace":
+        self._begin()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def _begin(self) -> None:
+        with ExitStack() as undo:
+            root, gone = (self._make(path, undo) for path in (self.root, self._gone))
+            index = undo.enter_context(self.index.open("w+b", buffering=1 << 17))
+            self.unpacker = Unpacker(root, gone, index, limits=self._limits, room=self._room.ensure)
+            undo.callback(self.unpacker.close)
+            self._open = undo.pop_all()
+
+    def _make(self, path: Path, undo: ExitStack) -> int:
+        path.mkdir(mode=0o755)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        undo.callback(os.close, fd)
+        return fd
+
+    def clear(self) -> None:
+        """Start over with empty directories."""
+        self._open.close()
+        self._used += 1
+        for path in (self.root, self._gone, self.index):
+            path.rename(self._path / f"{path.name}.{self._used}")
+        self._begin()

@@ -1,0 +1,80 @@
+"""Bundles: OCI image layout directories as a source of blobs, for a USB stick or a directory beside the specs.
+
+A blob is looked up by its digest alone, so the layout's index.json, its tags and its annotations have no say. Whoever
+reads a blob verifies it. A bundle that is not there (a stick not plugged in) holds nothing. Reads only.
+"""
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from reconciler.linux.path import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
+from reconciler.spec.reference import Digest
+
+_CHUNK = 1 << 16
+
+
+class Bundles:
+    """The bundles of this device, asked in order."""
+
+    def __init__(self, directories: Sequence[Path]) -> None:
+        self._directories = tuple(directories)
+
+    @contextmanager
+    def open(self, digest: Digest) -> Iterator[BinaryIO | None]:
+        """Open the blob `digest` of the first bundle that has it, or give None. It is a regular file in the bundle."""
+        fd = self._find(digest)
+        if fd is None:
+            yield None
+            return
+        with open(fd, "rb", buffering=0) as file:
+            yield file
+
+    def has(self, digest: Digest) -> bool:
+        """Tell whether some bundle has a blob of that name."""
+        fd = self._find(digest)
+        if fd is not None:
+            os.close(fd)
+        return fd is not None
+
+    def read(self, digest: Digest, limit: int) -> bytes | None:
+        """Return a small blob, or None where no bundle has it; one byte more than `limit` at most. Not verified."""
+        with self.open(digest) as file:
+            if file is None:
+                return None
+            data = bytearray()
+            while len(data) <= limit and (chunk := file.read(_CHUNK)):
+                data += chunk
+            return bytes(data[: limit + 1])
+
+    def _find(self, digest: Digest) -> int | None:
+        for directory in self._directories:
+            try:
+                root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            try:
+                # A stick is a stranger's: a symlink in it may not lead out of it, and a FIFO may not hold us up.
+                fd = openat2(
+                    root,
+                    f"blobs/{digest.algorithm}/{digest.hex}",
+                    os.O_RDONLY | os.O_NONBLOCK,
+                    resolve=RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS,
+                )
+            except OSError:
+                continue
+            finally:
+                os.close(root)
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                return fd
+            os.close(fd)
+        return None
+
+
+def chunks(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the rest of `file` in pieces."""
+    while chunk := file.read(_CHUNK):
+        yield chunk

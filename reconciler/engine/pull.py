@@ -1,0 +1,169 @@
+"""Images: resolve what a digest means, and bring its layers here, verified and unpacked.
+
+The order is that of architecture.md: a layer is unpacked aside, both its digests are checked, and only then does it get
+its name. Layers of one image, and of several, are fetched side by side on two pairs of threads; the same layer is never
+fetched twice at once. Nothing here decides that an image is wanted.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from reconciler.engine.addition import Adder, Addition
+from reconciler.engine.jobs import Job, Jobs
+from reconciler.engine.layout import Layout
+from reconciler.engine.limits import Limits
+from reconciler.engine.oci_layout import Bundles
+from reconciler.engine.platform import Platform
+from reconciler.engine.progress import Listener, Phase, Progress
+from reconciler.engine.registry.client import Registry
+from reconciler.engine.registry.patience import Patience
+from reconciler.engine.resolve import Resolver
+from reconciler.engine.room import Room
+from reconciler.engine.store import Store
+from reconciler.spec.reference import Digest, Reference
+from reconciler.state.image import Image, Layer
+
+__all__ = ["Images", "Listener", "Phase", "Progress"]
+
+_WORKERS: Final = 2  # each with a helper that downloads and inflates
+
+
+def _ignore(progress: Progress) -> None:
+    """Listen to nothing."""
+
+
+class Images:
+    """The images of one state directory. Thread-safe: several lanes pull at once.
+
+    `requests` counts registry answers by (registry, code class), `received` packed bytes by (registry, source, kind),
+    source being origin or bundle and kind full or resumed: for metrics.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        layout: Layout,
+        *,
+        insecure: Sequence[str] = (),
+        ca: Path | None = None,
+        bundles: Sequence[Path] = (),
+        platform: Platform,
+        limits: Limits | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        limits = limits or Limits()
+        self._store = store
+        self._platform = platform
+        self._room = Room(layout, limits)
+        self._registry = Registry(insecure=insecure, ca=ca, patience=patience)
+        available = Bundles(bundles)
+        self._resolver = Resolver(store, available, self._registry, platform, limits)
+        self._adder = Adder(store, layout, available, self._registry, limits)
+        self._jobs: Jobs[Digest] = Jobs(_WORKERS)
+        self._seen: dict[Digest, Image] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def requests(self) -> Counter[tuple[str, str]]:
+        return self._registry.requests
+
+    @property
+    def received(self) -> Counter[tuple[str, str, str]]:
+        return self._adder.received
+
+    def close(self) -> None:
+        """Give up what is being pulled, and every connection."""
+        self._jobs.stop()
+        self._registry.close()
+
+    # --- resolving -------------------------------------------------------------------------------------------------
+
+    def resolve(self, reference: Reference) -> Image:
+        """Return what the pinned digest means for this platform, and keep its documents and the answer.
+
+        From the store if it was resolved before; else from bundles or the registry. Raises VerificationError,
+        PlatformError or RegistryError.
+        """
+        known = self._known(reference)
+        if known is not None and self._store.resolved(known.index) is not None:
+            return known
+        image, documents = self._resolver.resolve(reference, time.sleep)
+        try:
+            with self._store.adding():
+                for digest, data in documents.items():
+                    if not self._store.has_blob(digest):
+                        self._store.ingest([data], digest, len(data))
+                self._store.remember(image)
+        except OSError as error:
+            raise self._room.explain(
+                error, sum(map(len, documents.values())), f"image {reference}"
+            ) from error
+        return image
+
+    def resolve_without_storing(self, reference: Reference) -> Image:
+        """Return the same, and write nothing; what was found is remembered in memory only. For `plan`."""
+        known = self._known(reference)
+        if known is None:
+            known, _ = self._resolver.resolve(reference, time.sleep)
+            with self._lock:
+                self._seen[known.index] = known
+        return known
+
+    def _known(self, reference: Reference) -> Image | None:
+        if reference.digest is None:
+            return None
+        image = self._store.resolved(reference.digest) or self._seen.get(reference.digest)
+        if image is None:
+            return None
+        found = Platform.parse(image.platform)
+        same = (found.os, found.architecture) == (self._platform.os, self._platform.architecture)
+        return image if same else None
+
+    def digest(self, reference: Reference) -> Digest:
+        """Ask the registry what a tag means now; for people who want to pin it."""
+        return self._resolver.digest(reference, time.sleep)
+
+    # --- pulling ---------------------------------------------------------------------------------------------------
+
+    def missing(self, image: Image) -> tuple[Layer, ...]:
+        """Return the layers of `image` that a pull would fetch, lowest first."""
+        return tuple(layer for layer in image.layers if not self._store.has_layer(layer.chain_id))
+
+    def pull(self, image: Image, reference: Reference, progress: Listener = _ignore) -> None:
+        """Bring every missing layer of `image` here; afterwards the image is complete.
+
+        `progress` is called from several threads. Succeeds at once where nothing is missing. Raises RegistryError,
+        VerificationError, BlockedError (disk full); layers that were complete by then stay.
+        """
+        with self._store.adding():
+            while missing := self.missing(image):
+                self._room.demand(sum(layer.size for layer in missing), f"image {reference}")
+                if self._add(image, missing, reference, progress):
+                    break
+            self._store.touch(image)
+
+    def _add(self, image: Image, missing: Sequence[Layer], reference: Reference, progress: Listener) -> bool:
+        """Add `missing`, lowest first. False if a layer failed that another pull was adding, perhaps from elsewhere."""
+        jobs: list[tuple[Job[Digest], bool]] = []
+        below: Job[Digest] | None = None
+        try:
+            for layer in missing:
+                layers = image.layers[: image.layers.index(layer) + 1]
+                wanted = Addition(layers, reference, below, progress)
+                jobs.append(self._jobs.join(layer.chain_id, partial(self._adder.add, wanted)))
+                below = jobs[-1][0]
+            for job, fresh in jobs:
+                job.done.wait()
+                if job.error is not None:
+                    if not fresh:
+                        return False
+                    raise job.error
+        finally:
+            for job, _ in jobs:
+                self._jobs.leave(job)
+        return True

@@ -1,0 +1,192 @@
+"""The registry client: documents and blobs of any registry, over the OCI distribution specification 1.1.
+
+It verifies nothing about content, which is the caller's duty, and everything about behaviour: time, rates, sizes,
+redirects, tokens. httpx is imported with the first request, because it costs megabytes and most turns pull nothing.
+"""
+
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from reconciler.engine.image import DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from reconciler.engine.registry.errors import RefusedError, RegistryError, UnreachableRegistryError
+from reconciler.engine.registry.patience import Patience
+from reconciler.spec.reference import Digest
+
+if TYPE_CHECKING:
+    from reconciler.engine.registry.endpoint import Answer, Endpoint
+
+_ACCEPT: Final = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))
+_RANGE: Final = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)", re.ASCII)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A manifest or index as sent: its bytes, the Content-Type, and the digest that the header claims, if any."""
+
+    data: bytes
+    media_type: str
+    claimed: str
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A blob on its way: `chunks` begin at byte `offset` of the blob, perhaps before the one that was asked for."""
+
+    offset: int
+    chunks: Iterator[bytes]
+
+
+class Registry:
+    """All registries this device talks to. Thread-safe.
+
+    `insecure` lists the host[:port] that are spoken to over plain http; `ca` is a file of further certificate
+    authorities. `requests` counts answers by (registry, code): 2xx, 3xx, 401, 404, 429, 4xx, 5xx, or `none`.
+    """
+
+    def __init__(
+        self, *, insecure: Sequence[str] = (), ca: Path | None = None, patience: Patience | None = None
+    ) -> None:
+        self.patience = patience or Patience()
+        self.requests: Counter[tuple[str, str]] = Counter()
+        self._insecure = frozenset(insecure)
+        self._ca = ca
+        self._endpoints: dict[str, Endpoint] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close every connection."""
+        with self._lock:
+            for endpoint in self._endpoints.values():
+                endpoint.close()
+            self._endpoints.clear()
+
+    def _endpoint(self, registry: str) -> "Endpoint":
+        from reconciler.engine.registry.endpoint import Endpoint, trusting
+
+        with self._lock:
+            found = self._endpoints.get(registry)
+            if found is None:
+                found = self._endpoints[registry] = Endpoint(
+                    registry,
+                    secure=registry not in self._insecure,
+                    context=trusting(self._ca),
+                    patience=self.patience,
+                    count=lambda status: self._count(registry, status),
+                )
+            return found
+
+    def _count(self, registry: str, status: int) -> None:
+        code = str(status) if status in (401, 404, 429) else f"{status // 100}xx" if status else "none"
+        with self._lock:
+            self.requests[registry, code] += 1
+
+    # --- documents -------------------------------------------------------------------------------------------------
+
+    def manifest(
+        self,
+        registry: str,
+        repository: str,
+        reference: Digest | str,
+        *,
+        limit: int,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> Document:
+        """Fetch a manifest or index by digest or tag, trying again what may pass; raises RegistryError."""
+        path = f"/v2/{repository}/manifests/{reference}"
+
+        def fetch() -> Document:
+            endpoint = self._endpoint(registry)
+            answer = endpoint.get(path, repository, {"Accept": _ACCEPT})
+            headers = answer.response.headers
+            data = endpoint.document(answer, f"{registry}: GET {path}", limit)
+            return Document(data, headers.get("content-type", ""), headers.get("docker-content-digest", ""))
+
+        return self.patiently(fetch, pause)
+
+    def document(
+        self,
+        registry: str,
+        repository: str,
+        digest: Digest,
+        *,
+        limit: int,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> bytes:
+        """Fetch a small blob (an image config) whole."""
+        path = f"/v2/{repository}/blobs/{digest}"
+
+        def fetch() -> bytes:
+            endpoint = self._endpoint(registry)
+            answer = endpoint.get(path, repository, {})
+            return endpoint.document(answer, f"{registry}: GET {path}", limit)
+
+        return self.patiently(fetch, pause)
+
+    def patiently(self, call: Callable[[], _T], pause: Callable[[float], object]) -> _T:
+        """Return what `call` returns, trying again after transient failures, with growing pauses."""
+        for delay in self.patience.retries:
+            try:
+                return call()
+            except RegistryError as error:
+                if not error.transient:
+                    raise
+                pause(max(delay, error.retry_after))
+        return call()
+
+    # --- blobs -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def blob(self, registry: str, repository: str, digest: Digest, *, offset: int = 0) -> Iterator[Transfer]:
+        """Open a blob from byte `offset` on, or from its start where the registry doesn't do ranges.
+
+        The body is raw: no content encoding is undone. Reading it raises UnreachableRegistryError when it breaks off,
+        stalls, or falls below the minimum rate. Nothing is tried again here.
+        """
+        path = f"/v2/{repository}/blobs/{digest}"
+        request = f"{registry}: GET {path}"
+        endpoint = self._endpoint(registry)
+        answer = endpoint.get(path, repository, {"Range": f"bytes={offset}-"} if offset else {})
+        try:
+            start = 0
+            if answer.response.status_code == 206:
+                found = _RANGE.fullmatch(answer.response.headers.get("content-range", ""))
+                if found is None or int(found[1]) > offset:
+                    raise RefusedError(request, "answered with another range than asked for")
+                start = int(found[1])
+            elif answer.response.status_code != 200:
+                raise RefusedError(request, f"answered {answer.response.status_code} to a request for a blob")
+            yield Transfer(start, self._body(endpoint, answer, request))
+        finally:
+            answer.response.close()
+
+    def _body(self, endpoint: "Endpoint", answer: "Answer", request: str) -> Iterator[bytes]:
+        import httpx
+
+        patience = self.patience
+        chunks = answer.response.iter_raw()
+        waited, received = 0.0, 0
+        try:
+            while True:
+                before = time.monotonic()
+                chunk = next(chunks, b"")
+                waited += time.monotonic() - before  # the caller's own time is not the registry's fault
+                if not chunk:
+                    return
+                yield chunk
+                received += len(chunk)
+                if waited >= patience.window:
+                    if received < patience.rate * waited:
+                        raise UnreachableRegistryError(
+                            request, f"slower than {patience.rate} bytes per second, given up"
+                        )
+                    waited, received = 0.0, 0
+        except httpx.HTTPError as error:
+            raise endpoint.failure(request, error) from error

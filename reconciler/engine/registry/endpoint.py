@@ -1,0 +1,316 @@
+"""One registry's connections: requests, redirects, anonymous tokens, deadlines.
+
+Two connection pools per registry. The first goes to the registry itself, wherever the user's configuration says it is,
+and is the only one that ever sends a token. The second follows redirects and asks for tokens: it sends no credentials
+and reaches only public addresses, or ones of the kind that the registry itself has (a LAN registry may point to a LAN
+storage server, but not to the loopback services of this device).
+"""
+
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urljoin, urlsplit
+
+import httpcore
+import httpx
+
+from reconciler.engine.document import InvalidDocumentError, parse
+from reconciler.engine.registry import auth
+from reconciler.engine.registry.dial import Clock, Dialler, ForbiddenAddressError
+from reconciler.engine.registry.errors import (
+    CertificateError,
+    CredentialsError,
+    RefusedError,
+    RegistryError,
+    UnreachableRegistryError,
+    address,
+)
+from reconciler.engine.registry.patience import Patience
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_MAX_REDIRECTS: Final = 5
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_ERROR_BODY: Final = 4096
+_TOKEN_BODY: Final = 1 << 18
+_BASE_HEADERS: Final = {
+    "User-Agent": "reconciler",
+    "Accept-Encoding": "identity",  # httpx would unpack by itself, and the digest is that of the raw bytes (G8)
+}
+# The name that people write is not where the API is.
+_API_HOSTS: Final = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
+
+
+class _Transport(httpx.HTTPTransport):
+    """httpx over our own way to dial; httpx has no public way to say so, hence the private attribute."""
+
+    def __init__(self, context: ssl.SSLContext, dialler: Dialler) -> None:
+        super().__init__(verify=context, trust_env=False)
+        self._pool.close()
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=context,
+            max_connections=16,
+            max_keepalive_connections=4,
+            keepalive_expiry=20,
+            http1=True,
+            http2=False,
+            network_backend=dialler,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An open response, its body not read yet; `close` it."""
+
+    response: httpx.Response
+    url: str
+
+
+class Endpoint:
+    """A registry as one host[:port]. Thread-safe. `count` is told of every answer, by status, 0 for none."""
+
+    def __init__(
+        self,
+        registry: str,
+        *,
+        secure: bool,
+        context: ssl.SSLContext,
+        patience: Patience,
+        count: Callable[[int], None],
+    ) -> None:
+        self.registry = registry
+        self._secure = secure
+        self._base = f"{'https' if secure else 'http'}://{_API_HOSTS.get(registry, registry)}"
+        self._patience = patience
+        self._count = count
+        self._clock = Clock()
+        self._tokens: dict[str, auth.Token] = {}
+        self._lock = threading.Lock()
+        own = Dialler(self._clock, lambda host, kind: True)
+        foreign = Dialler(self._clock, lambda host, kind: kind == "public" or kind in own.seen)
+        self._own = self._client(context, own)
+        self._foreign = self._client(context, foreign)
+
+    def _client(self, context: ssl.SSLContext, dialler: Dialler) -> httpx.Client:
+        patience = self._patience
+        return httpx.Client(
+            transport=_Transport(context, dialler),
+            timeout=httpx.Timeout(patience.idle, connect=patience.connect, pool=patience.document),
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        self._own.close()
+        self._foreign.close()
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    def get(self, path: str, repository: str, headers: "Mapping[str, str]") -> Answer:
+        """Open GET `path` with a 2xx answer, or raise a RegistryError. A token is fetched, and renewed, if needed."""
+        request = f"{self.registry}: GET {path}"
+        token = self._known_token(repository)
+        answer = self._follow(request, path, headers, token)
+        if answer.response.status_code == 401 and answer.url.startswith(self._base + "/"):
+            challenges = answer.response.headers.get_list("www-authenticate")
+            answer.response.close()
+            fresh = self._fetch_token(request, repository, challenges)
+            answer = self._follow(request, path, headers, fresh)
+        if answer.response.status_code // 100 != 2:
+            raise self._refusal(request, answer)
+        return answer
+
+    def _follow(
+        self, request: str, path: str, headers: "Mapping[str, str]", token: auth.Token | None
+    ) -> Answer:
+        url = self._base + path
+        self._clock.deadline = time.monotonic() + self._patience.headers
+        try:
+            for _ in range(1 + _MAX_REDIRECTS):
+                # The token goes to the registry's own scheme, host and port, and nowhere else (G3).
+                ours = url.startswith(self._base + "/")
+                extra = {"Authorization": f"Bearer {token.text}"} if ours and token is not None else {}
+                response = self._send(
+                    request, self._own if ours else self._foreign, url, {**headers, **extra}
+                )
+                if response.status_code not in _REDIRECTS:
+                    return Answer(response, url)
+                location = response.headers.get("location", "")
+                response.close()
+                url = _next(request, url, location)
+        finally:
+            self._clock.deadline = None
+        raise RefusedError(request, f"more than {_MAX_REDIRECTS} redirects")
+
+    def _send(
+        self, request: str, client: httpx.Client, url: str, headers: "Mapping[str, str]"
+    ) -> httpx.Response:
+        try:
+            prepared = client.build_request("GET", url, headers={**_BASE_HEADERS, **headers})
+            prepared.headers.pop("cookie", None)
+            response = client.send(prepared, stream=True)
+        except ForbiddenAddressError as error:
+            raise RefusedError(request, f"redirected to {address(url)}: {error}") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            self._count(0)
+            raise self._failure(request, error) from error
+        self._count(response.status_code)
+        return response
+
+    def document(self, answer: Answer, request: str, limit: int) -> bytes:
+        """Read a whole answer of at most `limit` bytes within the time for documents, and close it."""
+        self._clock.deadline = time.monotonic() + self._patience.document
+        data = bytearray()
+        try:
+            for chunk in answer.response.iter_raw():
+                data += chunk
+                if len(data) > limit:
+                    raise RefusedError(request, f"answer longer than {limit} bytes")
+        except httpx.HTTPError as error:
+            raise self._failure(request, error) from error
+        finally:
+            answer.response.close()
+            self._clock.deadline = None
+        return bytes(data)
+
+    # --- tokens ----------------------------------------------------------------------------------------------------
+
+    def _known_token(self, repository: str) -> auth.Token | None:
+        with self._lock:
+            token = self._tokens.get(repository)
+        return token if token is not None and token.expires > time.monotonic() else None
+
+    def _fetch_token(self, request: str, repository: str, challenges: list[str]) -> auth.Token:
+        challenge = auth.bearer_challenge(challenges)
+        if challenge is None:
+            raise CredentialsError(
+                request,
+                401,
+                "the registry needs credentials: not supported yet",
+                hint="use a registry that serves this image anonymously, or a bundle",
+            )
+        url = auth.token_url(challenge, repository, secure=self._secure, request=request)
+        where = f"{request}: token from {address(challenge.realm)}"
+        self._clock.deadline = time.monotonic() + self._patience.headers
+        try:
+            ours = url.startswith(self._base + "/")
+            response = self._send(
+                where, self._own if ours else self._foreign, url, {"Accept": "application/json"}
+            )
+        finally:
+            self._clock.deadline = None
+        answer = Answer(response, url)
+        if response.status_code in (401, 403):
+            response.close()
+            raise CredentialsError(
+                where, response.status_code, "no token without credentials: not supported yet"
+            )
+        if response.status_code // 100 != 2:
+            raise self._refusal(where, answer)
+        token = auth.parse_token(
+            self.document(answer, where, _TOKEN_BODY), now=time.monotonic(), request=where
+        )
+        with self._lock:
+            if len(self._tokens) > 256:
+                self._tokens.clear()
+            self._tokens[repository] = token
+        return token
+
+    # --- failures ----------------------------------------------------------------------------------------------------
+
+    def _refusal(self, request: str, answer: Answer) -> RegistryError:
+        """Turn a 4xx, 5xx or unexpected answer into an error with what the registry says about it."""
+        response = answer.response
+        status = response.status_code
+        try:
+            data = self.document(answer, request, _ERROR_BODY)
+        except RegistryError:
+            data = b""
+        detail = _said(data) or response.reason_phrase
+        if not answer.url.startswith(self._base + "/"):
+            request = f"{request}: redirected to {address(answer.url)}"
+        if status in (401, 403) and answer.url.startswith(self._base + "/"):
+            return CredentialsError(
+                request,
+                status,
+                detail,
+                hint="the image is private or not there: credentials are not supported yet",
+            )
+        wait = _retry_after(response.headers.get("retry-after", ""), self._patience.retry_after)
+        return RegistryError(request, status, detail, retry_after=wait)
+
+    def failure(self, request: str, error: Exception) -> RegistryError:
+        """Turn a failed transfer into an error; for bodies that the caller reads."""
+        return self._failure(request, error)
+
+    def _failure(self, request: str, error: Exception) -> RegistryError:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                hint = "give its certificate authority in device.yaml: registries.ca"
+                if "expired" in cause.verify_message or "not yet valid" in cause.verify_message:
+                    hint = f"check this device's clock: it says {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC"
+                return CertificateError(request, f"certificate: {cause.verify_message}", hint=hint)
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(error, httpx.TimeoutException):
+            return UnreachableRegistryError(request, f"no answer in time {error}".rstrip())
+        text = str(error) or type(error).__name__
+        hint = ""
+        if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
+            hint = f"if it speaks plain http, list {self.registry} in device.yaml: registries.insecure"
+        return UnreachableRegistryError(request, text, hint=hint)
+
+
+def _next(request: str, url: str, location: str) -> str:
+    """Return the absolute address of a redirect, or raise RefusedError (G3)."""
+    if not location or len(location) > 16_384 or not location.isascii():
+        raise RefusedError(request, "a redirect to nowhere")
+    try:
+        found = urljoin(url, location)
+        parts = urlsplit(found)
+        host, user = parts.hostname, parts.username
+        _ = parts.port
+    except ValueError as error:
+        raise RefusedError(request, "a redirect to an unreadable address") from error
+    if parts.scheme not in ("http", "https") or not host or user is not None or "@" in parts.netloc:
+        raise RefusedError(request, f"redirected to {address(found)}: refused")
+    if url.startswith("https:") and parts.scheme != "https":
+        raise RefusedError(request, f"redirected from https to {address(found)}: refused")
+    return found
+
+
+def _said(data: bytes) -> str:
+    """Return the messages in a registry's error document (distribution specification, "Error Codes"), or ""."""
+    try:
+        errors = parse(data, subject="", limit=_ERROR_BODY).children("errors") or []
+        return "; ".join(filter(None, (item.text("message") or item.text("code") for item in errors[:3])))
+    except InvalidDocumentError:
+        return ""
+
+
+def _retry_after(value: str, longest: float) -> float:
+    """Return the seconds that a Retry-After header asks for, between 0 and `longest`."""
+    if value.isascii() and value.isdigit():
+        return min(float(value[:9]), longest)
+    try:
+        wanted = parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
+        return 0
+    return max(0.0, min(wanted, longest))
+
+
+def trusting(ca: Path | None) -> ssl.SSLContext:
+    """The TLS settings for registries: the system's authorities, and those in the file `ca`."""
+    context = ssl.create_default_context()
+    if ca is not None:
+        try:
+            context.load_verify_locations(cafile=ca)
+        except (OSError, ssl.SSLError) as error:
+            raise CertificateError(f"registries.ca {ca}", f"can't be read: {error}") from error
+    return context

@@ -1,0 +1,18 @@
+"""How long a registry may take over each stage, in one frozen value. Pure."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds, unless said otherwise. A stage that takes longer fails with a transient error."""
+
+    connect: float = 10
+    headers: float = 30  # from the request to the end of the answer's header, redirects included
+    document: float = 60  # a whole manifest, config or token
+    idle: float = 30  # between two pieces of a blob
+    window: float = 60  # over which `rate` is measured
+    rate: int = 1024  # bytes per second: slower is not a download but a held connection
+    retries: tuple[float, ...] = (0.5, 2.0, 5.0)  # pauses before trying a transient failure again
+    retry_after: float = 30  # the longest wait that a registry can ask for inside one step
+    resumes: int = 50  # times that one blob may break off, each with progress

@@ -1,0 +1,149 @@
+"""From a pinned digest to an image: the documents, from wherever they are, verified, and put together.
+
+Documents are looked for in the store, then in bundles, then at the registry that the reference names. Where they came
+from makes no difference to what is believed: the digest decides.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from reconciler.engine.image import (
+    assemble,
+    check,
+    digest_of,
+    is_index,
+    parse_index,
+    parse_manifest,
+    select_platform,
+)
+from reconciler.engine.limits import Limits
+from reconciler.engine.oci_layout import Bundles
+from reconciler.engine.platform import Platform
+from reconciler.engine.registry.client import Registry
+from reconciler.engine.registry.errors import RegistryError
+from reconciler.engine.store import Store
+from reconciler.errors import UsageError, VerificationError
+from reconciler.spec.reference import Digest, InvalidReferenceError, Reference
+from reconciler.state.image import Image
+
+_MAX_NESTING: Final = 3  # indexes within indexes; nobody was seen to need two
+
+
+class Resolver:
+    """Resolves references for one platform. Reads the store, writes nothing."""
+
+    def __init__(
+        self, store: Store, bundles: Bundles, registry: Registry, platform: Platform, limits: Limits
+    ) -> None:
+        self._store = store
+        self._bundles = bundles
+        self._registry = registry
+        self._platform = platform
+        self._limits = limits
+
+    def resolve(
+        self, reference: Reference, pause: Callable[[float], object]
+    ) -> tuple[Image, dict[Digest, bytes]]:
+        """Return the image that `reference` pins, and the verified documents it was made from.
+
+        Raises VerificationError, PlatformError or RegistryError.
+        """
+        if reference.digest is None:
+            raise UsageError(f"image {reference}: no digest", hint=f"run: reconciler digest {reference}")
+        documents: dict[Digest, bytes] = {}
+        digest, declared, size = reference.digest, "", None
+        for _ in range(_MAX_NESTING):
+            data, sent = self._manifest(reference, digest, pause)
+            subject = f"image {reference}"
+            if size is not None and len(data) != size:
+                raise VerificationError(f"{subject}: manifest of {len(data)} bytes, expected {size}")
+            documents[digest] = data
+            declarations = (declared, sent)
+            if not is_index(data, subject=subject, limits=self._limits):
+                break
+            index = parse_index(data, subject=subject, declared=declarations, limits=self._limits)
+            chosen = select_platform(index, self._platform, subject=subject)
+            digest, declared, size = chosen.digest, chosen.media_type, chosen.size
+        else:
+            raise VerificationError(f"image {reference}: more than {_MAX_NESTING} indexes within one another")
+        manifest = parse_manifest(data, subject=subject, declared=declarations, limits=self._limits)
+        config = self._config(reference, manifest.config.digest, manifest.config.size, pause)
+        documents[manifest.config.digest] = config
+        image = assemble(
+            reference.digest,
+            data,
+            config,
+            platform=self._platform,
+            manifest_digest=digest,
+            limits=self._limits,
+        )
+        return image, documents
+
+    def _local(self, digest: Digest) -> bytes | None:
+        """Return a document from the store or a bundle if an undamaged copy is there."""
+        try:
+            return self._store.read_blob(digest)
+        except (FileNotFoundError, VerificationError):
+            pass  # a damaged one was discarded: fetch it anew
+        data = self._bundles.read(digest, self._limits.document)
+        if data is not None and digest_of(data, digest.algorithm) == digest:
+            return data
+        return None
+
+    def _manifest(
+        self, reference: Reference, digest: Digest, pause: Callable[[float], object]
+    ) -> tuple[bytes, str]:
+        data = self._local(digest)
+        if data is not None:
+            return data, ""
+        try:
+            found = self._registry.manifest(
+                reference.registry, reference.repository, digest, limit=self._limits.document, pause=pause
+            )
+        except RegistryError as error:
+            raise self._with_bundle(error, digest) from error
+        check(found.data, digest, subject=f"image {reference}: manifest from {reference.registry}")
+        return found.data, found.media_type
+
+    def _config(
+        self, reference: Reference, digest: Digest, size: int, pause: Callable[[float], object]
+    ) -> bytes:
+        data = self._local(digest)
+        if data is None:
+            try:
+                data = self._registry.document(
+                    reference.registry, reference.repository, digest, limit=size, pause=pause
+                )
+            except RegistryError as error:
+                raise self._with_bundle(error, digest) from error
+        check(data, digest, subject=f"image {reference}: config from {reference.registry}")
+        return data
+
+    def _with_bundle(self, error: RegistryError, digest: Digest) -> RegistryError:
+        """Say so where a bundle had the document, but not undamaged."""
+        if self._bundles.has(digest):
+            error.hint = f"a bundle has {digest.short} too, but it is damaged"
+        return error
+
+    def digest(self, reference: Reference, pause: Callable[[float], object]) -> Digest:
+        """Ask the registry what `reference` means now and return the digest to pin: an index where there is one."""
+        wanted = reference.tag if reference.digest is None else reference.digest
+        assert wanted is not None  # the grammar of references
+        found = self._registry.manifest(
+            reference.registry, reference.repository, wanted, limit=self._limits.document, pause=pause
+        )
+        subject = f"image {reference}"
+        if is_index(found.data, subject=subject, limits=self._limits):
+            parse_index(found.data, subject=subject, declared=(found.media_type,), limits=self._limits)
+        else:
+            parse_manifest(found.data, subject=subject, declared=(found.media_type,), limits=self._limits)
+        if isinstance(wanted, Digest):
+            check(found.data, wanted, subject=subject)
+            return wanted
+        if found.claimed:
+            try:
+                claimed = Digest.parse(found.claimed)
+            except InvalidReferenceError as error:
+                raise VerificationError(f"{subject}: Docker-Content-Digest: {error}") from error
+            check(found.data, claimed, subject=f"{subject}: Docker-Content-Digest")
+        return digest_of(found.data)

@@ -1,0 +1,400 @@
+"""The image store: blobs by digest, layers unpacked once and shared, and what digests turned out to mean.
+
+Everything in it is complete or not there: content is made in partial/ and renamed into place after it was verified and
+written out. Nothing here knows a registry or a container; which objects may go is decided by a plan. The figures for
+metrics and garbage come from records and single directory listings, never from walking a layer.
+"""
+
+import fcntl
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import new as new_hash
+from pathlib import Path
+from typing import Final
+
+from reconciler.engine import trash
+from reconciler.engine.durable import replace_json, sync_directory
+from reconciler.engine.fileindex import damaged
+from reconciler.engine.image import digest_of
+from reconciler.engine.imagerecord import InvalidRecordError, LayerRecord, decode_image, encode_image
+from reconciler.engine.layout import Layout
+from reconciler.errors import BlockedError, VerificationError
+from reconciler.linux.path import syncfs
+from reconciler.spec.reference import Digest
+from reconciler.state import observed
+from reconciler.state.image import Image
+
+_SETTLED: Final = 0.1  # seconds after which a directory's mtime is sure to tell the next change apart
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A stored blob: bytes and the wall time of its last change or use."""
+
+    digest: Digest
+    size: int
+    last_used: float
+
+
+class _Listing:
+    """The files of one directory, listed again only when the directory has changed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = -1
+        self._found: Mapping[str, os.stat_result] = {}
+
+    def files(self) -> Mapping[str, os.stat_result]:
+        try:
+            changed = self._path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return {}
+        if changed != self._seen:
+            with os.scandir(self._path) as entries:
+                found = {}
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    try:
+                        found[entry.name] = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+            self._found = found
+            # Two changes within one tick of the kernel's clock look alike.
+            self._seen = changed if time.time() - changed / 1e9 > _SETTLED else -1
+        return self._found
+
+
+class Store:
+    """One state directory's images. Safe to use from several threads, and beside another process's `Store`."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._listings: dict[Path, _Listing] = {}
+        self._records: dict[str, tuple[tuple[int, int, int], LayerRecord | None]] = {}
+        self._images: dict[Digest, Image] = {}
+        self._commit = threading.Lock()
+
+    def prepare(self) -> None:
+        """Make the directories of an empty store; succeeds if they are there. It is a valid OCI image layout."""
+        layout = self._layout
+        for path in (
+            layout.state,
+            layout.blobs,
+            layout.blobs / "sha256",
+            layout.partial,
+            layout.resolved,
+            layout.layers,
+            layout.trash,
+        ):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not layout.oci_layout.exists():
+            replace_json(layout.oci_layout, {"imageLayoutVersion": "1.0.0"})
+        if not layout.index.exists():
+            replace_json(layout.index, {"schemaVersion": 2, "manifests": []})
+
+    # --- locking ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """Hold the store open for adding: nothing is swept meanwhile. Any number may hold it; a sweep is waited for."""
+        with self._locked(fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the store for sweeping, or raise BlockedError at once while content is being added."""
+        with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            yield
+
+    @contextmanager
+    def _locked(self, operation: int) -> Iterator[None]:
+        fd = os.open(self._layout.store_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, operation)
+            except BlockingIOError as error:
+                raise BlockedError(
+                    "store: images are being added, garbage has to wait for them", transient=True
+                ) from error
+            yield
+        finally:
+            os.close(fd)
+
+    def recover(self) -> None:
+        """Drop what an interrupted addition left: everything in partial/, and layers without a record.
+
+        Does nothing while another process adds. Call it once at start; the trash still has to be emptied.
+        """
+        layout = self._layout
+        try:
+            with self.exclusive():
+                for name in os.listdir(layout.partial):
+                    trash.discard(layout.partial / name, layout.trash)
+                names = set(os.listdir(layout.layers))
+                records = {name.removesuffix(".json") for name in names if name.endswith(".json")}
+                for name in sorted(names):
+                    chain = name.removesuffix(".json").removesuffix(".files")
+                    if chain not in records or chain not in names:
+                        trash.discard(layout.layers / name, layout.trash)
+        except BlockedError:
+            return
+
+    # --- blobs -----------------------------------------------------------------------------------------------------
+
+    def has_blob(self, digest: Digest) -> bool:
+        """Tell whether the blob is there; whether it is undamaged, `read_blob` finds out."""
+        return self._layout.blob(digest).is_file()
+
+    def read_blob(self, digest: Digest) -> bytes:
+        """Return the blob, verified; FileNotFoundError if absent; a damaged one is discarded: VerificationError."""
+        path = self._layout.blob(digest)
+        try:
+            data = path.read_bytes()
+        except IsADirectoryError:
+            data = b""
+        if digest_of(data, digest.algorithm) != digest:
+            trash.discard(path, self._layout.trash)
+            raise VerificationError(f"store: blob {digest.short} is damaged, it was discarded")
+        return data
+
+    def ingest(self, chunks: Iterable[bytes], expected: Digest, size: int | None = None) -> Path:
+        """Store `chunks` under `expected`, return the path, or raise VerificationError and leave the store untouched.
+
+        Storing what is there already succeeds: the promise is that the content is there afterwards, not that this call
+        put it there. `size` in bytes is checked too, and never exceeded while reading.
+        """
+        path = self._layout.blob(expected)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        partial = self._layout.partial / f"blob-{expected.short}-{secrets.token_hex(4)}"
+        found = new_hash(expected.algorithm)
+        total = 0
+        with self.adding():
+            try:
+                with partial.open("xb") as file:
+                    for chunk in chunks:
+                        total += len(chunk)
+                        if size is not None and total > size:
+                            raise VerificationError(f"blob {expected.short}: longer than {size} bytes")
+                        found.update(chunk)
+                        file.write(chunk)
+                    if size is not None and total != size:
+                        raise VerificationError(f"blob {expected.short}: {total} bytes, expected {size}")
+                    if found.hexdigest() != expected.hex:
+                        raise VerificationError(
+                            f"blob {expected.short}: digest is {expected.algorithm}:{found.hexdigest()},"
+                            f" expected {expected}"
+                        )
+                    file.flush()
+                    os.fchmod(file.fileno(), 0o600)
+                    os.fsync(file.fileno())
+                if path.is_dir():
+                    trash.discard(path, self._layout.trash)
+                partial.rename(path)
+                sync_directory(path.parent)
+            finally:
+                partial.unlink(missing_ok=True)
+        return path
+
+    def blobs(self) -> tuple[Blob, ...]:
+        """Return every stored blob, by digest."""
+        found = []
+        for algorithm, length in (("sha256", 64), ("sha512", 128)):
+            for name, status in self._listing(self._layout.blobs / algorithm).items():
+                if len(name) == length:
+                    found.append(Blob(Digest(algorithm, name), status.st_size, status.st_mtime))
+        return tuple(sorted(found, key=lambda blob: blob.digest))
+
+    def remove_blob(self, digest: Digest) -> None:
+        """Remove a blob; succeeds if it is gone. Only under `exclusive`."""
+        trash.discard(self._layout.blob(digest), self._layout.trash)
+
+    # --- layers ----------------------------------------------------------------------------------------------------
+
+    def has_layer(self, chain_id: Digest) -> bool:
+        """Tell whether the layer is there, complete: its directory and a record that says so."""
+        return self.layer(chain_id) is not None and self.layer_path(chain_id).is_dir()
+
+    def layer(self, chain_id: Digest) -> LayerRecord | None:
+        """Return the layer's record, or None where there is none that can be read."""
+        path = self._layout.layer_record(chain_id)
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return None
+        return self._record(chain_id.hex, status)
+
+    def _record(self, name: str, status: os.stat_result) -> LayerRecord | None:
+        key = (status.st_ino, status.st_size, status.st_mtime_ns)
+        known = self._records.get(name)
+        if known is not None and known[0] == key:
+            return known[1]
+        try:
+            path = self._layout.layers / f"{name}.json"
+            record = LayerRecord.decode(path.read_bytes(), Digest("sha256", name))
+        except (OSError, InvalidRecordError):
+            record = None
+        self._records[name] = (key, record)
+        return record
+
+    def layer_path(self, chain_id: Digest) -> Path:
+        """The directory that overlayfs uses as this layer."""
+        return self._layout.layer(chain_id)
+
+    def layer_index(self, chain_id: Digest) -> Path:
+        """The file with the digest of every file in the layer, as sha256sum writes it."""
+        return self._layout.layers / f"{chain_id.hex}.files"
+
+    def layers(self) -> Mapping[Digest, LayerRecord]:
+        """Return the record of every complete layer."""
+        found = {}
+        names = self._listing(self._layout.layers)
+        for name, status in names.items():
+            chain = name.removesuffix(".json")
+            if chain == name or chain not in names:
+                continue
+            record = self._record(chain, status)
+            if record is not None:
+                found[record.chain_id] = record
+        return found
+
+    def commit_layer(self, record: LayerRecord, root: Path, index: Path) -> None:
+        """Make the verified directory `root` with its `index`, both in partial/, the layer that `record` names.
+
+        Durable, in this order: the content (syncfs), the renames, the record. Only under `adding`. A layer that is
+        there without a readable record gives way.
+        """
+        layout = self._layout
+        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syncfs(fd)
+        finally:
+            os.close(fd)
+        final = self.layer_path(record.chain_id)
+        with self._commit:
+            if self.has_layer(record.chain_id):
+                return  # the same layer, finished by somebody else: it may be in use already
+            layout.layer_record(record.chain_id).unlink(missing_ok=True)
+            trash.discard(final, layout.trash)
+            index.rename(self.layer_index(record.chain_id))
+            root.rename(final)
+            sync_directory(layout.layers)
+            replace_json(layout.layer_record(record.chain_id), record.encode())
+            self._records.pop(record.chain_id.hex, None)
+
+    def touch(self, image: Image) -> None:
+        """Note that `image` was asked for just now: garbage collection goes by age."""
+        paths = [self._layout.layer_record(layer.chain_id) for layer in image.layers]
+        paths += [
+            self._layout.blob(image.manifest),
+            self._layout.blob(image.config),
+            self._layout.blob(image.index),
+        ]
+        paths.append(self._layout.resolved_image(image.index))
+        for path in paths:
+            try:
+                os.utime(path)
+            except FileNotFoundError:
+                continue
+        self._listings.clear()  # the directories' own times tell nothing of it
+
+    def remove_layer(self, chain_id: Digest) -> None:
+        """Remove a layer, its record first; succeeds if it is gone. Only under `exclusive`."""
+        layout = self._layout
+        layout.layer_record(chain_id).unlink(missing_ok=True)
+        sync_directory(layout.layers)
+        trash.discard(self.layer_path(chain_id), layout.trash)
+        self.layer_index(chain_id).unlink(missing_ok=True)
+        self._records.pop(chain_id.hex, None)
+
+    def damaged_files(self, chain_id: Digest) -> Iterator[bytes]:
+        """Yield the paths in a layer whose content is not what was unpacked; reads the whole layer."""
+        return damaged(self.layer_path(chain_id), self.layer_index(chain_id))
+
+    # --- resolved images ---------------------------------------------------------------------------------------------
+
+    def resolved(self, digest: Digest) -> Image | None:
+        """Return what `digest` was resolved to before, or None. A damaged record counts as none: it is a cache."""
+        if digest in self._images:
+            return self._images[digest]
+        try:
+            image = decode_image(self._layout.resolved_image(digest).read_bytes())
+        except (FileNotFoundError, InvalidRecordError):
+            return None
+        if image.index != digest:
+            return None
+        self._images[digest] = image
+        return image
+
+    def remember(self, image: Image) -> None:
+        """Keep what `image.index` means, durably."""
+        if self.resolved(image.index) != image or not self._layout.resolved_image(image.index).exists():
+            replace_json(self._layout.resolved_image(image.index), encode_image(image))
+            self._images[image.index] = image
+
+    def forget(self, digest: Digest) -> None:
+        """Drop what `digest` means; succeeds if nothing is known."""
+        self._images.pop(digest, None)
+        self._layout.resolved_image(digest).unlink(missing_ok=True)
+
+    def images(self) -> tuple[Image, ...]:
+        """Return every image that is resolved, whether or not its layers are here."""
+        found = []
+        for name in sorted(self._listing(self._layout.resolved)):
+            algorithm, _, rest = name.removesuffix(".json").partition("-")
+            image = self.resolved(Digest(algorithm, rest))
+            if image is not None:
+                found.append(image)
+        return tuple(found)
+
+    # --- removal and figures -----------------------------------------------------------------------------------------
+
+    def discard(self, path: Path) -> None:
+        """Rename any directory of the state directory into the trash; succeeds if it is gone."""
+        trash.discard(path, self._layout.trash)
+
+    def empty_trash(self) -> int:
+        """Delete what was discarded; slow, so for a thread of its own. Returns the bytes given back."""
+        return trash.empty(self._layout.trash)
+
+    def observe(self) -> observed.Store:
+        """Return everything collectable and the room left, for a plan. Cheap: called in every turn of the loop."""
+        stored = observed.StoredObject
+        records = self._listing(self._layout.layers)
+        layers = self.layers()
+        objects = [
+            stored("layer", chain_id.hex, record.size, records[f"{chain_id.hex}.json"].st_mtime)
+            for chain_id, record in layers.items()
+        ]
+        objects += [stored("blob", str(blob.digest), blob.size, blob.last_used) for blob in self.blobs()]
+        for name, status in self._listing(self._layout.resolved).items():
+            digest = name.removesuffix(".json").replace("-", ":", 1)
+            objects.append(stored("image", digest, status.st_size, status.st_mtime))
+        objects += self._previous()
+        room = os.statvfs(self._layout.state)
+        return observed.Store(
+            layers=frozenset(chain_id.hex for chain_id in layers),
+            objects=tuple(sorted(objects, key=lambda item: (item.kind, item.name))),
+            free=room.f_bavail * room.f_frsize,
+            size=room.f_blocks * room.f_frsize,
+        )
+
+    def _previous(self) -> Iterator[observed.StoredObject]:
+        """What is kept of containers that ran before: its logs are what it costs."""
+        root = self._layout.previous_root
+        for app in self._listing(root):
+            for name, status in self._listing(root / app).items():
+                logs = self._listing(self._layout.previous(app, name) / "log")
+                size = sum(log.st_size for log in logs.values())
+                yield observed.StoredObject("previous", f"{app}/{name}", size, status.st_mtime)
+
+    def _listing(self, path: Path) -> Mapping[str, os.stat_result]:
+        listing = self._listings.get(path)
+        if listing is None:
+            listing = self._listings.setdefault(path, _Listing(path))
+        return listing.files()

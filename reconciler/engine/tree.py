@@ -1,0 +1,308 @@
+"""The directory that a layer is unpacked into, and the only code that makes names in it.
+
+It lies in the store's partial/ (0700, ours alone) and nothing outside it can be reached: a path is walked one component
+at a time from the root's descriptor, symlinks are read and followed by this code within the tree and never by the
+kernel, and every operation names one component relative to a directory descriptor got with RESOLVE_BENEATH and
+RESOLVE_NO_SYMLINKS. Which entries may be made is `unpack`'s decision.
+"""
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final
+
+from reconciler.engine.limits import Limits
+from reconciler.engine.tarfields import InvalidLayerError
+from reconciler.errors import UnsupportedError
+from reconciler.linux.path import (
+    RESOLVE_BENEATH,
+    RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+    RESOLVE_NO_XDEV,
+    openat2,
+)
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_RESOLVE: Final = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_DIRECTORIES: Final = 64
+_MAX_SYMLINKS: Final = 40  # as the kernel, path_resolution(7)
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a file has besides its content; `mtime` in nanoseconds, `xattrs` without overlayfs' own."""
+
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+
+
+DEFAULT: Final = Metadata(0o755, 0, 0, 0)  # of a directory that no layer describes
+
+
+def shown(path: bytes) -> str:
+    """Spell a path from an archive for a message: printable, and not long."""
+    return repr(os.fsdecode(path[:120]).encode("utf-8", "backslashreplace").decode())
+
+
+class Tree:
+    """A tree under construction. Paths are canonical: relative bytes without `.`, `..`, doubled slashes or symlinks.
+
+    `directories` maps every directory made so far to the metadata its entry gave, None where none did; all of it is
+    applied at the end, because modes, default ACLs and set-group-id bits would act on what is made inside.
+    """
+
+    def __init__(self, root: int, discarded: int, limits: Limits) -> None:
+        """`root` and `discarded` are descriptors of empty directories on one file system; they stay the caller's."""
+        self._root = root
+        self._discarded = discarded
+        self._count = 0
+        self._limits = limits
+        self._names = self._kept = 0
+        self._hops = 0
+        self._last: tuple[list[bytes], bytes] = ([], b"")
+        self._open: OrderedDict[bytes, int] = OrderedDict()
+        self.directories: dict[bytes, Metadata | None] = {b"": None}
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    # --- directories -------------------------------------------------------------------------------------------------
+
+    def fd(self, path: bytes) -> int:
+        """Return a descriptor of the directory `path`, valid until the next call; raises OSError where it isn't one."""
+        if not path:
+            return self._root
+        known = self._open.get(path)
+        if known is not None:
+            self._open.move_to_end(path)
+            return known
+        if len(self._open) >= _OPEN_DIRECTORIES:
+            os.close(self._open.popitem(last=False)[1])
+        found = openat2(self._root, path, _DIRECTORY, resolve=_RESOLVE)
+        self._open[path] = found
+        return found
+
+    def resolve(self, parts: list[bytes], *, create: bool) -> bytes:
+        """Return the canonical path of the directory that `parts` lead to inside this tree.
+
+        A symlink of this very layer is followed as chroot would follow it, as Docker and containerd do. A component
+        that this layer lacks is made with `create`, as a directory of its own: what a lower layer has there (a symlink,
+        say) is not looked at, and hidden if it is no directory, because that is what overlayfs makes of the result in
+        Docker, containerd and Podman too. Without `create` the rest is taken as it stands.
+        """
+        if create and parts == self._last[0]:
+            return self._last[1]
+        path = self._walk(parts, create=create)
+        if create:
+            self._last = (parts, path)
+        return path
+
+    def _walk(self, parts: list[bytes], *, create: bool) -> bytes:
+        path = b""
+        todo = parts[::-1]
+        links = 0
+        while todo:
+            name = todo.pop()
+            if name in (b"", b"."):
+                continue
+            if name == b"..":
+                path = path.rpartition(b"/")[0]  # right, because `path` holds no symlink
+                continue
+            child = path + b"/" + name if path else name
+            if child in self.directories:
+                path = child
+                continue
+            status = self.lstat(path, name)
+            if status is None:
+                if create:
+                    self.mkdir(path, name)
+                path = child
+                if not create and path not in self.directories:
+                    rest = [part for part in reversed(todo) if part not in (b"", b".")]
+                    if b".." in rest:
+                        raise InvalidLayerError(f"{shown(child)}: leads through a directory that isn't there")
+                    return b"/".join([child, *rest])
+                continue
+            if not stat.S_ISLNK(status.st_mode):
+                raise InvalidLayerError(f"{shown(child)}: is a file, but the layer has entries below it")
+            links += 1
+            self._hops += 1
+            if links > _MAX_SYMLINKS or self._hops > self._limits.symlink_hops:
+                raise InvalidLayerError(f"{shown(b'/'.join(parts))}: leads through too many symlinks")
+            target = os.readlink(name, dir_fd=self.fd(path))
+            if target.startswith(b"/"):
+                path = b""
+            todo += target.split(b"/")[::-1]
+        return path
+
+    def lstat(self, parent: bytes, name: bytes) -> os.stat_result | None:
+        """Return the status of what is at `name`, or None. A name too long for a file system is the layer's fault."""
+        try:
+            return os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self.explain(error, parent, name) from error
+
+    def mkdir(self, parent: bytes, name: bytes, metadata: Metadata | None = None) -> bytes:
+        """Make a directory, or raise FileExistsError; 0755 and root's until `settle`. Returns its path."""
+        path = parent + b"/" + name if parent else name
+        self._names += len(path)
+        if len(self.directories) >= self._limits.directories or self._names > self._limits.directory_names:
+            raise InvalidLayerError(
+                f"layer: more than {self._limits.directories} directories, or with too long paths"
+            )
+        if len(path) > self._limits.path:
+            raise InvalidLayerError(f"{shown(path)}...: a path longer than {self._limits.path} bytes")
+        try:
+            os.mkdir(name, 0o755, dir_fd=self.fd(parent))
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise self.explain(error, parent, name) from error
+        self.directories[path] = metadata
+        return path
+
+    def charge(self, length: int) -> None:
+        """Count a name of `length` bytes that stays in memory until the layer is done; raises beyond the limits."""
+        self._names += length
+        self._kept += 1
+        if self._kept > self._limits.directories or self._names > self._limits.directory_names:
+            raise InvalidLayerError(
+                f"layer: more than {self._limits.directories} directories, or too long paths"
+            )
+
+    def settle(self, path: bytes, metadata: Metadata, *, extra: dict[bytes, bytes]) -> None:
+        """Give the directory `path` its final metadata and the xattrs `extra`; nothing may be made in it afterwards."""
+        fd = self.fd(path)
+        self._apply(fd, metadata, path)
+        for name, value in extra.items():
+            os.setxattr(fd, name, value)
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    def create(self, parent: bytes, name: bytes) -> int:
+        """Create a new empty file and return its descriptor for writing, or raise FileExistsError."""
+        try:
+            return os.open(name, _CREATE, 0o600, dir_fd=self.fd(parent))
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise self.explain(error, parent, name) from error
+
+    def symlink(self, parent: bytes, name: bytes, target: bytes, metadata: Metadata) -> None:
+        """Make a symlink, or raise FileExistsError. Its target may be anything: only containers will follow it."""
+        fd = self.fd(parent)
+        try:
+            os.symlink(target, name, dir_fd=fd)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise self.explain(error, parent, name) from error
+        os.chown(name, metadata.uid, metadata.gid, dir_fd=fd, follow_symlinks=False)
+        for key, value in metadata.xattrs.items():
+            try:
+                os.setxattr(f"/proc/self/fd/{fd}/".encode() + name, key, value, follow_symlinks=False)
+            except OSError as error:
+                raise _xattr_error(error, fd, name, key) from error
+        os.utime(name, ns=(metadata.mtime, metadata.mtime), dir_fd=fd, follow_symlinks=False)
+
+    def fifo(self, parent: bytes, name: bytes, metadata: Metadata) -> None:
+        """Make a FIFO, or raise FileExistsError."""
+        directory = self.fd(parent)
+        try:
+            os.mkfifo(name, 0o600, dir_fd=directory)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise self.explain(error, parent, name) from error
+        fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            self._apply(fd, metadata, name)
+        finally:
+            os.close(fd)
+
+    def link(self, target: bytes, parent: bytes, name: bytes) -> None:
+        """Give the file at the path `target` a second name, or raise FileExistsError."""
+        source, _, base = target.rpartition(b"/")
+        # Two descriptors at once: the first is a duplicate, since `fd` may close one to open another.
+        first = os.dup(self.fd(source))
+        try:
+            os.link(base, name, src_dir_fd=first, dst_dir_fd=self.fd(parent), follow_symlinks=False)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise self.explain(error, parent, name) from error
+        finally:
+            os.close(first)
+
+    def whiteout(self, parent: bytes, name: bytes) -> None:
+        """Mark `name` as removed, for overlayfs: a character device 0:0."""
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=self.fd(parent))
+
+    def finish_file(self, fd: int, metadata: Metadata, name: bytes) -> None:
+        """Give a file that is completely written its metadata."""
+        self._apply(fd, metadata, name)
+
+    def _apply(self, fd: int, metadata: Metadata, name: bytes) -> None:
+        # In this order: chown clears set-user-id bits and security.capability; an ACL changes the mode's group bits;
+        # everything before utime changes the times.
+        os.fchown(fd, metadata.uid, metadata.gid)
+        for key, value in metadata.xattrs.items():
+            try:
+                os.setxattr(fd, key, value)
+            except OSError as error:
+                raise _xattr_error(error, fd, name, key) from error
+        os.fchmod(fd, metadata.mode)
+        os.utime(fd, ns=(metadata.mtime, metadata.mtime))
+
+    # --- replacing -------------------------------------------------------------------------------------------------
+
+    def remove(self, parent: bytes, name: bytes) -> None:
+        """Take away what is at `name`; a directory goes aside as a whole, to be deleted with the partial."""
+        path = parent + b"/" + name if parent else name
+        self._last = ([], b"")
+        if path not in self.directories:
+            os.unlink(name, dir_fd=self.fd(parent))
+            return
+        self._count += 1
+        if self._count > self._limits.replaced:
+            raise InvalidLayerError(
+                f"layer: replaces more than {self._limits.replaced} of its own directories"
+            )
+        os.rename(name, str(self._count), src_dir_fd=self.fd(parent), dst_dir_fd=self._discarded)
+        inside = path + b"/"
+        for gone in [known for known in self._open if known == path or known.startswith(inside)]:
+            os.close(self._open.pop(gone))
+        for gone in [known for known in self.directories if known == path or known.startswith(inside)]:
+            del self.directories[gone]
+
+    def explain(self, error: OSError, parent: bytes, name: bytes) -> Exception:
+        """Tell faults of the archive from those of the device."""
+        path = parent + b"/" + name if parent else name
+        if error.errno == errno.ENAMETOOLONG:
+            return InvalidLayerError(f"{shown(path)}: a name or target longer than the file system takes")
+        if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.EPERM, errno.EMLINK):
+            return InvalidLayerError(f"{shown(path)}: can't be made: {os.strerror(error.errno)}")
+        return error
+
+
+def _xattr_error(error: OSError, fd: int, name: bytes, key: bytes) -> Exception:
+    text = f"{shown(name)}: extended attribute {shown(key)}"
+    room = os.fstatvfs(fd)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and room.f_bavail * room.f_frsize < 1 << 20:
+        return error
+    # ext4 says ENOSPC to a value that does not fit into a block, however empty the disk is.
+    if error.errno in (errno.ENOTSUP, errno.ENOSPC, errno.E2BIG):
+        return UnsupportedError(
+            f"{text}: the state directory's file system can't keep it: {os.strerror(error.errno)}",
+            hint="put the state directory on ext4, xfs or btrfs",
+        )
+    return InvalidLayerError(f"{text}: {os.strerror(error.errno or 0)}")
