@@ -1,6 +1,5 @@
 """Composition: the engine's parts, built from a layout and the device's settings, in one place and in plain sight."""
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +12,16 @@ from reconciler.engine.layout import Layout
 from reconciler.engine.local import LocalEngine
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.observe import Observer
+from reconciler.engine.platform import host_platform
 from reconciler.engine.process import Zygote
 from reconciler.engine.pull import Images, Progress
 from reconciler.engine.store import Store
 from reconciler.plan.garbage import Retention
 
-_ARCHITECTURES = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "armv7l": "arm/v7",
-    "armv6l": "arm/v6",
-    "riscv64": "riscv64",
-}
-
 
 @dataclass(frozen=True)
 class Parts:
-    """What an agent, or a verb that changes something, works with. `close` lets the zygote go."""
+    """What an agent, or a verb that changes something, works with. `close` lets connections and the zygote go."""
 
     layout: Layout
     device: Device
@@ -48,13 +40,9 @@ class Parts:
         return retention(self.device)
 
     def close(self) -> None:
+        self.images.close()
         self.zygote.close()
-
-
-def host_platform() -> str:
-    """This device's platform as images name it, `linux/amd64`."""
-    machine = platform.machine()
-    return f"linux/{_ARCHITECTURES.get(machine, machine)}"
+        self.networks.close()
 
 
 def open_parts(layout: Layout, device: Device, progress: Callable[[Progress], None]) -> Parts:

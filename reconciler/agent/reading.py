@@ -6,7 +6,7 @@ what it has to fetch (manifests) in memory.
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from reconciler.agent.history import read_failures, read_generations
 from reconciler.agent.intent import Intent, Reader, Resolver, Source
 from reconciler.agent.loop import Agent, Listener, Turn, wanted_ports
-from reconciler.agent.parts import open_images, open_parts, retention
+from reconciler.agent.parts import Parts, open_images, open_parts, retention
 from reconciler.config import Device
 from reconciler.engine import instance
 from reconciler.engine.layout import Layout
@@ -24,6 +24,7 @@ from reconciler.engine.process import boot_id
 from reconciler.engine.store import Store
 from reconciler.errors import BlockedError, UsageError
 from reconciler.plan.diff import plan as make_plan
+from reconciler.plan.garbage import Explained, explain
 from reconciler.plan.steps import Plan
 from reconciler.report import status
 from reconciler.source.directory import DirectorySource
@@ -168,4 +169,34 @@ class _NoSource:
     """A source that can't be read, so that the last good specs count."""
 
     def snapshot(self) -> Snapshot:
-        return Snapshot.unreadable("no agent is running")
+        return Snapshot(revision="", files={}, problem="no agent is running")
+
+
+def explain_garbage(layout: Layout, device: Device) -> tuple[Explained, ...]:
+    """Every object of the store, and why it stays or goes, by the last good specs and the kept generations."""
+    store = Store(layout)
+    resolver = Resolver(open_images(layout, device, store), store, lambda: None, background=False, keep=False)
+    try:
+        intent = Reader(layout, device, _NoSource(), resolver, keep=False).read()
+    finally:
+        resolver.close()
+    observed = observe(layout)
+    return explain(
+        observed.store,
+        intent.desired,
+        observed.containers,
+        read_generations(layout),
+        retention(device),
+        now(),
+    )
+
+
+def collect(parts: Parts, explained: Iterable[Explained]) -> tuple[int, int]:
+    """Delete what may go; return how many objects and how many bytes that was."""
+    removed = reclaimed = 0
+    for entry in explained:
+        if not entry.kept and parts.engine.collect(entry.object.kind, entry.object.name):
+            removed += 1
+            reclaimed += entry.object.size
+    parts.store.empty_trash()
+    return removed, reclaimed

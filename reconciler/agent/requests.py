@@ -7,6 +7,7 @@ Failures are raised as ReconcilerErrors, and the server turns them into an answe
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from reconciler.agent import reading
 from reconciler.agent.loop import Agent, Turn
 from reconciler.agent.parts import Parts
 from reconciler.engine import volumes
@@ -31,6 +32,7 @@ class Requests:
             ("GET", "/v1/status"): self.status,
             ("POST", "/v1/reconcile"): self.reconcile,
             ("POST", "/v1/pull"): self.pull,
+            ("POST", "/v1/gc"): self.collect_garbage,
             ("POST", "/v1/volumes/remove"): self.remove_volume,
         }
 
@@ -67,6 +69,12 @@ class Requests:
         self._parts.images.pull(image, reference, lambda _: None)
         self._agent.wake()
         return {"reference": str(reference), "digest": str(image.manifest)}
+
+    def collect_garbage(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """Delete what nothing wants any more, now."""
+        explained = reading.explain_garbage(self._parts.layout, self._parts.device)
+        removed, reclaimed = reading.collect(self._parts, explained)
+        return {"removed": removed, "bytes": reclaimed}
 
     def remove_volume(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Delete a volume that nothing uses or wants."""

@@ -1,0 +1,110 @@
+"""Verbs about images: images, pull, digest."""
+
+import argparse
+import sys
+from contextlib import suppress
+from typing import Any
+
+from reconciler.agent import client
+from reconciler.agent.history import read_generations
+from reconciler.agent.parts import open_images, open_parts
+from reconciler.cli.common import device_of, document, layout_of, print_json
+from reconciler.engine import instance
+from reconciler.engine.layout import Layout
+from reconciler.engine.record import records
+from reconciler.engine.store import Store
+from reconciler.errors import UnreachableError, UsageError
+from reconciler.report.progress import PullProgress
+from reconciler.report.tables import size, table
+from reconciler.spec.reference import Reference
+
+
+def images(args: argparse.Namespace) -> int:
+    """List the images that are here whole, with what uses them."""
+    layout = layout_of(args)
+    instance.read_id(layout)
+    items = image_items(layout)
+    if args.quiet:
+        for item in items:
+            print(item["digest"] if args.no_trunc else item["digest"].partition(":")[2][:12])
+    elif args.output == "json":
+        print_json(document("ImageList", list(items)))
+    else:
+        rows = [
+            (
+                item["reference"] or "-",
+                item["digest"] if args.no_trunc else item["digest"].partition(":")[2][:12],
+                item["platform"],
+                size(item["size"]),
+                "yes" if item["complete"] else "no",
+                ", ".join(item["users"]) or "-",
+            )
+            for item in items
+        ]
+        sys.stdout.write(table(("IMAGE", "DIGEST", "PLATFORM", "SIZE", "COMPLETE", "USED BY"), rows))
+    return 0
+
+
+def image_items(layout: Layout) -> list[dict[str, Any]]:
+    """The images as data: `size` is what the layers take unpacked; `reference` is a name by which it was asked for."""
+    store = Store(layout)
+    users: dict[str, list[str]] = {}
+    names: dict[str, str] = {}
+    for generation in read_generations(layout):
+        for app in generation.apps:
+            names |= {manifest: reference.partition("@")[0] for reference, manifest, _ in app.images}
+    for record in records(layout):
+        users.setdefault(record.manifest, []).append(record.full_name)
+        names[record.manifest] = record.reference.partition("@")[0]
+    items: list[dict[str, Any]] = []
+    for image in store.images():
+        manifest = str(image.manifest)
+        found = [store.layer(layer.chain_id) for layer in image.layers]
+        items.append(
+            {
+                "reference": names.get(manifest, ""),
+                "digest": manifest,
+                "index": str(image.index),
+                "config": str(image.config),
+                "platform": image.platform,
+                "size": sum(layer.size for layer in found if layer is not None),
+                "complete": None not in found,
+                "layers": [layer.chain_id.hex for layer in image.layers],
+                "users": sorted(users.get(manifest, [])),
+            }
+        )
+    return sorted(items, key=lambda item: (item["reference"], item["digest"]))
+
+
+def pull(args: argparse.Namespace) -> int:
+    """Fetch an image, verify and unpack it; show how far it is."""
+    layout, device = layout_of(args), device_of(args)
+    reference = Reference.parse(args.reference)
+    if reference.digest is None:
+        raise UsageError(f"{reference}: not pinned by digest", hint=f"run: reconciler digest {reference}")
+    with suppress(UnreachableError):
+        answer = client.request(layout, "POST", "/v1/pull", {"reference": str(reference)}, timeout=3600)
+        print(answer["digest"])
+        return 0
+    progress = PullProgress(sys.stderr)
+    parts = open_parts(layout, device, progress)
+    try:
+        with instance.StateLock(layout, "reconciler pull"):
+            image = parts.images.resolve(reference)
+            parts.images.pull(image, reference, progress)
+    finally:
+        progress.close()
+        parts.close()
+    print(image.manifest)
+    return 0
+
+
+def digest(args: argparse.Namespace) -> int:
+    """Print the reference with the digest that its tag has now, ready to be pasted into a spec."""
+    layout, device = layout_of(args), device_of(args)
+    reference = Reference.parse(args.reference)
+    if reference.tag is None:
+        raise UsageError(f"{reference}: no tag to look up")
+    found = open_images(layout, device, Store(layout)).digest(reference)
+    print(Reference(reference.registry, reference.repository, reference.tag, found))
+    return 0
