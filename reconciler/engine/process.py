@@ -1,0 +1,145 @@
+"""Processes by identity, and what the shims' records say about them.
+
+A pid is checked against the start time and the boot before anything is done to it, and held by pidfd from then on.
+Reads only. A damaged record is None, never an exception: its container is lost, nobody else's.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from reconciler.engine.control import Command, CommandError, Control, Execution
+from reconciler.engine.zygote import Created, ShimError, Zygote
+from reconciler.shim import record
+from reconciler.state.process import ExitRecord, ProcessId
+
+__all__ = [
+    "Command",
+    "CommandError",
+    "Control",
+    "Created",
+    "Execution",
+    "ExitRecord",
+    "ProcessId",
+    "ShimError",
+    "ShimRecord",
+    "Zygote",
+    "alive",
+    "boot_id",
+    "identify",
+    "open_pidfd",
+    "read_exit",
+    "read_shim",
+]
+
+_T = TypeVar("_T")
+_LARGEST = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ShimRecord:
+    """shim.json: the shim, the container's first process, and when (boottime) it was made.
+
+    `started_boot` and `started_wall` are None until the program runs.
+    """
+
+    shim: ProcessId
+    init: ProcessId
+    created_boot: float
+    started_boot: float | None
+    started_wall: float | None
+
+
+def boot_id() -> str:
+    """The id of this boot of the kernel."""
+    return record.boot_id()
+
+
+def identify(pid: int) -> ProcessId | None:
+    """The identity of the process that has `pid` now; None where there is none."""
+    try:
+        return ProcessId(pid, record.started(pid), boot_id())
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def alive(process: ProcessId) -> bool:
+    """Say whether that very process runs. A zombie does not: PID 1 of a device may not reap it."""
+    try:
+        with open(f"/proc/{process.pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return int(fields[19]) == process.started and fields[0] not in (b"Z", b"X") and process.boot == boot_id()
+
+
+def open_pidfd(process: ProcessId) -> int | None:
+    """Hold that very process, or give None where it is gone.
+
+    Checked after opening: from then on the pid can't be reused without the descriptor telling.
+    """
+    try:
+        fd = os.pidfd_open(process.pid)
+    except (ProcessLookupError, OSError):
+        return None
+    if not alive(process):
+        os.close(fd)
+        return None
+    return fd
+
+
+def read_shim(path: Path) -> ShimRecord | None:
+    """Read shim.json; None where it is missing or damaged."""
+    return _read(path, _shim)
+
+
+def read_exit(path: Path) -> ExitRecord | None:
+    """Read exit.json; None where it is missing or damaged."""
+    return _read(path, _exit)
+
+
+def _read(path: Path, parse: Callable[[dict[str, Any]], _T]) -> _T | None:
+    try:
+        with path.open("rb") as file:
+            value = json.loads(file.read(_LARGEST))
+        return parse(value)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _shim(value: dict[str, Any]) -> ShimRecord:
+    boot = str(value["boot"])
+    return ShimRecord(
+        shim=ProcessId(int(value["shim"]["pid"]), int(value["shim"]["started"]), boot),
+        init=ProcessId(int(value["init"]["pid"]), int(value["init"]["started"]), boot),
+        created_boot=float(value["created_boot"]),
+        started_boot=_optional(value["started_boot"]),
+        started_wall=_optional(value["started_wall"]),
+    )
+
+
+def _exit(value: dict[str, Any]) -> ExitRecord:
+    code, signal = value["code"], value["signal"]
+    if (code is None) == (signal is None):
+        raise ValueError("exactly one of code and signal is expected")
+    return ExitRecord(
+        code=None if code is None else int(code),
+        signal=None if signal is None else int(signal),
+        oom=bool(value["oom"]),
+        started_boot=_optional(value["started_boot"]),
+        started_wall=_optional(value["started_wall"]),
+        finished_boot=float(value["finished_boot"]),
+        finished_wall=float(value["finished_wall"]),
+        boot=str(value["boot"]),
+    )
+
+
+def _optional(value: object) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float):
+        raise TypeError("a number is expected")
+    return float(value)
