@@ -64,11 +64,15 @@ class _Attempt:
 
 
 class Resolver:
-    """Digest -> image, for ever once known. `background` false looks up at once, in the caller's thread."""
+    """Digest -> image, for ever once known.
+
+    `background` false looks up at once, in the caller's thread; without `images` nothing is looked up at all.
+    With `keep` what was found is stored.
+    """
 
     def __init__(
         self,
-        images: Images,
+        images: Images | None,
         store: Store,
         wake: Callable[[], None],
         *,
@@ -93,15 +97,17 @@ class Resolver:
         if image is not None:
             self._known[digest] = image
             return image
+        if self._images is None:
+            return Unresolved(f"{reference}: not on this device")
         with self._lock:
             attempt = self._attempts.setdefault(digest, _Attempt())
             if attempt.running or time.monotonic() < attempt.retry_at:
                 return attempt.error
             attempt.running = True
         if self._pool is None:
-            self._look_up(reference, digest, attempt)
+            self._look_up(self._images, reference, digest, attempt)
             return self._known.get(digest) or attempt.error
-        self._pool.submit(self._look_up, reference, digest, attempt)
+        self._pool.submit(self._look_up, self._images, reference, digest, attempt)
         return attempt.error
 
     @property
@@ -127,13 +133,13 @@ class Resolver:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _look_up(self, reference: Reference, digest: Digest, attempt: _Attempt) -> None:
+    def _look_up(self, images: Images, reference: Reference, digest: Digest, attempt: _Attempt) -> None:
         error: Unresolved | None = None
         try:
             if self._keep:
-                self._known[digest] = self._images.resolve(reference)
+                self._known[digest] = images.resolve(reference)
             else:
-                self._known[digest] = self._images.resolve_without_storing(reference)
+                self._known[digest] = images.resolve_without_storing(reference)
         except ReconcilerError as failure:
             hint = f" ({failure.hint})" if failure.hint else ""
             error = Unresolved(f"{failure}{hint}", failure.transient)

@@ -146,8 +146,7 @@ def apply_here(
 
 def status_here(layout: Layout, device: Device) -> dict[str, Any]:
     """The status document where no agent runs: the last good specs against what is there."""
-    store = Store(layout)
-    resolver = Resolver(open_images(layout, device, store), store, lambda: None, background=False, keep=False)
+    resolver = Resolver(None, Store(layout), lambda: None, background=False, keep=False)
     try:
         intent = Reader(layout, device, _NoSource(), resolver, keep=False).read()
     finally:
@@ -174,8 +173,7 @@ class _NoSource:
 
 def explain_garbage(layout: Layout, device: Device) -> tuple[Explained, ...]:
     """Every object of the store, and why it stays or goes, by the last good specs and the kept generations."""
-    store = Store(layout)
-    resolver = Resolver(open_images(layout, device, store), store, lambda: None, background=False, keep=False)
+    resolver = Resolver(None, Store(layout), lambda: None, background=False, keep=False)
     try:
         intent = Reader(layout, device, _NoSource(), resolver, keep=False).read()
     finally:
