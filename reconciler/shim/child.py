@@ -7,15 +7,16 @@
 cgroups while the child does its mounts. The caller then talks to the child through three pipes:
 
   go_fd     the child reads. Write b"p" as soon as `spawn` has returned (the process is placed in every cgroup, so the
-            child may make its cgroup namespace), and b"g" to start the program. End of file at either point means that
-            the shim died: the child exits silently. Keep the write end open, and only in the shim, until the error pipe
-            reports: after asking for PDEATHSIG the child looks whether it is still there. (An OCI `create` gives a FIFO
-            opened for reading and writing here, and death_signal=0.)
+            child may make its cgroup namespace), and b"g" to start the program. EPIPE means that the child has failed:
+            read the error pipe. End of file at either point means that the shim died: the child exits silently. Keep
+            the write end open, and only in the shim, until the error pipe reports: after asking for PDEATHSIG the child
+            looks whether it is still there. (An OCI `create` gives a FIFO opened for reading and writing here, and
+            death_signal=0.)
   sync_fd   the child writes b"c" when the container is created: everything is done but PDEATHSIG and the exec, and the
-            program's file has been found.
+            program's file has been found. End of file without it: read the error pipe.
   error_fd  the child writes one JSON line {"errno", "message", "path", "step"} (shim.step) and exits with 127 (ENOENT,
             ENOTDIR at exec), 126 (another failure of exec) or 125 (anything else). End of file without a byte means
-            that the program runs. All three descriptors must be close-on-exec in the caller.
+            that the program runs, or that the child was killed. All three must be close-on-exec in the caller.
 
 The steps, in their order: namespaces to join, propagation, root file system, copy-up of volumes, mounts, devices,
 masked and read-only paths, working directory, console, sysctls and oom_score_adj through a procfs of its own, wait for

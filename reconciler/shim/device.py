@@ -39,8 +39,8 @@ def make(prepared: Prepared, root: Root) -> None:
         with Step("device", name):
             folder, _, last = name.rpartition("/")
             parent = dev if folder == "/dev" else root.real_directory(folder)
-            _node(parent, last, name, mode, os.makedev(major, minor))
-            os.chown(last, uid, gid, dir_fd=parent, follow_symlinks=False)
+            if _node(parent, last, name, mode, os.makedev(major, minor)):
+                os.chown(last, uid, gid, dir_fd=parent, follow_symlinks=False)
             if parent != dev:
                 os.close(parent)
     links = list(_LINKS)
@@ -55,7 +55,8 @@ def make(prepared: Prepared, root: Root) -> None:
     os.close(dev)
 
 
-def _node(parent: int, name: str, where: str, mode: int, device: int) -> None:
+def _node(parent: int, name: str, where: str, mode: int, device: int) -> bool:
+    """Have the node there; say whether it was made, and may be given an owner."""
     try:
         os.mknod(name, mode, device, dir_fd=parent)
     except FileExistsError:
@@ -64,6 +65,9 @@ def _node(parent: int, name: str, where: str, mode: int, device: int) -> None:
             raise OSError(errno.EEXIST, "something else is there") from None
     except PermissionError:
         _bind_node(parent, name, where, mode, device)
+    else:
+        return True
+    return False
 
 
 def _bind_node(parent: int, name: str, where: str, mode: int, device: int) -> None:
@@ -77,6 +81,8 @@ def _bind_node(parent: int, name: str, where: str, mode: int, device: int) -> No
         target = os.open(name, flags, 0o000, dir_fd=parent)
         try:
             copy = mount.open_tree(source)
+            # The host's own inode: read-only, or chmod inside would change it; the device can be written all the same
+            mount.mount_setattr(copy, set_=mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOEXEC)
             mount.move_mount(copy, target)
             os.close(copy)
         finally:

@@ -229,6 +229,8 @@ def mask(prepared: Prepared, root: Root) -> None:
                 continue
             if not stat.S_ISDIR(os.fstat(target).st_mode):
                 cover = mount.open_tree(null)
+                # It is the host's own inode: on a writable mount, chmod inside would change the host's /dev/null
+                mount.mount_setattr(cover, set_=_SAFE & ~mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_RDONLY)
             elif empty < 0:
                 data = (("nr_blocks", "1"), ("nr_inodes", "1"))
                 cover = empty = create("tmpfs", data, _SAFE | mount.MOUNT_ATTR_RDONLY)

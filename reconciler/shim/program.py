@@ -7,7 +7,7 @@ get more than the first by an omission here.
 import resource
 
 from reconciler.linux import capability
-from reconciler.shim.fields import PREFIX, ConfigError, Section, checked_id, encode, json_strings
+from reconciler.shim.fields import PREFIX, ConfigError, Section, checked_id, clean, encode, json_strings
 
 
 class Process:
@@ -75,9 +75,10 @@ def prepare_process(config: dict[str, object]) -> Process:
         if not name or not equals:
             raise ConfigError(f"process.env: {entry}: expected NAME=value")
         result.environment[encode(name, "process.env")] = encode(value, "process.env")
-    result.cwd = process.text("cwd") or "/"
-    if not result.cwd.startswith("/") or "\0" in result.cwd:
-        raise ConfigError(f"process.cwd: {result.cwd!r}: expected an absolute path")
+    cwd = process.text("cwd") or "/"
+    if not cwd.startswith("/"):
+        raise ConfigError(f"process.cwd: {cwd!r}: expected an absolute path")
+    result.cwd = clean(cwd)
     result.terminal = process.flag("terminal")
     size = process.section("consoleSize")
     result.console_size = (size.number("height"), size.number("width")) if size.values else None
