@@ -93,6 +93,7 @@ class Server:
         self, namespace: Namespace, name: str, *ports: tuple[str, int], address: str = "0.0.0.0"
     ) -> None:
         self._name = name
+        self.asked = 0
         self._selector = selectors.DefaultSelector()
         self._stop, self._stopping = os.pipe2(os.O_CLOEXEC)
         self._selector.register(self._stop, selectors.EVENT_READ)
@@ -113,6 +114,7 @@ class Server:
                 sock = key.fileobj
                 if not isinstance(sock, socket.socket):
                     return
+                self.asked += 1
                 if sock.type == socket.SOCK_STREAM:
                     connection, peer = sock.accept()
                     with connection:
