@@ -299,8 +299,9 @@ def _repairs_first(
             isinstance(mount, VolumeMount) and mount.volume in missing_volumes
             for mount in want.identity.mounts
         )
-        starts = allowed[name].starts
-        (first if allowed[name].repair and not (starts and (waits or needs)) else later).append(name)
+        todo = allowed[name]
+        held_up = (todo.starts and waits) or (todo.creates and needs)
+        (first if todo.repair and not held_up else later).append(name)
     return first, later
 
 

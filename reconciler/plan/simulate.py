@@ -174,7 +174,7 @@ def _remove(step: RemoveContainer, world: Observed, now: Now) -> Observed:
     previous = {**world.previous}
     if step.keep_previous:
         record = gone.phase.record if isinstance(gone.phase, Exited) else None
-        previous[full_name] = Previous(gone.fingerprint, record, gone.attempt, gone.restarts)
+        previous[full_name] = Previous(gone.fingerprint, record, gone.attempt, gone.restarts, gone.stopped)
     else:
         previous.pop(full_name, None)
     world = _with(world, full_name, tuple(container for container in same if container is not gone))

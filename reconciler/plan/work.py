@@ -46,6 +46,11 @@ class Work:
         """Whether the program starts (again): what needs its ports and its dependencies."""
         return any(isinstance(step, StartContainer) for step in self.up)
 
+    @property
+    def creates(self) -> bool:
+        """Whether the container is made (again): what needs its image and its volumes."""
+        return any(isinstance(step, CreateContainer) for step in self.up)
+
 
 def work(
     want: Desired, have: Sequence[Container], previous: Previous | None, now: Now, boot: str
@@ -119,7 +124,7 @@ def _absent(want: Desired, previous: Previous | None, now: Now, boot: str) -> Wo
     if previous is None or previous.fingerprint != want.fingerprint:
         return Work(up=_bring_up(want, 0, 0))
     record = previous.record
-    if record is None:
+    if record is None or previous.stopped:
         return Work(up=_bring_up(want, previous.attempt, previous.restarts + 1), repair=True)
     policy = want.settings.restart
     due = next_start(policy, previous.attempt, record, name=want.full_name, boot=boot)

@@ -85,12 +85,16 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Previous:
-    """How the removed predecessor of a container ended: what back-off goes by while no container exists."""
+    """How the removed predecessor of a container ended: what back-off goes by while no container exists.
+
+    `stopped` as in `Container`.
+    """
 
     fingerprint: str
     record: ExitRecord | None
     attempt: int
     restarts: int
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -1,0 +1,170 @@
+"""From a spec and its resolved images to what should run: Docker's rules for what a container inherits from its image.
+
+Every default is applied before or here, so that one spelled out and one left out give the same value, and so the same
+fingerprint. Two of the rules are ours. A path that the image declares as a VOLUME and the spec does not mount is an
+ordinary directory of the container's writable layer: an anonymous volume, as Docker makes, would outlive its container
+with nobody to miss it. And a container without anything to run holds up its app with a sentence, as an image does that
+can't be had or is for another platform, instead of failing when it starts. Pure.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+from reconciler.spec import model
+from reconciler.spec.defaults import BUILT_IN, Defaults, with_defaults
+from reconciler.spec.load import LoadedApp
+from reconciler.spec.reference import Reference
+from reconciler.state.desired import (
+    App,
+    BindMount,
+    ConfigMount,
+    Container,
+    Identity,
+    Limits,
+    Mount,
+    Port,
+    RestartPolicy,
+    Rotation,
+    Settings,
+    TmpfsMount,
+    UnresolvedImage,
+    VolumeMount,
+)
+from reconciler.state.image import Image, Unresolved
+
+# moby, oci/defaults.go and daemon/oci_linux.go: what a process gets where neither image nor user sets PATH.
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def references(loaded: LoadedApp) -> tuple[Reference, ...]:
+    """Return the images that the app needs, each once, sorted."""
+    return tuple(sorted({container.image for container in loaded.app.containers.values()}, key=str))
+
+
+def desire(
+    loaded: LoadedApp,
+    images: Mapping[str, Image | Unresolved],
+    *,
+    defaults: Defaults = BUILT_IN,
+    stale: str = "",
+) -> App:
+    """Return the app that should run. `images` holds, by `str` of each of `references`, what is known of it.
+
+    A container whose image is not known or can't be run is not in `containers` but in `unresolved`.
+    """
+    app = with_defaults(loaded.app, defaults)
+    containers: dict[str, Container] = {}
+    unresolved: list[UnresolvedImage] = []
+    for name in sorted(app.containers):
+        spec = app.containers[name]
+        image = images.get(str(spec.image), Unresolved("not looked up yet"))
+        made = image if isinstance(image, Unresolved) else _container(loaded, app, name, spec, image)
+        if isinstance(made, Unresolved):
+            unresolved.append(UnresolvedImage(name, str(spec.image), made))
+        else:
+            containers[name] = made
+    return App(
+        name=app.name,
+        path=loaded.path,
+        digest=loaded.digest,
+        containers=containers,
+        volumes=tuple(sorted(app.volumes)),
+        unresolved=tuple(unresolved),
+        stale=stale,
+    )
+
+
+def _container(
+    loaded: LoadedApp, app: model.App, name: str, spec: model.Container, image: Image
+) -> Container | Unresolved:
+    arguments = _arguments(spec, image)
+    if not arguments:
+        return Unresolved("neither the image nor the spec says what to run: set `command`", transient=False)
+    identity = Identity(
+        image=str(image.config),
+        arguments=arguments,
+        environment=_environment(spec, image),
+        working_dir=spec.working_dir or image.working_dir or "/",
+        user=image.user if spec.user is None else spec.user,
+        hostname=spec.hostname or f"{app.name}-{name}"[:64].rstrip("-"),
+        mounts=_mounts(loaded, spec),
+        init=spec.init,
+        read_only=spec.read_only,
+        log_driver=spec.logging.driver,
+    )
+    return Container(
+        app=app.name,
+        name=name,
+        identity=identity,
+        settings=_settings(app.name, spec, image),
+        image=image,
+        reference=str(spec.image),
+        mark=str(loaded.marks.mark("containers", name, "image")),
+        configs={mount.source: loaded.config_files[mount.source] for mount in spec.configs},
+    )
+
+
+def _arguments(spec: model.Container, image: Image) -> tuple[str, ...]:
+    """Docker's rule: `entrypoint` replaces the image's and clears its CMD, `command` replaces its CMD."""
+    if spec.entrypoint is not None:
+        return spec.entrypoint + (spec.command or ())
+    command = image.command if spec.command is None else spec.command
+    return (image.entrypoint or ()) + (command or ())
+
+
+def _environment(spec: model.Container, image: Image) -> tuple[str, ...]:
+    """The image's variables overlaid by the spec's; an entry of the image without `=` sets nothing."""
+    variables = {"PATH": DEFAULT_PATH}
+    variables |= dict(entry.split("=", 1) for entry in image.environment if "=" in entry)
+    variables |= spec.environment
+    return tuple(f"{name}={variables[name]}" for name in sorted(variables))
+
+
+def _mounts(loaded: LoadedApp, spec: model.Container) -> tuple[Mount, ...]:
+    mounts = [_mount(mount) for mount in (*spec.volumes, *spec.tmpfs)]
+    mounts += (
+        ConfigMount(
+            config=mount.source,
+            target=mount.target,
+            digest=hashlib.sha256(loaded.config_files[mount.source]).hexdigest(),
+            uid=mount.uid,
+            gid=mount.gid,
+            mode=mount.mode,
+        )
+        for mount in spec.configs
+    )
+    return tuple(sorted(mounts, key=lambda mount: mount.target))
+
+
+def _mount(mount: model.Mount) -> Mount:
+    match mount:
+        case model.VolumeMount():
+            return VolumeMount(mount.source, mount.target, mount.read_only)
+        case model.BindMount():
+            return BindMount(mount.source, mount.target, mount.read_only)
+        case model.TmpfsMount():
+            return TmpfsMount(mount.target, mount.size, mount.mode)
+
+
+def _settings(app: str, spec: model.Container, image: Image) -> Settings:
+    limits, restart, logging = spec.limits, spec.restart, spec.logging
+    return Settings(
+        limits=Limits(limits.cpus, limits.memory, limits.swap, limits.pids),
+        restart=RestartPolicy(
+            policy=restart.policy,
+            max_attempts=restart.max_attempts,
+            delay=restart.delay,
+            max_delay=restart.max_delay,
+            factor=restart.factor,
+            jitter=restart.jitter,
+            reset_after=restart.reset_after,
+        ),
+        stop_signal=spec.stop_signal or image.stop_signal or "SIGTERM",
+        stop_grace=spec.stop_grace_period,
+        ports=tuple(
+            sorted({Port(port.host_ip, port.published, port.target, port.protocol) for port in spec.ports})
+        ),
+        depends_on=tuple(sorted(name if "/" in name else f"{app}/{name}" for name in spec.depends_on)),
+        labels=tuple(sorted(spec.labels.items())),
+        rotation=Rotation(logging.max_size, logging.max_files, logging.compress),
+    )

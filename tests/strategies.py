@@ -1,0 +1,253 @@
+"""Random desires and worlds for property tests.
+
+Worlds are put together freely, not only by histories, so that also what no history leads to is survived.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from hypothesis import strategies as st
+
+from reconciler.plan.diff import plan
+from reconciler.plan.steps import Step
+from reconciler.state.desired import (
+    App,
+    ConfigMount,
+    Container,
+    Desired,
+    Limits,
+    Mount,
+    Port,
+    RestartPolicy,
+    Settings,
+    TmpfsMount,
+    UnresolvedImage,
+    VolumeMount,
+)
+from reconciler.state.image import Unresolved
+from reconciler.state.observed import Container as Found
+from reconciler.state.observed import (
+    Created,
+    Exited,
+    Failure,
+    Listener,
+    Lost,
+    Network,
+    Observed,
+    Phase,
+    Previous,
+    Published,
+    Running,
+    Store,
+    StoredObject,
+)
+from tests.values import BOOT, IMAGES, NOW, chain_ids, container, found, record, steps_of
+
+APPS = ("ant", "bee", "cat")
+NAMES = ("x", "y", "z")
+VOLUMES = ("data", "logs")
+
+policies = st.builds(
+    RestartPolicy,
+    policy=st.sampled_from(["no", "on-failure", "always", "always"]),
+    max_attempts=st.sampled_from([0, 0, 2]),
+    delay=st.sampled_from([0.5, 1.0, 10.0]),
+)
+limits = st.sampled_from([Limits(), Limits(memory=64 << 20), Limits(cpus=500, pids=100)])
+
+
+@st.composite
+def settings(draw: st.DrawFn, name: str, port_base: int, dependencies: tuple[str, ...]) -> Settings:
+    """Settings whose ports are from a range of the app's own."""
+    numbers = draw(st.lists(st.sampled_from([port_base, port_base + 1]), unique=True, max_size=1))
+    return Settings(
+        limits=draw(limits),
+        restart=draw(policies),
+        ports=tuple(Port("0.0.0.0", n + 2 * NAMES.index(name), draw(st.sampled_from([80, 81]))) for n in numbers),
+        depends_on=tuple(sorted(draw(st.sets(st.sampled_from(dependencies), max_size=2)))) if dependencies else (),
+        labels=draw(st.sampled_from([(), (("tier", "web"),)])),
+    )  # fmt: skip
+
+
+mounts: st.SearchStrategy[tuple[Mount, ...]] = st.sampled_from(
+    [
+        (),
+        (VolumeMount("data", "/data"),),
+        (VolumeMount("logs", "/logs", read_only=True), TmpfsMount("/tmp", 64 << 20)),
+        (ConfigMount("conf", "/conf", "00" * 32),),
+    ]
+)
+
+
+@st.composite
+def containers(
+    draw: st.DrawFn, app: str, name: str, foreign: bool, siblings: Sequence[str] = NAMES
+) -> Container:
+    """A container that depends on others of its app, in cycles too, and perhaps on those of other apps."""
+    own = tuple(f"{app}/{other}" for other in siblings if other != name)
+    others = tuple(f"{other}/{c}" for other in APPS if other != app for c in NAMES) if foreign else ()
+    return container(
+        app,
+        name,
+        image=draw(st.sampled_from(IMAGES)),
+        arguments=draw(st.sampled_from([("/bin/serve",), ("/bin/serve", "--fast")])),
+        mounts=draw(mounts),
+        settings=draw(settings(name, 1000 * (APPS.index(app) + 1), own + others)),
+    )
+
+
+@st.composite
+def apps(draw: st.DrawFn, name: str, foreign: bool = False, unresolved: bool = True) -> App:
+    """An app; now and then one of its images is not resolved."""
+    names = draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=3))
+    made = {n: draw(containers(name, n, foreign, names)) for n in names}
+    waiting: tuple[UnresolvedImage, ...] = ()
+    if unresolved and made and draw(st.integers(0, 4)) == 0:
+        gone = draw(st.sampled_from(sorted(made)))
+        waiting = (UnresolvedImage(gone, made.pop(gone).reference, Unresolved("registry is down")),)
+    return App(name, f"{name}.yaml", draw(st.sampled_from(["spec-1", "spec-2"])), made, VOLUMES, waiting)
+
+
+@st.composite
+def desires(draw: st.DrawFn, *, foreign: bool = False, unresolved: bool = True, held: bool = True) -> Desired:
+    """What should run: up to three apps, now and then with some held."""
+    names = draw(st.lists(st.sampled_from(APPS), unique=True))
+    wanted = {name: draw(apps(name, foreign, unresolved)) for name in names}
+    if not held:
+        return Desired(wanted)
+    held_names = draw(st.sets(st.sampled_from(APPS), max_size=1)) if draw(st.booleans()) else set()
+    return Desired(
+        {name: app for name, app in wanted.items() if name not in held_names},
+        {name: "its file can't be read" for name in held_names},
+        draw(st.sampled_from(["", "", "", "the directory is empty"])),
+    )
+
+
+records = st.builds(
+    record,
+    st.sampled_from([0, 1, 137]),
+    oom=st.booleans(),
+    ran=st.sampled_from([None, 0.1, 5.0, 700.0]),
+    ago=st.sampled_from([0.0, 0.7, 30.0, 5000.0]),
+    boot=st.sampled_from([BOOT, "boot-0"]),
+)
+phases: st.SearchStrategy[Phase] = st.one_of(
+    st.just(Created()),
+    st.just(Running(4711, NOW.boottime - 50.0, NOW.wall - 50.0)),
+    st.just(Running(4711, NOW.boottime - 50.0, NOW.wall - 50.0)),
+    st.builds(Exited, records),
+    st.just(Lost("its shim is gone")),
+)
+
+
+@st.composite
+def existing(draw: st.DrawFn, app: str, name: str, wanted: Mapping[str, Container]) -> tuple[Found, ...]:
+    """Up to two containers of one name, of which at most one runs, often made from what is wanted now."""
+    result: list[Found] = []
+    for number in range(draw(st.sampled_from([0, 1, 1, 1, 2]))):
+        want = wanted.get(f"{app}/{name}")
+        if want is None or draw(st.integers(0, 2)) == 0:
+            want = draw(containers(app, name, False))
+        phase = draw(phases)
+        if isinstance(phase, Running) and any(isinstance(other.phase, Running) for other in result):
+            phase = Created()
+        have = found(
+            want,
+            phase,
+            id=hashlib.sha256(f"{app}/{name} {number}".encode()).hexdigest(),
+            settled=isinstance(phase, Exited) and draw(st.booleans()),
+            stopped=isinstance(phase, Exited) and draw(st.integers(0, 3)) == 0,
+            attempt=draw(st.integers(0, 3)),
+            restarts=draw(st.integers(0, 5)),
+        )
+        if isinstance(phase, Running):
+            have = replace(
+                have,
+                attached=draw(st.sampled_from([True, True, False])),
+                intact=draw(st.sampled_from([True, True, False])),
+                limits=draw(st.sampled_from([have.limits, have.limits, Limits(pids=7)])),
+            )
+        result.append(have)
+    return tuple(result)
+
+
+@st.composite
+def worlds(draw: st.DrawFn, want: Desired, *, local: bool = False, listeners: bool = False) -> Observed:
+    """Anything that may be found on a device that should run `want`. With `local` all images are complete."""
+    wanted = {c.full_name: c for app in want.apps.values() for c in app.containers.values()}
+    have: dict[str, tuple[Found, ...]] = {}
+    for app in APPS:
+        for name in NAMES:
+            same = draw(existing(app, name, wanted))
+            if same:
+                have[f"{app}/{name}"] = same
+    layers = chain_ids() if local else frozenset(draw(st.sets(st.sampled_from(sorted(chain_ids())))))
+    previous = {
+        name: Previous(
+            want.fingerprint, draw(st.none() | records), draw(st.integers(0, 3)), draw(st.integers(0, 3))
+        )
+        for name, want in wanted.items()
+        if name not in have and draw(st.booleans())
+    }
+    rows = sorted(
+        {Published(c.app, c.name, port) for same in have.values() for c in same for port in c.settings.ports}
+    )
+    objects = [StoredObject("layer", name, 1 << 20, NOW.wall - draw(ages)) for name in sorted(layers)]
+    return Observed(
+        boot=BOOT,
+        containers=have,
+        previous=previous,
+        volumes={app: frozenset(draw(st.sets(st.sampled_from(VOLUMES)))) for app in APPS},
+        network=Network(
+            frozenset(draw(st.sets(st.sampled_from(APPS)))),
+            draw(st.sampled_from([None, (), tuple(rows)])),
+        ),
+        listeners=tuple(draw(st.lists(strangers, max_size=2))) if listeners else (),
+        store=Store(layers, tuple(objects)),
+    )
+
+
+ages = st.sampled_from([0.0, 100.0, 4000.0, 90_000.0])
+strangers = st.builds(
+    Listener,
+    st.just("tcp"),
+    st.sampled_from(["0.0.0.0", "127.0.0.1", "::"]),
+    st.sampled_from([1000, 1001, 2002, 3004]),
+    st.just("nginx (pid 612)"),
+)
+
+
+@st.composite
+def failures(draw: st.DrawFn, want: Desired, have: Observed) -> Observed:
+    """The same world, in which the last lanes of some apps stopped at one of their steps."""
+    made = plan(want, have, NOW)
+    result: dict[str, Failure] = {}
+    for app in APPS:
+        lane = steps_of(made, app)
+        if not lane or draw(st.booleans()):
+            continue
+        step: Step = draw(st.sampled_from(lane))
+        spec = want.apps[app].digest if app in want.apps else ""
+        result[app] = Failure(
+            str(step),
+            "no space left on device",
+            "",
+            True,
+            draw(st.integers(1, 12)),
+            NOW.boottime - draw(st.sampled_from([0.0, 1.5, 200.0])),
+            draw(st.sampled_from([spec, spec, "another"])),
+        )
+    return replace(have, failures=result)
+
+
+@st.composite
+def situations(
+    draw: st.DrawFn, *, foreign: bool = False, unresolved: bool = True
+) -> tuple[Desired, Observed]:
+    """A desire, a world, and perhaps failures."""
+    want = draw(desires(foreign=foreign, unresolved=unresolved))
+    have = draw(worlds(want, listeners=draw(st.booleans())))
+    if draw(st.booleans()):
+        have = draw(failures(want, have))
+    return want, have
