@@ -188,6 +188,9 @@ def _blocked(item: Blocked, now: Now) -> dict[str, Any]:
 def _problem(problem: Problem) -> dict[str, Any]:
     return {
         "where": str(problem.mark),
+        "file": printable(problem.mark.file),
+        "line": problem.mark.line,
+        "column": problem.mark.column,
         "severity": problem.severity,
         "message": printable(problem.message),
         "hint": printable(problem.hint),

@@ -203,9 +203,10 @@ def test_the_document_carries_problems_failures_and_the_missing_seccomp() -> Non
         revision="abc",
         generation=4,
     )
-    assert document["problems"] == [
-        {"where": "b.yaml:2:1", "severity": "error", "message": "bad�[2J", "hint": "fix it"}
-    ]
+    (problem,) = document["problems"]
+    assert problem["where"] == "b.yaml:2:1"
+    assert (problem["file"], problem["line"], problem["column"]) == ("b.yaml", 2, 1)
+    assert (problem["severity"], problem["message"], problem["hint"]) == ("error", "bad\ufffd[2J", "fix it")
     assert document["items"][0]["failure"]["count"] == 3
     assert document["notes"] == [status.NO_SECCOMP]
     assert (document["revision"], document["generation"], document["converged"]) == ("abc", 4, False)
