@@ -102,7 +102,11 @@ class Adder:
             if isinstance(error, OSError):
                 raise self._room.explain(error, needed, f"layer {layer.digest.short}") from error
             raise
-        self._store.discard(partial)
+        try:
+            (partial / "gone").rmdir()
+            partial.rmdir()
+        except OSError:  # the layer replaced some of its own directories, or a source had to be tried twice
+            self._store.discard(partial)
         wanted.progress(Progress(layer.digest, layer.size, layer.size, Phase.DONE))
 
     def _extract(self, place: "_Workplace", wanted: Addition, job: Job[Digest]) -> None:
