@@ -14,7 +14,7 @@ from reconciler.spec.check import check
 from reconciler.spec.defaults import Defaults
 from reconciler.spec.device import DeviceFile
 from reconciler.spec.marks import ERROR
-from reconciler.spec.yaml12 import compose
+from reconciler.spec.yaml12 import EMPTY, compose
 
 _GC = file.Gc()
 _GUARD = file.ShrinkGuard()
@@ -85,7 +85,7 @@ def load_device(path: str, data: bytes | None) -> Device:
     if data is None:
         return Device()
     root, source, problems = compose(path, data)
-    if root is None and [problem.message for problem in problems] == ["the file is empty"]:
+    if root is None and [problem.message for problem in problems] == [EMPTY]:
         return Device()
     given: DeviceFile | None = None
     if root is not None:

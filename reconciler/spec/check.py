@@ -36,9 +36,13 @@ class Checked(Generic[M]):
 
 @dataclass(slots=True)
 class _Repair:
-    """What has been taken out of the data, and what was put in for a required value, by path in the file."""
+    """What was taken out of the data, and what was put in for a required value, by path in the file.
+
+    `excused` are fields that are not missing, because an unknown key was meant to be them.
+    """
 
     removed: set[Path] = field(default_factory=set)
+    excused: set[Path] = field(default_factory=set)
     standing_in: dict[Path, object] = field(default_factory=dict)
 
 
@@ -61,7 +65,8 @@ def check(model: type[M], root: Node, source: Source, *, stand_ins: MappingType[
         except ValidationError as error:
             details = error.errors(include_url=False)
         before = len(repair.removed) + len(repair.standing_in)
-        for detail in details:
+        # Unknown keys first: what one of them was meant to be is not missing.
+        for detail in sorted(details, key=lambda detail: detail["type"] != "extra_forbidden"):
             _explain(model, detail, data, locator, stand_ins, repair, problems)
         if len(problems) > MAX_PROBLEMS:
             more = len(problems) - MAX_PROBLEMS
@@ -125,7 +130,7 @@ def _explain(
     kind = detail["type"]
     context = detail.get("ctx", {})
     if kind == "missing":
-        if (*path, last) not in repair.removed:
+        if (*path, last) not in repair.removed | repair.excused:
             where = f" in {place(path)}" if path else ""
             problems.append(locator.problem(path, f"'{last}' is missing{where}", at_key=True))
         if last in stand_ins:
@@ -135,28 +140,28 @@ def _explain(
         return
     repair.removed.add(path)
     if kind == "extra_forbidden":
-        problems.append(locator.problem(path, *unknown(owner, last, path), at_key=True))
+        message, meant = unknown(owner, last, path)
+        problems.append(locator.problem(path, message, at_key=True))
+        if meant is not None:
+            repair.excused.add((*path[:-1], meant))
         return
     if kind == "value_error" and any(
         len(gone) > len(path) and gone[: len(path)] == path for gone in repair.removed
     ):
         return  # it may only be wrong because of what was taken out of it
-    if kind == "value_error":
-        error = context.get("error")
-        faults = error.faults if isinstance(error, Faults) else (error,)
-        at_key = detail["loc"][-1:] == ("[key]",)
-        for found in faults:
-            # Anything else is a ValueError of the standard library, which names no place of a spec.
-            fault = found if isinstance(found, Fault) else Fault(f"can't be {describe(value)}")
-            inner = (*path, *fault.path)
-            message = fault.message if not fault.subject else f"{subject(inner)} {fault.message}"
-            problems.append(locator.problem(inner, message, at_key=at_key or fault.at_key, hint=fault.hint))
-        return
-    message, hint = sentence(kind, context, value, owner, last)
-    if kind == "literal_error" and message.startswith("'"):
-        problems.append(locator.problem(path, message, hint=hint))
-    else:
-        problems.append(locator.problem(path, f"{subject(path)} {message}", hint=hint))
+    error = context.get("error")
+    faults: tuple[object, ...] = (sentence(kind, context, value, owner, last),)
+    if isinstance(error, Faults):
+        faults = error.faults
+    elif kind == "value_error":
+        faults = (error,)
+    at_key = detail["loc"][-1:] == ("[key]",)
+    for found in faults:
+        # Anything else is a ValueError of the standard library, which names no place of a spec.
+        fault = found if isinstance(found, Fault) else Fault(f"can't be {describe(value)}")
+        inner = (*path, *fault.path)
+        message = fault.message if not fault.subject else f"{subject(inner)} {fault.message}"
+        problems.append(locator.problem(inner, message, at_key=at_key or fault.at_key, hint=fault.hint))
 
 
 def _in_data(loc: tuple[int | str, ...], data: Value) -> Path:

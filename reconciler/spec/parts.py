@@ -49,7 +49,7 @@ def _port(value: object) -> object:
     if not isinstance(value, str):
         return value
     rest, slash, protocol = value.partition("/")
-    if "[" in rest or rest.count(":") > 2:
+    if "[" in rest or "::" in rest:
         raise not_yet(f"the IPv6 address in {quote(value)}")
     parts = rest.split(":")
     if len(parts) == 1:
@@ -57,6 +57,8 @@ def _port(value: object) -> object:
             f"must say which port of the device is published, not only {quote(value)}",
             hint=f'write "{rest}:{value}"' if rest.isdigit() else "",
         )
+    if len(parts) > 3:
+        raise Fault(f"must be [host_ip:]published:target[/protocol], not {quote(value)}")
     for part in parts[-2:]:
         if re.fullmatch(r"\d+-\d+", part, re.ASCII):
             raise not_yet(f"the range of ports {quote(part)}")

@@ -1,12 +1,16 @@
 """From a path of keys and indexes to a place in a file: `Locator` while checking, `Marks` for all later. Pure."""
 
+import re
 from collections.abc import Iterator
 from collections.abc import Mapping as MappingType
+from typing import Final
 
-from reconciler.spec.marks import ERROR, Mark, Problem, Source, Span, printable
+from reconciler.spec.marks import ERROR, Mark, Problem, Source, Span, quote
 from reconciler.spec.yaml12 import Mapping, Node, Scalar, Sequence
 
 Path = tuple[str | int, ...]
+
+_SIMPLE: Final = re.compile(r"[-\w]{1,63}")
 
 
 class Locator:
@@ -110,8 +114,8 @@ def place(path: Path) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            shown = printable(part) if len(part) <= 64 else f"{printable(part[:60])}..."
-            text += f".{shown}" if text else shown
+            simple = _SIMPLE.fullmatch(part) is not None
+            text += (f".{part}" if text else part) if simple else f"[{quote(part)}]"
     return text
 
 

@@ -47,7 +47,10 @@ def syntax_problem(source: Source, error: yaml.MarkedYAMLError) -> Problem:
     start = error.context_mark
     if start is not None and start.line != mark.line:
         message += f" (opened in line {start.line + 1})"
-    if mark.line >= len(lines) - 1 and not line.strip() and start is not None:
-        # The end of the file shows nothing; where the unclosed thing starts does.
-        return source.problem(Span(start.line + 1, start.column + 1, 1), message.partition(" (opened")[0])
+    if mark.line >= len(lines) - 1 and not line.strip():
+        # The end of the file shows nothing; where the unclosed thing starts does, or what comes last.
+        if start is not None and start.line != mark.line:
+            return source.problem(Span(start.line + 1, start.column + 1, 1), message.partition(" (opened")[0])
+        last = len(source.text.rstrip().split("\n"))
+        return source.problem(Span(last, max(1, len(lines[last - 1].rstrip())), 1), f"{message} after this")
     return source.problem(Span(mark.line + 1, mark.column + 1, 1), message)

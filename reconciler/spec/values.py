@@ -1,6 +1,8 @@
 """The scalar types of the format: names, paths, sizes, texts. Each validator raises `Fault` with what was expected.
 
-A validator sees what `spec.yaml12.plain` yields, before pydantic would convert or refuse it. Pure.
+A validator sees what `spec.yaml12.plain` yields, before pydantic would convert or refuse it. Numbers of a file are
+always of the types that remember how they were written; a bare int or float comes from code and is in its final unit
+already. Pure.
 """
 
 import ipaddress
@@ -36,7 +38,7 @@ def describe(value: object) -> str:
         case bool():
             return "true" if value else "false"
         case WrittenInt() | WrittenFloat():
-            return f"the number {quote(value.text)[1:-1]}"
+            return f"the number {value.text if len(value.text) <= 40 else value.text[:40] + '...'}"
         case int() | float():
             return f"the number {value}"
         case str():
@@ -103,7 +105,7 @@ def config_name(value: object) -> str:
 def _named(value: object, pattern: re.Pattern[str], what: str) -> str:
     found = text(value)
     if pattern.fullmatch(found) is None:
-        raise Fault(f"must be a name ({what}), not {quote(found)}", hint=_name_hint(found, pattern))
+        raise Fault(f"must be {what} characters, not {quote(found)}", hint=_name_hint(found, pattern))
     return found
 
 
@@ -226,6 +228,8 @@ def hostname(value: object) -> str:
 
 
 def _octal(value: object, pattern: re.Pattern[str]) -> int:
+    if type(value) is int:
+        return value
     if isinstance(value, WrittenInt):
         raise Fault(f'must be a string such as "0440", not {describe(value)}', hint=quoted(value))
     found = text(value)
@@ -258,6 +262,8 @@ def host_ip(value: object) -> str:
 
 def duration(value: object) -> float:
     """Return seconds."""
+    if type(value) is float:
+        return value
     if isinstance(value, WrittenInt | WrittenFloat):
         hint = f"write {value.text}s" if isinstance(value, WrittenInt) and value >= 0 else ""
         raise Fault(f"must be a duration with a unit, not {describe(value)}", hint=hint)
@@ -274,12 +280,17 @@ def positive_duration(value: object) -> float:
 
 def size(value: object) -> int:
     """Return bytes."""
+    if type(value) is int:
+        return value
     return parse_bytes(value.text if isinstance(value, WrittenInt | WrittenFloat) else text(value))
 
 
 def cpus(value: object) -> int:
     """Return thousandths of a CPU, at least a hundredth of one."""
-    millicores = parse_cpus(value.text if isinstance(value, WrittenInt | WrittenFloat) else text(value))
+    if type(value) is int:
+        millicores = value
+    else:
+        millicores = parse_cpus(value.text if isinstance(value, WrittenInt | WrittenFloat) else text(value))
     if not 10 <= millicores <= 1_024_000:
         raise Fault("must be from 0.01 to 1024")
     return millicores
@@ -287,6 +298,8 @@ def cpus(value: object) -> int:
 
 def percent(value: object) -> int:
     """Return a whole number from 0 to 100."""
+    if type(value) is int:
+        return value
     return parse_percent(value.text if isinstance(value, WrittenInt | WrittenFloat) else text(value))
 
 

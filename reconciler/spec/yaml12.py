@@ -18,6 +18,7 @@ from reconciler.spec.syntax import syntax_problem
 MAX_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 32
 MAX_NODES: Final = 10_000
+EMPTY: Final = "the file is empty"
 _MAX_FORBIDDEN: Final = 10
 _MAX_PROBLEMS: Final = 100
 
@@ -206,8 +207,10 @@ class _Composer:
             return None
         finally:
             loader.dispose()
-        if self.root is None and not self.problems:
-            self.problem(Span(1, 1, 0), "the file is empty")
+        empty = isinstance(self.root, Scalar) and self.root.plain and not self.root.text
+        if (self.root is None or empty) and not self.problems:
+            self.problem(Span(1, 1, 0), EMPTY)
+            return None
         return self.root
 
     def problem(self, span: Span, message: str, hint: str = "") -> None:
