@@ -13,9 +13,9 @@ from reconciler.engine.local import LocalEngine
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.observe import Observer
 from reconciler.engine.platform import host_platform
-from reconciler.engine.process import Zygote
 from reconciler.engine.pull import Images, Progress
 from reconciler.engine.store import Store
+from reconciler.engine.zygote import Zygote
 from reconciler.plan.garbage import Retention
 
 

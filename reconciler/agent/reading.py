@@ -5,6 +5,7 @@ what it has to fetch (manifests) in memory.
 """
 
 import argparse
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from reconciler.report import status
 from reconciler.source.directory import DirectorySource
 from reconciler.source.git import GitSource
 from reconciler.source.snapshot import Snapshot
+from reconciler.source.watch import watch as watch_directory
 from reconciler.state.desired import Desired
 from reconciler.state.observed import Now, Observed
 
@@ -44,7 +46,7 @@ def open_source(layout: Layout, args: argparse.Namespace) -> Source:
     if args.git is not None:
         if args.path is not None:
             raise UsageError("a directory and --git are two sources; name one")
-        return GitSource(layout, args.git, branch=args.branch, path=args.subpath)
+        return GitSource(layout.repository, args.git, branch=args.branch, path=args.subpath)
     if args.path is not None:
         return DirectorySource(Path(args.path).absolute())
     known = instance.read_agent(layout)
@@ -52,7 +54,7 @@ def open_source(layout: Layout, args: argparse.Namespace) -> Source:
     if not isinstance(source, dict):
         raise UsageError("no directory of specs was named, and no agent is running that has one")
     if source.get("git"):
-        return GitSource(layout, source["git"], branch=source["branch"], path=source["path"])
+        return GitSource(layout.repository, source["git"], branch=source["branch"], path=source["path"])
     return DirectorySource(Path(source["path"]))
 
 
@@ -198,3 +200,25 @@ def collect(parts: Parts, explained: Iterable[Explained]) -> tuple[int, int]:
             reclaimed += entry.object.size
     parts.store.empty_trash()
     return removed, reclaimed
+
+
+def watch(
+    source: Source, wake: Callable[[], None], interval: float, warn: Callable[[str], None]
+) -> Callable[[], None]:
+    """Have `wake` called whenever the source has something new; return what ends that.
+
+    A git branch is fetched every `interval` seconds, give or take a tenth, so that a fleet does not ask at once.
+    """
+    stop = threading.Event()
+    if isinstance(source, GitSource):
+        thread = source.poll(interval, wake, stop)
+    elif isinstance(source, DirectorySource):
+        thread = watch_directory(source.root, wake, stop, warn=warn)
+    else:
+        return lambda: None
+
+    def end() -> None:
+        stop.set()
+        thread.join(5)
+
+    return end

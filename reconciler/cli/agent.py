@@ -1,24 +1,23 @@
-"""The verb `agent`: the loop in the foreground, its metrics, its socket, and what it says."""
+"""The verb `agent`: the loop in the foreground, what it serves, and what it says."""
 
 import argparse
 import os
 import signal
-import socket
 import sys
 import time
 from contextlib import ExitStack
+from types import FrameType
 
-import reconciler
 from reconciler.agent import reading
-from reconciler.agent.loop import Agent, Turn
+from reconciler.agent.loop import Agent
+from reconciler.agent.notify import Notify
 from reconciler.agent.parts import open_parts
 from reconciler.agent.requests import Requests
-from reconciler.agent.watch import watch_source
+from reconciler.agent.telemetry import Telemetry
 from reconciler.cli.common import device_of, duration, layout_of
 from reconciler.cli.console import Console
 from reconciler.engine import doctor, instance
 from reconciler.engine.durable import replace_json
-from reconciler.engine.layout import Layout
 from reconciler.errors import UnsupportedError
 
 
@@ -29,10 +28,7 @@ def agent(args: argparse.Namespace) -> int:
     if missing:
         for check in missing:
             print(f"{check.name}: {check.detail}; {check.remedy}", file=sys.stderr)
-        raise UnsupportedError(
-            f"this host lacks {len(missing)} thing{'s' if len(missing) > 1 else ''} that containers need",
-            hint="run: reconciler doctor",
-        )
+        raise UnsupportedError("this host lacks what containers need", hint="run: reconciler doctor")
     console = Console()
     with ExitStack() as stack:
         instance.prepare(layout)
@@ -43,12 +39,10 @@ def agent(args: argparse.Namespace) -> int:
         telemetry = Telemetry(parts, console)
         loop = Agent(parts, source, telemetry)
         stack.callback(loop.close)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: loop.stop())
-        signal.signal(signal.SIGHUP, lambda *_: loop.reconcile())
-        stack.callback(watch_source(source, loop.wake))
-        telemetry.serve(stack, Requests(loop, parts, telemetry.status))
-        _announce(layout, args, console)
+        notify = Notify()
+        _handle_signals(loop, console)
+        telemetry.serve(stack, Requests(loop, parts, telemetry.status).routes())
+        stack.callback(reading.watch(source, loop.wake, duration(args.poll, "--poll"), console.say))
         replace_json(
             layout.agent_record,
             {
@@ -58,13 +52,25 @@ def agent(args: argparse.Namespace) -> int:
                 "metrics": device.metrics.listen,
                 "source": reading.describe_source(args),
             },
-            mode=0o644,
             durable=False,
         )
         stack.callback(layout.agent_record.unlink, missing_ok=True)
-        loop.run(alive=Notify())
+        console.say(f"reconciling {reading.describe_source(args)['git'] or args.path} with {layout.state}")
+        if device.metrics.listen:
+            console.say(f"metrics: http://{device.metrics.listen}/metrics")
+        loop.run(alive=notify)
+        notify.stopping()
     console.say("stopped; containers keep running")
-    console.say(
-        f"to remove everything of this agent: reconciler uninstall --state {layout.state} --run {layout.run}"
-    )
+    console.say(f"to remove everything: reconciler uninstall --state {layout.state} --run {layout.run}")
     return 0
+
+
+def _handle_signals(loop: Agent, console: Console) -> None:
+    def stop(number: int, _: FrameType | None) -> None:
+        loop.stop()
+        # A second one means it: what runs in threads (a download) would otherwise be waited for.
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGHUP, lambda *_: loop.reconcile() and None)

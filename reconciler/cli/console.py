@@ -10,6 +10,7 @@ import time
 from typing import TextIO
 
 from reconciler.agent.loop import Turn
+from reconciler.engine.pull import Phase, Progress
 from reconciler.execute.executor import LaneEnd
 from reconciler.plan.steps import Outcome, PullImage
 from reconciler.spec.marks import Problem
@@ -81,3 +82,9 @@ class Console:
     def lane(self, end: LaneEnd) -> None:
         if end.cancelled:
             self.say(f"{end.app}: a newer spec came; starting over")
+
+    def progress(self, progress: Progress) -> None:
+        """A layer has arrived: one line each, however long the download took."""
+        if progress.phase is Phase.DONE:
+            resumed = f", {progress.resumed} resumed" if progress.resumed else ""
+            self.say(f"layer {progress.layer.short}: {progress.total} bytes{resumed}")

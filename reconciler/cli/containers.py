@@ -5,15 +5,18 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
+from reconciler.cli import pipes, terminal
 from reconciler.cli.common import find_container, layout_of, moment
 from reconciler.engine import logs as log_files
+from reconciler.engine.control import Command, Control
 from reconciler.engine.layout import Layout
 from reconciler.engine.logs import Record
 from reconciler.engine.process import open_pidfd, read_shim
-from reconciler.errors import NotFoundError, UsageError
+from reconciler.errors import NotFoundError, ReconcilerError, UnreachableError, UsageError
 from reconciler.report.tables import printable
 
 
@@ -98,3 +101,40 @@ def _print(record: Record, args: argparse.Namespace) -> None:
     stream.buffer.write(prefix + data + b"\n")
     if args.follow:
         stream.buffer.flush()
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Run a command inside a running container; its exit code is ours, 125 to 127 as Docker's."""
+    layout = layout_of(args)
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        raise UsageError("exec: no command was given")
+    for variable in args.env:
+        if "=" not in variable:
+            raise UsageError(f"--env {variable!r}: expected NAME=VALUE")
+    if args.tty and not sys.stdin.isatty():
+        raise UsageError("--tty: standard input is not a terminal", hint="leave -t out")
+    found = find_container(layout, args.name)
+    wanted = Command(
+        arguments=tuple(command),
+        environment=tuple(args.env),
+        user=args.user or None,
+        cwd=args.workdir or None,
+    )
+    try:
+        control = Control.connect(layout.control_socket(found.id))
+    except UnreachableError as error:
+        raise NotRunningError(
+            f"container {found.full_name}: not running", hint="run: reconciler ps -a"
+        ) from error
+    with control:
+        if args.tty:
+            return terminal.attach(control, wanted, interactive=args.interactive)
+        with ExitStack() as stack:
+            return control.run(wanted, pipes.standard(stack, interactive=args.interactive))
+
+
+class NotRunningError(ReconcilerError):
+    """The container is there but nothing of it runs, so nothing can be run beside it."""
+
+    exit_code = 125

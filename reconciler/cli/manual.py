@@ -1,4 +1,4 @@
-# ruff: noqa: E501 - the rows of a table cannot be wrapped
+
 """docs/cli.md, generated from the parser: options can't be documented wrongly, prose is written here by hand.
 
 Run by `make docs`; a test fails when the file is stale. Imports nothing but the parser.
@@ -25,8 +25,9 @@ reconciler - keep the containers of this device equal to a directory or a git br
 ## DESCRIPTION
 
 `reconciler agent` is the program that runs all the time. It reads specs (see [spec.md](spec.md)), looks at what the
-disk and the kernel really show, and does what takes the one to the other; then it waits for the next change. Every other
-verb reads, or asks the running agent; those that change something do the work themselves where no agent runs.
+disk and the kernel really show, and does what takes the one to the other; then it waits for the next change.
+Every other verb reads, or asks the running agent; those that change something do the work themselves where no
+agent runs.
 
 A container is called `APP/CONTAINER`; every verb that takes a name also takes the start of an id, as long as it is
 unambiguous. A volume is called `APP/VOLUME`.
@@ -51,8 +52,8 @@ _TAIL: Final = """\
 | 8 | not found |
 | 9 | the agent can't be reached, or permission is denied |
 | 64 | the command line is wrong |
-| 125, 126, 127, 128+n | `exec`: our own failure, not executable, not found, ended by signal n; else the command's own code |
-| 130, 141 | interrupted; the reader of a pipe went away |
+| 125, 126, 127, 128+n | `exec`: our own failure, not executable, not found, ended by signal n; else the
+command's own code | | 130, 141 | interrupted; the reader of a pipe went away |
 
 ## FILES
 
@@ -60,7 +61,8 @@ _TAIL: Final = """\
 |---|---|
 | `/var/lib/reconciler` | state: images, layers, containers, volumes (`--state DIR`) |
 | `/run/reconciler` | what a reboot may take away: sockets, exit records (`--run DIR`) |
-| `/etc/reconciler/device.yaml` | what this device allows and how it is set up, see [settings.md](settings.md) (`--device FILE`) |
+| `/etc/reconciler/device.yaml` | what this device allows and how it is set up, see [settings.md](settings.md)
+(`--device FILE`) |
 
 Instances with different state directories never meet: their bridges, cgroups and tables have different names.
 

@@ -18,14 +18,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from reconciler.engine import bundle, cgroup, cgroup_limits, record
+from reconciler.engine.control import Control
 from reconciler.engine.durable import replace_bytes, replace_json
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.network.resolv import host_resolv_conf, render_hosts, update_hosts
-from reconciler.engine.process import Control, Zygote, open_pidfd, read_shim
+from reconciler.engine.process import open_pidfd, read_shim
 from reconciler.engine.snapshot import Uppers
 from reconciler.engine.store import Store
+from reconciler.engine.zygote import Zygote
 from reconciler.errors import NotFoundError, ReconcilerError, TimedOutError
 from reconciler.state.desired import Container, Settings, VolumeMount
 

@@ -20,6 +20,7 @@ STATE  (/var/lib/reconciler, 0700)
   network/leases.json        subnets and addresses, replaced by rename under network/lock
   network/sysctls.json       values found before we changed them, restored by clean-up
   lastgood/<app>.json        the spec last read without error, with its config files; replaced by rename
+  repository.git/            a bare repository, where specs come from git
   generations/<n>.json       what was applied; written once each
   events.jsonl               bounded event log
 
@@ -185,6 +186,10 @@ class Layout:
 
     def lastgood(self, app: str) -> Path:
         return self.lastgood_root / f"{app}.json"
+
+    @property
+    def repository(self) -> Path:
+        return self.state / "repository.git"
 
     @property
     def generations(self) -> Path:

@@ -1,0 +1,54 @@
+"""Standard streams for a command in a container: none of the operator's terminals ever gets in.
+
+A program inside could type into the operator's terminal (TIOCSTI) or change its modes. Where a stream is a terminal, a
+pipe takes its place and a thread copies; anything else (a file, a pipe) is handed over as it is.
+"""
+
+import os
+import sys
+import threading
+from contextlib import ExitStack
+
+_CHUNK = 65536
+
+
+def standard(stack: ExitStack, *, interactive: bool) -> tuple[int, int, int]:
+    """Descriptors for stdin, stdout and stderr of the command. Leaving `stack` waits for what is still to be copied."""
+    if not interactive:
+        stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, stdin)
+    elif os.isatty(0):
+        read, write = os.pipe2(os.O_CLOEXEC)
+        stack.callback(os.close, read)
+        threading.Thread(target=_copy, args=(0, write, True), daemon=True).start()
+        stdin = read
+    else:
+        stdin = 0
+    return stdin, _out(stack, 1), _out(stack, 2)
+
+
+def _out(stack: ExitStack, fd: int) -> int:
+    if not os.isatty(fd):
+        (sys.stdout if fd == 1 else sys.stderr).flush()
+        return fd
+    read, write = os.pipe2(os.O_CLOEXEC)
+    copier = threading.Thread(target=_copy, args=(read, fd, False), daemon=True)
+    copier.start()
+    stack.callback(os.close, read)
+    stack.callback(copier.join, 5)
+    stack.callback(os.close, write)
+    return write
+
+
+def _copy(source: int, target: int, close: bool) -> None:
+    """Copy until the end of file, or until nobody reads any more."""
+    try:
+        while data := os.read(source, _CHUNK):
+            view = memoryview(data)
+            while view:
+                view = view[os.write(target, view) :]
+    except OSError:
+        pass  # the other end has gone: there is nothing left to do
+    finally:
+        if close:
+            os.close(target)
