@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from reconciler.engine.zygote import ShimError, failure
+from reconciler.engine.zygote import StepError, failure
 from reconciler.errors import ReconcilerError, TimedOutError, UnreachableError
 from reconciler.shim import protocol
 
@@ -77,7 +77,7 @@ class Control:
         self._channel.close()
 
     def start(self, *, timeout: float = _ANSWER_TIMEOUT) -> None:
-        """Let the program run; succeeds if it does already. Raise ShimError where it can't be executed."""
+        """Let the program run; succeeds if it does already. Raise StepError where it can't be executed."""
         self._ask({"op": "start"}, timeout=timeout)
 
     def kill(self, signal: int) -> None:
@@ -121,7 +121,7 @@ class Control:
             code = answer.get("code")
             raise CommandError(str(reason), code if isinstance(code, int) else 125)
         if request["tty"] and len(received) != 1:
-            raise ShimError("exec", "", 0, f"{self._where}: no terminal came")
+            raise StepError("exec", "", 0, f"{self._where}: no terminal came")
         return answer, received
 
     def _ask(self, request: protocol.Message, *, timeout: float = _ANSWER_TIMEOUT) -> protocol.Message:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from reconciler.engine.control import Command, CommandError, Control, Execution
-from reconciler.engine.zygote import Created, ShimError, Zygote
+from reconciler.engine.zygote import Created, StepError, Zygote
 from reconciler.shim import record
 from reconciler.state.process import ExitRecord, ProcessId
 
@@ -24,7 +24,7 @@ __all__ = [
     "Execution",
     "ExitRecord",
     "ProcessId",
-    "ShimError",
+    "StepError",
     "ShimRecord",
     "Zygote",
     "alive",

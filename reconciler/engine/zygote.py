@@ -24,7 +24,7 @@ _START_TIMEOUT = 30.0
 _PADDING = "-" * 160  # room for titles: the argument vector is overwritten
 
 
-class ShimError(ReconcilerError):
+class StepError(ReconcilerError):
     """A container failed at `step`: `path` and `errno` say where and why (errno 0 where no call failed)."""
 
     def __init__(self, step: str, path: str, errno: int, message: str, *, transient: bool = False) -> None:
@@ -74,7 +74,7 @@ class Zygote:
             self._start()
 
     def create(self, bundle: Path, run: Path, *, timeout: float) -> Created:
-        """Make the container of `bundle` up to its first instruction; raise ShimError, or TimedOutError after `timeout`.
+        """Make the container of `bundle` up to its first instruction; raise StepError, or TimedOutError.
 
         Nothing of it is left after an exception.
         """
@@ -100,7 +100,7 @@ class Zygote:
                 except (BrokenPipeError, ConnectionError) as error:
                     self._close()  # it died since the last request
                     if last:
-                        raise ShimError(
+                        raise StepError(
                             "zygote", "", error.errno or 0, f"zygote: {error}", transient=True
                         ) from error
                 else:
@@ -210,9 +210,9 @@ def _greet(channel: socket.socket, stderr: Path) -> None:
     try:
         answer = protocol.receive(channel)
     except (OSError, protocol.ProtocolError) as error:
-        raise ShimError("zygote", "", 0, f"zygote: it does not answer: {error}", transient=True) from error
+        raise StepError("zygote", "", 0, f"zygote: it does not answer: {error}", transient=True) from error
     if answer is None or "ok" not in answer[0]:
-        raise ShimError("zygote", str(stderr), 0, f"zygote: it did not start; see {stderr}", transient=True)
+        raise StepError("zygote", str(stderr), 0, f"zygote: it did not start; see {stderr}", transient=True)
 
 
 def _created(channel: socket.socket, bundle: str, timeout: float) -> Created:
@@ -221,9 +221,9 @@ def _created(channel: socket.socket, bundle: str, timeout: float) -> Created:
     except TimeoutError as error:
         raise TimedOutError(f"{bundle}: not created within {timeout:g} s") from error
     except (OSError, protocol.ProtocolError) as error:
-        raise ShimError("shim", bundle, 0, f"{bundle}: the shim's answer can't be read: {error}") from error
+        raise StepError("shim", bundle, 0, f"{bundle}: the shim's answer can't be read: {error}") from error
     if answer is None:
-        raise ShimError("shim", bundle, 0, f"{bundle}: the shim died before it answered", transient=True)
+        raise StepError("shim", bundle, 0, f"{bundle}: the shim died before it answered", transient=True)
     message, fds = answer
     if "error" in message or len(fds) != 3:
         for fd in fds:
@@ -235,15 +235,15 @@ def _created(channel: socket.socket, bundle: str, timeout: float) -> Created:
 
 def _identity(value: object, boot: str) -> ProcessId:
     if not isinstance(value, dict):
-        raise ShimError("shim", "", 0, "shim: its answer names no process")
+        raise StepError("shim", "", 0, "shim: its answer names no process")
     return ProcessId(int(value["pid"]), int(value["started"]), boot)
 
 
-def failure(value: object, subject: str) -> ShimError:
+def failure(value: object, subject: str) -> StepError:
     """Turn the "error" of an answer into an exception."""
     if not isinstance(value, dict):
-        return ShimError("shim", "", 0, f"{subject}: the shim's answer is not understood")
-    return ShimError(
+        return StepError("shim", "", 0, f"{subject}: the shim's answer is not understood")
+    return StepError(
         str(value.get("step", "")),
         str(value.get("path", "")),
         int(value.get("errno", 0) or 0),

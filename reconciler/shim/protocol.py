@@ -1,8 +1,8 @@
 """Messages between the agent, the zygote and the shims: one JSON object and a few descriptors per packet.
 
-SOCK_SEQPACKET keeps packets whole and in order, so there is no framing to get wrong. An object too large for a packet (a
-long environment) travels in a memfd, which then comes before the other descriptors. Whatever a peer sends, the result
-is a message, the end, or ProtocolError; descriptors of a bad message are closed.
+SOCK_SEQPACKET keeps packets whole and in order, so there is no framing to get wrong. An object too large for a packet
+(a long environment) travels in a memfd, which then comes before the other descriptors. Whatever a peer sends, the
+result is a message, the end, or ProtocolError; descriptors of a bad message are closed.
 
 Requests have "op"; answers have "ok" or "error" ({"step", "path", "errno", "message"}, as shim.step writes it).
 """

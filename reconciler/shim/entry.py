@@ -1,0 +1,55 @@
+"""The file that the zygote's interpreter executes, by its absolute path: `entry.py FDS PATHS PADDING`.
+
+It runs with -I -S -E on a sealed copy of the interpreter, so it sets sys.path itself, from PATHS. All that zygote and
+shims will ever need is imported here; afterwards an import is an error, because it would find the files of another
+release after an upgrade, or those of a container after pivot_root. FDS are the socket for requests and the
+interpreter's own descriptor, which is closed.
+"""
+
+import sys
+
+if __name__ == "__main__":
+    sys.path[:] = sys.argv[2].split(":")
+
+import codecs
+import encodings.ascii
+import encodings.latin_1
+import encodings.utf_8
+import importlib.machinery
+import os
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+
+from reconciler.shim import zygote
+
+_USED = (
+    warnings,
+    encodings.ascii,
+    encodings.latin_1,
+    encodings.utf_8,
+)  # what the interpreter itself would import late
+
+
+class NoMoreImports:
+    """The only finder that is left: it finds nothing, and says what was asked for."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        raise ImportError(f"{name}: imported after the start of the zygote", name=name)
+
+
+def main() -> None:
+    requests, interpreter = (int(fd) for fd in sys.argv[1].split(","))
+    os.close(interpreter)
+    for name in ("utf-8", "ascii", "latin-1"):
+        codecs.lookup(name)
+    sys.meta_path[:] = [NoMoreImports]
+    sys.path_importer_cache.clear()
+    zygote.serve(requests)
+
+
+if __name__ == "__main__":
+    main()
