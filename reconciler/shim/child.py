@@ -19,8 +19,8 @@ cgroups while the child does its mounts. The caller then talks to the child thro
             that the program runs, or that the child was killed. All three must be close-on-exec in the caller.
 
 The steps, in their order: namespaces to join, propagation, root file system, copy-up of volumes, mounts, devices,
-masked and read-only paths, working directory, console, sysctls and oom_score_adj through a procfs of its own, wait for
-b"p", cgroup namespace, read-only root, pivot_root, host name, user lookup, stdio, rlimits, keyring, capabilities,
+masked and read-only paths (sysctls and oom_score_adj before them, by the new procfs), working directory, console, wait
+for b"p", cgroup namespace, read-only root, pivot_root, host name, user lookup, stdio, rlimits, keyring, capabilities,
 groups, user, no_new_privs, chdir, search for the program, b"c", wait for b"g", PDEATHSIG, signals, close_range, exec.
 
 After the clone nothing is imported, no lock is taken, and no path string is used on the root before pivot_root.
@@ -178,13 +178,13 @@ def _create(
     for destination, directory in prepared.volumes:
         volume.settle(root, destination, directory)
     done = mounts.mount_all(prepared, root)
+    _write_proc(prepared, done.proc)
     device.make(prepared, root)
     mounts.mask(prepared, root)
     with Step("cwd", wanted.cwd):
         os.close(root.target(wanted.cwd, directory=True))
     terminal = device.console(root, done.devpts, wanted.console_size) if wanted.terminal else None
     mounts.finish(done)
-    _write_proc(prepared)
     _await(go_fd)
     if prepared.new_cgroup_namespace:
         with Step("namespace", "cgroup"):
@@ -217,20 +217,23 @@ def _create(
     return start.find_program(wanted)
 
 
-def _write_proc(prepared: Prepared) -> None:
-    """Write sysctls and oom_score_adj through a fresh procfs that nobody else can have touched (CVE-2025-52881)."""
+def _write_proc(prepared: Prepared, proc: int) -> None:
+    """Write sysctls and oom_score_adj through a fresh procfs that nobody else can have touched (CVE-2025-52881).
+
+    That is the container's own, `proc`, by the descriptor that its making gave, or one made for this if there is none.
+    """
     adjust = prepared.process.oom_score_adj
     if not prepared.sysctl and adjust is None:
         return
-    with Step("proc", "/proc"):
-        proc = mounts.create("proc", (), 0)
+    if proc < 0:
+        with Step("proc", "/proc"):
+            proc = mounts.create("proc", (), 0)
     for name, value in prepared.sysctl:
         with Step("sysctl", name):
             _write_in(proc, f"sys/{name}", value)
     if adjust is not None:
         with Step("oom_score_adj", str(adjust)):
             _write_in(proc, f"{os.getpid()}/oom_score_adj", str(adjust))
-    os.close(proc)
 
 
 def _write_in(proc: int, name: str, value: str) -> None:

@@ -37,13 +37,15 @@ _SAFE = mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOEX
 class Mounted:
     """What is left to do after the mounts: `late` gets read-only once everything in it is in place.
 
-    `devpts` is the container's own instance, whose descriptor the console needs.
+    `devpts` is the container's own instance, whose descriptor the console needs; `proc` its own procfs, fresh from the
+    kernel and not yet covered anywhere. Both are -1 where the bundle has none.
     """
 
-    __slots__ = ("devpts", "late")
+    __slots__ = ("devpts", "late", "proc")
 
     def __init__(self) -> None:
         self.devpts = -1
+        self.proc = -1
         self.late: list[int] = []
 
 
@@ -156,6 +158,8 @@ def _filesystem(entry: Mount, root: Root, done: Mounted) -> None:
         done.late.append(fd)
     elif entry.kind == "devpts" and done.devpts < 0:
         done.devpts = fd
+    elif entry.kind == "proc" and done.proc < 0:
+        done.proc = fd
     else:
         os.close(fd)
 

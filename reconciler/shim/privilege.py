@@ -64,9 +64,14 @@ def drop(wanted: Process, user: User) -> None:
         names = ", ".join(capability.names(lacking))
         raise StepError("capabilities", names, errno.EPERM, "the agent itself does not have this")
     with Step("capabilities", "bounding"):
-        for number in range(capability.bounding().bit_length()):
+        for number in range(64):
             if not wanted.bounding >> number & 1:
-                capability.drop_bounding(number)
+                try:
+                    capability.drop_bounding(number)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    break  # beyond the last one of this kernel; what is wanted beyond it was lacking above
     with Step("groups", str(user.gid)):
         process.set_keep_capabilities(True)
         process.setgroups(user.groups)

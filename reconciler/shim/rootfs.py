@@ -171,7 +171,8 @@ def _overlay_by_descriptor(directories: list[int]) -> int | None:
             try:
                 mount.fsconfig_fd(context, "lowerdir+", fd)
             except OSError as error:
-                if index == 0 and error.errno in (errno.EINVAL, errno.EBADF):
+                # EOPNOTSUPP: up to 6.4, where overlay only has mount(2)'s option string; EINVAL, EBADF: up to 6.12
+                if index == 0 and error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF):
                     return None
                 raise
         mount.fsconfig_fd(context, "upperdir", directories[-2])

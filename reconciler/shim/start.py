@@ -90,7 +90,7 @@ def _check(name: bytes) -> bytes:
 def reset_signals() -> None:
     """Give every signal its default disposition and unblock all: Python ignores SIGPIPE and SIGXFSZ, shims more."""
     for number in signal.valid_signals():
-        if number not in (signal.SIGKILL, signal.SIGSTOP):
+        if signal.getsignal(number) != signal.SIG_DFL and number not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
