@@ -61,7 +61,10 @@ class Unpacker:
         self._since = 0
         self._size = 0
         self._entries = 0
-        self._opaque: set[bytes] = set()
+        self._opaque: set[bytes] = set()  # directories that show nothing of lower layers
+        self._renewed: set[bytes] = (
+            set()
+        )  # of them, those that are not even the lower layer's directory any more
         self._removed: dict[tuple[bytes, bytes], None] = {}
         self._links: dict[
             tuple[bytes, bytes], bytes
@@ -168,6 +171,7 @@ class Unpacker:
             self._replace(parent, name)
             self._tree.mkdir(parent, name, metadata)
             self._opaque.add(path)
+            self._renewed.add(path)
 
     def _file(self, parent: bytes, name: bytes, entry: Entry, metadata: Metadata, reader: Reader) -> None:
         self._grow(entry.size)
@@ -259,8 +263,9 @@ class Unpacker:
         """Add what depends on the layers below, then give directories their metadata; returns what the layer holds."""
         tree = self._tree
         for parent, gone in self._removed:
-            if _join(parent, gone) in tree.directories:
-                self._opaque.add(_join(parent, gone))
+            if (path := _join(parent, gone)) in tree.directories:
+                self._opaque.add(path)
+                self._renewed.add(path)
         for (parent, name), target in self._links.items():
             try:
                 self._link_up(lowers, parent, name, target)
@@ -293,7 +298,7 @@ class Unpacker:
 
     def _inherited(self, lowers: Lowers, path: bytes) -> Metadata:
         """What overlayfs would copy up for a directory that the archive leaves out."""
-        if path and self._hidden(path):
+        if path in self._renewed or (path and self._hidden(path.rpartition(b"/")[0])):
             return DEFAULT
         found = lowers.directories(path)
         return _metadata(found[0], os.lstat(found[0])) if found else DEFAULT
