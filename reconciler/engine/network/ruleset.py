@@ -222,7 +222,7 @@ class Table:
 
 def read(listing: Sequence[Json]) -> Table:
     """Read a listing of the table; where it was changed by somebody, `ports` holds what could be understood."""
-    chains = [str(chain["name"]) for chain in _objects(listing, "chain")]
+    chains = [str(chain.get("name", "")) for chain in _objects(listing, "chain")]
     seals = [name.removeprefix(_SEALED) for name in chains if name.startswith(_SEALED)]
     return Table(
         fingerprint=next((c.removeprefix(_WANTED) for c in chains if c.startswith(_WANTED)), ""),
@@ -282,8 +282,16 @@ def _elements(items: object) -> Iterable[tuple[_Key, tuple[object, str]]]:
     """(host ip, protocol, port) -> (value, comment) of each element that looks like one of ours."""
     for item in items if isinstance(items, list) else []:
         match item:
-            case [{"elem": {"val": {"concat": [*key, proto, int(port)]}, "comment": str(comment)}}, value]:
-                protocol = _NUMBER_TO_PROTOCOL.get(proto, str(proto))
+            case [
+                {
+                    "elem": {
+                        "val": {"concat": [*key, str() | int() as proto, int(port)]},
+                        "comment": str(comment),
+                    }
+                },
+                value,
+            ]:
+                protocol = proto if isinstance(proto, str) else _NUMBER_TO_PROTOCOL.get(proto, str(proto))
                 yield (str(key[0]) if key else "", protocol, port), (value, comment)
             case _:
                 continue

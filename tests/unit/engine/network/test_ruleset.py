@@ -1,0 +1,158 @@
+"""The rendered table: a golden file, determinism, and what is read back from a listing."""
+
+import json
+import os
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reconciler.engine.network import ruleset
+from reconciler.engine.network.ports import PortMapping, PortTable, salvage
+
+GOLDEN = Path(__file__).parents[3] / "golden" / "ruleset" / "two-apps.json"
+INSTANCE = "0123456789abcdef"
+NETWORKS = {"web": IPv4Network("172.20.5.0/24"), "other": IPv4Network("172.20.6.0/24")}
+
+
+def mapping(
+    app: str, container: str, host_ip: str, published: int, target: int, protocol: str, address: str
+) -> PortMapping:
+    return PortMapping(
+        app, container, IPv4Address(host_ip), published, target, protocol, IPv4Address(address)
+    )
+
+
+PORTS = (
+    mapping("web", "server", "0.0.0.0", 8080, 80, "tcp", "172.20.5.2"),
+    mapping("web", "server", "0.0.0.0", 8080, 80, "udp", "172.20.5.2"),
+    mapping("web", "db", "127.0.0.1", 5432, 5432, "tcp", "172.20.5.3"),
+    mapping("other", "dns.2", "192.0.2.1", 53, 5353, "udp", "172.20.6.9"),
+)
+
+names = st.sampled_from(["a", "web", "x-1", "y.2", "z" * 63])
+mappings = st.builds(
+    mapping,
+    names,
+    names,
+    st.sampled_from(["0.0.0.0", "127.0.0.1", "192.0.2.1"]),
+    st.integers(1, 65535),
+    st.integers(1, 65535),
+    st.sampled_from(["tcp", "udp"]),
+    st.sampled_from(["172.20.5.2", "172.20.5.3"]),
+)
+networks = st.dictionaries(
+    names, st.integers(0, 255).map(lambda third: IPv4Network(f"172.20.{third}.0/24")), max_size=5
+)
+
+
+def listed(commands: list[ruleset.Json]) -> list[ruleset.Json]:
+    """A listing such as the kernel gives after these commands: handles, numbers for protocols, another order."""
+    listing: list[ruleset.Json] = [{"metainfo": {"version": "1.0.6"}}]
+    for handle, command in enumerate(commands):
+        added = command.get("add")
+        if isinstance(added, dict) and "table" not in added:
+            ((kind, value),) = json.loads(json.dumps(added)).items()
+            if "elem" in value:
+                value["elem"] = list(reversed(value["elem"]))
+            listing.append({kind: {**value, "handle": handle}})
+    numbers = json.dumps(listing).replace('"tcp"', "6").replace('"udp"', "17")
+    result: list[ruleset.Json] = json.loads(numbers)
+    return result
+
+
+def sealed(listing: list[ruleset.Json]) -> list[ruleset.Json]:
+    (command,) = ruleset.seal(INSTANCE, listing)
+    added = command["add"]
+    assert isinstance(added, dict)
+    return [*listing, added]
+
+
+def test_the_table_is_the_golden_one() -> None:
+    """A change here is a change of what every device filters: read the difference with care."""
+    rendered = ruleset.render(INSTANCE, NETWORKS, PortTable(PORTS), found_forwarding="0")
+    lines = ",\n".join(json.dumps(command, sort_keys=True) for command in rendered)
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(f"[\n{lines}\n]\n")
+    assert GOLDEN.read_text() == f"[\n{lines}\n]\n"
+
+
+@given(networks, st.lists(mappings, max_size=8), st.randoms(use_true_random=False))
+def test_the_same_content_in_any_order_renders_the_same_bytes(
+    apps: dict[str, IPv4Network], wanted: list[PortMapping], random: object
+) -> None:
+    table = salvage(wanted)
+    shuffled = dict(reversed(apps.items()))
+    one = ruleset.render(INSTANCE, apps, table)
+    two = ruleset.render(INSTANCE, shuffled, salvage(reversed(wanted)))
+    assert json.dumps(one) == json.dumps(two)
+    assert ruleset.fingerprint(one) == ruleset.fingerprint(two)
+
+
+@given(networks, st.lists(mappings, max_size=8))
+def test_what_was_rendered_is_read_back_and_known_as_ours(
+    apps: dict[str, IPv4Network], wanted: list[PortMapping]
+) -> None:
+    table = salvage(wanted)
+    commands = ruleset.render(INSTANCE, apps, table, found_forwarding="0")
+    listing = listed(commands)
+    found = ruleset.read(listing)
+    assert found.ports == table.mappings
+    assert found.fingerprint == ruleset.fingerprint(commands)
+    assert found.found_forwarding == "0"
+    assert not found.sealed
+    assert ruleset.read(sealed(listing)).sealed
+
+
+@given(st.lists(mappings, min_size=1, max_size=4), st.data())
+def test_any_other_content_has_another_fingerprint(wanted: list[PortMapping], data: st.DataObject) -> None:
+    table = salvage(wanted)
+    less = PortTable([m for m in table if m != data.draw(st.sampled_from(table.mappings))])
+    whole = ruleset.fingerprint(ruleset.render(INSTANCE, NETWORKS, table))
+    assert ruleset.fingerprint(ruleset.render(INSTANCE, NETWORKS, less)) != whole or len(less) == len(table)
+    assert ruleset.fingerprint(ruleset.render(INSTANCE, {"web": NETWORKS["web"]}, table)) != whole
+    assert ruleset.fingerprint(ruleset.render("f" * 16, NETWORKS, table)) != whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda listing: listing.pop(),
+        lambda listing: listing.append({"rule": {"chain": "forward", "expr": [{"accept": None}]}}),
+        lambda listing: listing.insert(5, {"chain": {"name": "stranger"}}),
+        lambda listing: listing[4]["map"]["elem"].pop(),
+        lambda listing: listing.append({"chain": {"name": "sealed_" + "0" * 24}}),
+    ],
+)
+def test_a_change_breaks_the_seal(change: object) -> None:
+    listing = sealed(listed(ruleset.render(INSTANCE, NETWORKS, PortTable(PORTS))))
+    assert ruleset.read(listing).sealed
+    assert callable(change)
+    change(listing)
+    assert not ruleset.read(listing).sealed
+
+
+def test_other_handles_and_another_version_do_not_break_the_seal() -> None:
+    listing = sealed(listed(ruleset.render(INSTANCE, NETWORKS, PortTable(PORTS))))
+    text = json.dumps(listing).replace('"handle": ', '"handle": 9').replace("1.0.6", "1.1.3")
+    assert ruleset.read(json.loads(text)).sealed
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["elem", "val", "concat", "comment", "name", "map", "chain"]), inner, max_size=3
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["map", "chain", "set"]), values, max_size=2), max_size=4))
+def test_a_listing_of_anything_is_read_without_error(listing: list[ruleset.Json]) -> None:
+    found = ruleset.read(listing)
+    assert not found.sealed
