@@ -217,6 +217,16 @@ class Reader:
             stale=stale,
         )
 
+    def remembered(self) -> Intent:
+        """What is desired by the last good specs alone, without a look at the source."""
+        apps: dict[str, LoadedApp] = {}
+        for name, kept in self._last_good().items():
+            app = self._reload(kept)
+            if app is not None:
+                apps[name] = app
+        desired = Desired(apps={name: self._desire(apps[name], "") for name in sorted(apps)})
+        return Intent(revision="", desired=desired, problems=(), apps=apps)
+
     # --- last good -------------------------------------------------------------------------------------------------
 
     def _last_good(self) -> dict[str, LastGood]:

@@ -150,7 +150,7 @@ def status_here(layout: Layout, device: Device) -> dict[str, Any]:
     """The status document where no agent runs: the last good specs against what is there."""
     resolver = Resolver(None, Store(layout), lambda: None, background=False, keep=False)
     try:
-        intent = Reader(layout, device, _NoSource(), resolver, keep=False).read()
+        intent = Reader(layout, device, _NoSource(), resolver, keep=False).remembered()
     finally:
         resolver.close()
     observed, moment = observe(layout, intent.desired), now()
@@ -177,7 +177,7 @@ def explain_garbage(layout: Layout, device: Device) -> tuple[Explained, ...]:
     """Every object of the store, and why it stays or goes, by the last good specs and the kept generations."""
     resolver = Resolver(None, Store(layout), lambda: None, background=False, keep=False)
     try:
-        intent = Reader(layout, device, _NoSource(), resolver, keep=False).read()
+        intent = Reader(layout, device, _NoSource(), resolver, keep=False).remembered()
     finally:
         resolver.close()
     observed = observe(layout)

@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 class Device:
     """One device. `root` should be on a fast file system; its path is kept short for the sake of unix sockets."""
 
-    def __init__(self, root: Path, name: str, *, device_yaml: str = "") -> None:
+    def __init__(self, root: Path, name: str) -> None:
         self.root = root
         self.namespace = f"rct-{name}"
         self.specs = root / "specs"
@@ -35,7 +35,7 @@ class Device:
         self.device_yaml = root / "device.yaml"
         self.log = root / "agent.log"
         self.specs.mkdir(parents=True)
-        self.device_yaml.write_text(device_yaml)
+        self.configure()
         self._agent: subprocess.Popen[bytes] | None = None
         self._helpers: list[subprocess.Popen[bytes]] = []
         subprocess.run(["ip", "netns", "add", self.namespace], check=True)
@@ -89,6 +89,17 @@ class Device:
         )
         self._helpers.append(process)
         return process
+
+    # --- device.yaml ---------------------------------------------------------------------------------------------
+
+    def configure(self, **settings: Any) -> None:
+        """Write device.yaml (JSON is YAML)."""
+        self.device_yaml.write_text(json.dumps({"metrics": {"listen": "127.0.0.1:9470"}, **settings}))
+
+    @property
+    def instance(self) -> str:
+        """The random part of every kernel name of this device."""
+        return (self.state / "instance").read_text().strip()
 
     # --- specs and the agent -----------------------------------------------------------------------------------
 
