@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from reconciler.engine.tarfields import InvalidLayerError
+
 OPAQUE: Final = "trusted.overlay.opaque"
 _MAX_CACHED: Final = 20_000
 
@@ -101,3 +103,7 @@ def _lstat(path: bytes) -> os.stat_result | None:
         return os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InvalidLayerError("layer: a path too long to be looked up in the layers below") from error
+        raise

@@ -2,12 +2,10 @@
 
 import io
 import os
-import random
 import stat
 import subprocess
 import tarfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
@@ -16,7 +14,7 @@ from reconciler.engine.limits import Limits
 from reconciler.engine.lowers import Lowers
 from reconciler.engine.tar import Reader
 from reconciler.engine.tarfields import InvalidLayerError
-from reconciler.engine.unpack import Totals, Unpacker
+from reconciler.engine.unpack import Unpacker
 from tests.images import (
     EPOCH,
     Item,
@@ -30,7 +28,8 @@ from tests.images import (
     symlink,
     tar,
 )
-from tests.kernel.rootfs import Tree, differences, merged, scan, unpacked_by_umoci
+from tests.kernel.rootfs import Tree, differences, scan, unpacked_by_umoci
+from tests.kernel.workshop import Workshop, make_workshop
 
 pytestmark = pytest.mark.kernel
 
@@ -38,46 +37,7 @@ pytestmark = pytest.mark.kernel
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000").decode("latin-1")
 
 
-class Workshop:
-    """Unpacks layers one over the other into directories of its own."""
-
-    def __init__(self, path: Path, limits: Limits | None = None) -> None:
-        self.path = path
-        self.limits = limits or Limits()
-        self.layers: list[Path] = []
-        self.indexes: list[Path] = []
-
-    def add(self, archive: bytes) -> Totals:
-        """Unpack `archive` on top of what is there."""
-        root, gone = self.path / f"layer{len(self.layers)}", self.path / f"gone{len(self.layers)}"
-        index = self.path / f"index{len(self.layers)}"
-        root.mkdir(mode=0o755)
-        gone.mkdir()
-        fds = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (root, gone)]
-        with index.open("w+b") as lines:
-            unpacker = Unpacker(fds[0], fds[1], lines, limits=self.limits, room=lambda: None)
-            try:
-                unpacker.extract(Reader([archive], self.limits))
-                totals = unpacker.finish(Lowers(self.layers[::-1]))
-            finally:
-                unpacker.close()
-                for fd in fds:
-                    os.close(fd)
-        self.layers.append(root)
-        self.indexes.append(index)
-        return totals
-
-    def seen(self) -> Tree:
-        return merged(self.layers, self.path)
-
-
-@pytest.fixture
-def workshop() -> Iterator[Workshop]:
-    """A workshop on tmpfs, gone afterwards."""
-    path = Path("/dev/shm") / f"reconciler-unpack-{os.getpid()}-{random.randrange(1 << 30)}"
-    path.mkdir(mode=0o700)
-    yield Workshop(path)
-    subprocess.run(["rm", "-rf", str(path)], check=True)
+workshop = pytest.fixture(make_workshop, name="workshop")
 
 
 def names(tree: Tree) -> set[str]:
