@@ -41,7 +41,8 @@ class Source(Protocol):
 class Intent:
     """One reading of the source.
 
-    `stale` maps apps that run an older spec to the reason; `guard` is why nothing shrinks.
+    `stale` maps apps that run an older spec to the reason; `resolving` says that images were being looked up;
+    `guard` is why nothing shrinks.
     """
 
     revision: str
@@ -51,6 +52,7 @@ class Intent:
     source_problem: str = ""
     guard: str = ""
     stale: Mapping[str, str] = field(default_factory=dict)
+    resolving: bool = False
 
 
 @dataclass
@@ -86,6 +88,9 @@ class Resolver:
         self._known: dict[Digest, Image] = {}
         self._attempts: dict[Digest, _Attempt] = {}
         self._lock = threading.Lock()
+        self.pending = (
+            0  # how many images were asked for, since somebody last set this to 0, that are on their way
+        )
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="resolve") if background else None
 
     def resolve(self, reference: Reference) -> Image | Unresolved:
@@ -101,7 +106,10 @@ class Resolver:
             return Unresolved(f"{reference}: not on this device")
         with self._lock:
             attempt = self._attempts.setdefault(digest, _Attempt())
-            if attempt.running or time.monotonic() < attempt.retry_at:
+            if not attempt.running and time.monotonic() < attempt.retry_at:
+                return attempt.error
+            self.pending += 1
+            if attempt.running:
                 return attempt.error
             attempt.running = True
         if self._pool is None:
@@ -109,12 +117,6 @@ class Resolver:
             return self._known.get(digest) or attempt.error
         self._pool.submit(self._look_up, self._images, reference, digest, attempt)
         return attempt.error
-
-    @property
-    def running(self) -> bool:
-        """Whether a look-up is under way."""
-        with self._lock:
-            return any(attempt.running for attempt in self._attempts.values())
 
     @property
     def retry_at(self) -> float | None:
@@ -179,6 +181,7 @@ class Reader:
         With `allow_empty` the shrink guard lets everything through.
         """
         snapshot = self._source.snapshot()
+        self._resolver.pending = 0
         loaded = self._load(snapshot.files, snapshot.read_config)
         good = self._last_good()
         stale: dict[str, str] = {}
@@ -215,6 +218,7 @@ class Reader:
             source_problem=snapshot.problem,
             guard=guard,
             stale=stale,
+            resolving=self._resolver.pending > 0,
         )
 
     def remembered(self) -> Intent:

@@ -43,7 +43,7 @@ class Turn:
     @property
     def finished(self) -> bool:
         """Nothing is left to do that can be done now."""
-        return not self.plan.steps and not self.busy
+        return not self.plan.steps and not self.busy and not self.intent.resolving
 
     @property
     def converged(self) -> bool:
@@ -91,11 +91,6 @@ class Agent:
     def wake(self) -> None:
         """Have the next turn now."""
         self._awake.set()
-
-    @property
-    def resolving(self) -> bool:
-        """Whether images are being looked up right now."""
-        return self._resolver.running
 
     def stop(self) -> None:
         """Leave the loop after this turn; containers go on."""

@@ -131,7 +131,7 @@ def apply_here(
             deadline = time.monotonic() + timeout
 
             def done(turn: Turn) -> bool:
-                over = turn.converged if wait else turn.finished and not agent.resolving
+                over = turn.converged if wait else turn.finished
                 return over or time.monotonic() > deadline
 
             try:

@@ -220,7 +220,7 @@ def test_drift_is_repaired(ready: Device, box: Built, damage: str) -> None:
         case "table":
             ready.inside(["nft", "flush", "ruleset"])
         case "link":
-            links = re.findall(r"\d+: (rc\S*?)@", ready.inside(["ip", "-o", "link"]).stdout)
+            links = re.findall(r"\d+: (rv\S*?)@", ready.inside(["ip", "-o", "link"]).stdout)
             ready.inside(["ip", "link", "del", links[0]])
         case "bridge":
             bridges = re.findall(
