@@ -46,10 +46,9 @@ def _set_attribute(target: int, name: str, value: bytes) -> None:
     try:
         os.setxattr(target, name, value)
     except OSError as error:
-        # A label of a security module that this host does not run has no meaning here.
-        if not (
-            name.startswith("security.") and error.errno == errno.ENOTSUP and name != "security.capability"
-        ):
+        # As with `cp -a`: notes (user.*, labels of a security module) are lost where the target's file system has no
+        # room for them, tmpfs before 6.6 for one. What decides about access is not: file capabilities and ACLs.
+        if error.errno != errno.ENOTSUP or name == "security.capability" or name.startswith("system."):
             raise
 
 

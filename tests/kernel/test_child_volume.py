@@ -29,7 +29,7 @@ def image(tmp_path: Path) -> Path:
     (data / "sub/broken").symlink_to("nowhere")
     os.mkfifo(data / "fifo", 0o620)
     os.chown(data / "link", 7, 8, follow_symlinks=False)
-    os.setxattr(data / "file", "user.note", b"kept")
+    os.setxattr(data / "file", "trusted.note", b"kept")
     os.utime(data / "file", (1_000_000, 2_000_000))
     os.utime(data / "sub", (3_000_000, 4_000_000))
     (data / "sparse name \n").write_bytes(b"\0" * 10_000_000)
@@ -76,7 +76,7 @@ def test_the_first_start_copies_everything_as_it_is(bundle: Bundle, image: Path,
     succeed(bundle)
     data = volume / "data"
     assert listing(data) == listing(image / "data")
-    assert os.getxattr(data / "file", "user.note") == b"kept"
+    assert os.getxattr(data / "file", "trusted.note") == b"kept"
     assert (data / "file").stat().st_mtime == 2_000_000
     assert (data / "sub").stat().st_mtime == 4_000_000
     assert (data / "file").stat().st_ino == (data / "sub/hard").stat().st_ino
