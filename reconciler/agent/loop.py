@@ -17,6 +17,7 @@ from reconciler.agent.history import read_failures, read_generations, write_fail
 from reconciler.agent.intent import Intent, Reader, Resolver, Source
 from reconciler.agent.parts import Parts
 from reconciler.engine.process import boot_id
+from reconciler.errors import ReconcilerError
 from reconciler.execute.executor import Executor, LaneEnd
 from reconciler.plan.diff import plan as make_plan
 from reconciler.plan.steps import Outcome, Plan
@@ -126,6 +127,8 @@ class Agent:
         self, until: Callable[[Turn], bool] = lambda _: False, *, alive: Callable[[], None] = lambda: None
     ) -> None:
         """Turn until `stop`, or until a turn satisfies `until`. `alive` is called once a turn (a watchdog)."""
+        warm = threading.Thread(target=self._warm_up, name="warm-up")
+        warm.start()  # the zygote takes a tenth of a second, which the first container need not wait for
         self._parts.containers.sweep()
         self._parts.store.recover()
         while not self._stop:
@@ -136,6 +139,12 @@ class Agent:
                 return
             if self._awake.wait(self._patience(turn)):
                 time.sleep(_SETTLE if turn.busy or turn.plan.steps else 0)
+
+    def _warm_up(self) -> None:
+        try:
+            self._parts.zygote.start()
+        except (ReconcilerError, OSError):
+            pass  # the first container to be created tries again, and reports it
 
     def turn(self) -> Turn:
         """Observe, plan and dispatch once."""

@@ -108,6 +108,10 @@ def summary(turn: Turn) -> dict[str, Any]:
             {"app": item.app, "container": item.container, "reason": item.reason}
             for item in turn.plan.blocked
         ],
+        "failures": {
+            app or "device": f"{failure.step}: {failure.error}"
+            for app, failure in turn.observed.failures.items()
+        },
         "stale": dict(turn.intent.stale),
         "errors": sum(problem.severity == "error" for problem in turn.intent.problems),
         "problem": turn.intent.source_problem or turn.intent.guard,

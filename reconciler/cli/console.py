@@ -60,9 +60,10 @@ class Console:
             for item in turn.plan.blocked
             if item.until is None
         )
-        for line in sorted(blocked - self._blocked):
-            self.say(line)
-        self._blocked = blocked
+        if not intent.resolving:  # what is still being looked up is not held up yet
+            for line in sorted(blocked - self._blocked):
+                self.say(line)
+            self._blocked = blocked
         if turn.converged and not self._converged:
             count = sum(len(app.containers) for app in intent.desired.apps.values())
             self.say(f"converged: {len(intent.desired.apps)} apps, {count} containers")

@@ -1,4 +1,3 @@
-
 """docs/cli.md, generated from the parser: options can't be documented wrongly, prose is written here by hand.
 
 Run by `make docs`; a test fails when the file is stale. Imports nothing but the parser.

@@ -145,6 +145,9 @@ def _outcome(answer: dict[str, Any], *, changed: bool, detailed: bool) -> int:
         raise InvalidSpecError(
             f"{answer['errors']} errors in the specs; the apps they belong to are unchanged"
         )
+    if answer["failures"]:
+        app, failure = min(answer["failures"].items())
+        raise ReconcilerError(f"{app}: {failure}", hint="run: reconciler status")
     if answer["blocked"]:
         raise BlockedError("not everything could be applied", hint="run: reconciler status")
     print("converged" if answer["converged"] else "applied")
