@@ -5,11 +5,10 @@ Only the modules of this package may use it. It binds each call's argument types
 
 import ctypes
 import os
-import platform
 from collections.abc import Callable
 
 _MACHINES = {"x86_64": 0, "aarch64": 1}
-_MACHINE = platform.machine()
+_MACHINE = os.uname().machine
 
 # Calls from 424 on have the same number on every architecture; the older ones do not. (x86_64, aarch64)
 _NUMBERS = {

@@ -58,7 +58,7 @@ class Root:
         if is_directory and not directory:
             raise IsADirectoryError(errno.EISDIR, "the target is a directory, the source is not")
         if directory and not is_directory:
-            raise NotADirectoryError(errno.ENOTDIR, "the target is not a directory, the source is")
+            raise NotADirectoryError(errno.ENOTDIR, "not a directory")
         return found
 
     def _walk(self, name: str, *, directory: bool, links: int) -> int:

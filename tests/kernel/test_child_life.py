@@ -143,6 +143,13 @@ def test_the_first_program_in_path_wins_and_a_denied_one_is_remembered(
     assert error["errno"] == errno.EACCES
 
 
+def test_a_working_directory_that_is_a_file_is_named(bundle: Bundle) -> None:
+    bundle.config["process"]["cwd"] = "/etc/passwd"
+    error = run(bundle).error
+    assert error is not None
+    assert error["message"] == "cwd: /etc/passwd: not a directory"
+
+
 def test_s4_a_seccomp_profile_is_refused_and_not_left_out(bundle: Bundle) -> None:
     bundle.config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ERRNO"}
     with pytest.raises(ConfigError, match="seccomp"):

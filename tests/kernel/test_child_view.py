@@ -1,5 +1,6 @@
 """What a program finds when it starts: seen from inside a real container, compared with what the bundle says."""
 
+import errno
 import os
 import re
 import signal
@@ -83,6 +84,21 @@ def test_the_devices_of_the_bundle_are_there_too(bundle: Bundle) -> None:
         {"path": "/dev/net/tun", "type": "c", "major": 10, "minor": 200, "fileMode": 0o640, "gid": 7}
     ]
     assert shell(bundle, "stat -c '%t %T %a %u %g' /dev/net/tun") == ["a c8 640 0 7"]
+
+
+def test_where_mknod_is_forbidden_the_hosts_nodes_are_bound_and_cannot_be_changed(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "mknod", refuse)
+    before = os.stat("/dev/null")
+    script = "stat -c '%t %T' /dev/null; echo x >/dev/null; head -c 3 /dev/zero | wc -c; chmod 600 /dev/null 2>&1; true"
+    lines = shell(bundle, script)
+    assert lines[:2] == ["1 3", "3"]
+    assert "Read-only" in lines[2]
+    assert os.stat("/dev/null").st_mode == before.st_mode
 
 
 def test_p13_masked_paths_are_empty_and_cannot_be_used_to_reach_the_hosts_null_device(bundle: Bundle) -> None:
