@@ -14,12 +14,11 @@ from pydantic_core import ErrorDetails
 
 from reconciler.spec.fault import Fault, Faults
 from reconciler.spec.marks import Problem, Source
-from reconciler.spec.places import Locator, Path, place, subject
+from reconciler.spec.places import MAX_PROBLEMS, Locator, Path, place, subject
 from reconciler.spec.sentences import owner_of, sentence, unknown
 from reconciler.spec.values import describe
 from reconciler.spec.yaml12 import Node, Value, plain
 
-MAX_PROBLEMS: Final = 100
 _ROUNDS: Final = 8
 
 M = TypeVar("M", bound=BaseModel)
@@ -66,13 +65,14 @@ def check(model: type[M], root: Node, source: Source, *, stand_ins: MappingType[
             details = error.errors(include_url=False)
         before = len(repair.removed) + len(repair.standing_in)
         # Unknown keys first: what one of them was meant to be is not missing.
-        for detail in sorted(details, key=lambda detail: detail["type"] != "extra_forbidden"):
+        details.sort(key=lambda detail: detail["type"] != "extra_forbidden")
+        for index, detail in enumerate(details):
+            if (
+                len(problems) >= MAX_PROBLEMS
+            ):  # enough to read, and the rest costs time that a hostile file chooses
+                problems.append(locator.overflow(len(details) - index))
+                return Checked(None, problems, locator)
             _explain(model, detail, data, locator, stand_ins, repair, problems)
-        if len(problems) > MAX_PROBLEMS:
-            more = len(problems) - MAX_PROBLEMS
-            del problems[MAX_PROBLEMS:]
-            problems.append(locator.problem((), f"{more} more errors in this file are not shown"))
-            return Checked(None, problems, locator)
         if () in repair.removed or len(repair.removed) + len(repair.standing_in) == before:
             break
         locator.shifted.clear()
@@ -156,12 +156,15 @@ def _explain(
     elif kind == "value_error":
         faults = (error,)
     at_key = detail["loc"][-1:] == ("[key]",)
-    for found in faults:
+    room = max(1, MAX_PROBLEMS - len(problems))
+    for found in faults[:room]:
         # Anything else is a ValueError of the standard library, which names no place of a spec.
         fault = found if isinstance(found, Fault) else Fault(f"can't be {describe(value)}")
         inner = (*path, *fault.path)
         message = fault.message if not fault.subject else f"{subject(inner)} {fault.message}"
         problems.append(locator.problem(inner, message, at_key=at_key or fault.at_key, hint=fault.hint))
+    if len(faults) > room:
+        problems.append(locator.overflow(len(faults) - room))
 
 
 def _in_data(loc: tuple[int | str, ...], data: Value) -> Path:

@@ -8,7 +8,7 @@ through `read_config`. An app with an error is left out, and is the only one (wi
 import gc
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -17,9 +17,9 @@ from typing import Any, Final
 from reconciler.errors import ReconcilerError
 from reconciler.spec.check import check
 from reconciler.spec.defaults import BUILT_IN, Defaults, with_defaults
-from reconciler.spec.marks import ERROR, Mark, Problem, printable
+from reconciler.spec.marks import ERROR, WARNING, Mark, Problem, printable
 from reconciler.spec.model import App
-from reconciler.spec.places import Locator, Marks
+from reconciler.spec.places import MAX_PROBLEMS, Locator, Marks
 from reconciler.spec.reference import Digest, Reference
 from reconciler.spec.rules import Finding, Known, check_app, check_apps
 from reconciler.spec.yaml12 import MAX_BYTES, Node, Scalar, compose
@@ -183,14 +183,14 @@ def _parse(
         message = "an app needs at least one container"
         problems.append(checked.locator.problem(("containers",), message, at_key=True))
     if parsed.app is not None:
-        for finding in check_app(
+        found = check_app(
             parsed.app,
             allowed_binds=allowed_binds,
             declared={section: _keys(root, section) or frozenset() for section in _SECTIONS},
             partial=bool(problems),
             memory_said=_memory_said(root),
-        ):
-            problems.append(_problem(checked.locator, finding))
+        )
+        problems += _problems(checked.locator, found, len(problems))
     if parsed.app is not None and not parsed.failed and not parsed.app.configs:
         parsed.loaded = _loaded(parsed, parsed.app, checked.locator, {})
     return parsed
@@ -204,6 +204,16 @@ def _problem(locator: Locator, finding: Finding) -> Problem:
         severity=finding.severity,
         hint=finding.hint,
     )
+
+
+def _problems(locator: Locator, findings: Sequence[Finding], before: int) -> list[Problem]:
+    """Return the problems of findings; of many, after `before` others, as many as a person reads."""
+    shown = findings[: max(1, MAX_PROBLEMS - before)]
+    problems = [_problem(locator, finding) for finding in shown]
+    if rest := findings[len(shown) :]:
+        severity = ERROR if any(finding.severity == ERROR for finding in rest) else WARNING
+        problems.append(locator.overflow(len(rest), severity))
+    return problems
 
 
 def _entry(root: Node, key: str) -> Node | None:
@@ -308,10 +318,13 @@ def _join(now: _Kept) -> Loaded:
         name: None if any(p.failed for p in same) else same[0].containers for name, same in named.items()
     }
     complete = all(parsed.name is not None for parsed in considered)
+    between: dict[str, list[Finding]] = {}
     for finding in check_apps(apps, claimed=claimed, complete=complete):
-        locator = by_path[finding.app].locator
+        between.setdefault(finding.app, []).append(finding)
+    for path, findings in between.items():
+        locator = by_path[path].locator
         assert locator is not None
-        problems[finding.app].append(_problem(locator, finding))
+        problems[path] += _problems(locator, findings, len(problems[path]))
     failed = {
         path: tuple(sorted(p for p in found if p.severity == ERROR))
         for path, found in problems.items()

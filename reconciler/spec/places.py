@@ -10,6 +10,8 @@ from reconciler.spec.yaml12 import Mapping, Node, Scalar, Sequence
 
 Path = tuple[str | int, ...]
 
+MAX_PROBLEMS: Final = 100  # of one file that are shown
+
 _SIMPLE: Final = re.compile(r"[-\w]{1,63}")
 
 
@@ -38,6 +40,10 @@ class Locator:
     ) -> Problem:
         """Return a problem at `path`."""
         return self.source.problem(self.span(path, at_key=at_key), message, severity=severity, hint=hint)
+
+    def overflow(self, count: int, severity: str = ERROR) -> Problem:
+        """Return the problem that stands for `count` others which are not shown."""
+        return self.problem((), f"{count} more problems in this file are not shown", severity=severity)
 
 
 def find(root: Node, path: Path, *, at_key: bool = False) -> Span:

@@ -4,12 +4,15 @@ They run on models, so also on what is left of a file with errors. A rule says w
 may be used is decided by `spec.load`. Pure.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
+from typing import Final
 
+from reconciler.spec.circles import knots, way_round
 from reconciler.spec.marks import ERROR, WARNING
-from reconciler.spec.model import App, BindMount, Container, Port, VolumeMount
+from reconciler.spec.model import App, BindMount, Container, VolumeMount
 from reconciler.spec.places import Path
 from reconciler.spec.reference import Digest
 
@@ -137,6 +140,11 @@ class Known:
     partial: bool = False
 
 
+_ANY: Final = "0.0.0.0"
+_NAMED: Final = 3  # others that a message names
+_WAYS: Final = 20  # files that are told a way round of their own
+
+
 def check_apps(
     apps: Sequence[Known], *, claimed: Mapping[str, frozenset[str] | None], complete: bool
 ) -> list[Finding]:
@@ -148,48 +156,78 @@ def check_apps(
     return [*_ports(apps), *_dependencies(apps, claimed, complete), *_cycles(apps), *_tags(apps)]
 
 
+def _ports(apps: Sequence[Known]) -> Iterable[Finding]:
+    taken: dict[tuple[int, str], list[_Published]] = defaultdict(list)
+    for known in apps:
+        for name, container in known.app.containers.items():
+            for index, port in enumerate(container.ports):
+                taken[port.published, port.protocol].append(_Published(known, name, index, port.host_ip))
+    for (published, protocol), places in taken.items():
+        if len(places) < 2:
+            continue
+        rivals = _Rivals(places)
+        for one in places:
+            others, more = rivals.of(one)
+            if not others:
+                continue
+            mine = f"port {published}/{protocol} of {one.full_name}"
+            shown = ", ".join(others) + (f" and {more} more" if more else "")
+            twice = "twice by this container" if others == [one.full_name] else f"by {shown} too"
+            path = ("containers", one.container, "ports", one.index)
+            yield Finding(path, f"{mine} is published {twice}", app=one.known.path)
+
+
 @dataclass(frozen=True, slots=True)
 class _Published:
     known: Known
     container: str
     index: int
-    port: Port
+    host_ip: str
 
     @property
     def full_name(self) -> str:
         return f"{self.known.name}/{self.container}"
 
 
-def _overlap(left: Port, right: Port) -> bool:
-    return left.host_ip == right.host_ip or "0.0.0.0" in (left.host_ip, right.host_ip)
+class _Rivals:
+    """Who else publishes a port. Counted once for all, because every container of a device may want the same one.
 
+    Apps whose file is whole don't get to hear of those whose file is not, or they would suffer from it.
+    """
 
-def _ports(apps: Sequence[Known]) -> Iterable[Finding]:
-    taken: dict[tuple[int, str], list[_Published]] = defaultdict(list)
-    for known in apps:
-        for name, container in known.app.containers.items():
-            for index, port in enumerate(container.ports):
-                taken[port.published, port.protocol].append(_Published(known, name, index, port))
-    for (published, protocol), places in taken.items():
-        if len(places) < 2:
-            continue
-        for one in places:
-            others = sorted(
-                {
-                    two.full_name
-                    for two in places
-                    if two is not one
-                    and _overlap(one.port, two.port)
-                    and (one.known.partial or not two.known.partial or one.known is two.known)
-                }
-            )
-            if others:
-                mine = f"port {published}/{protocol} of {one.full_name}"
-                twice = (
-                    "twice by this container" if others == [one.full_name] else f"by {', '.join(others)} too"
-                )
-                path = ("containers", one.container, "ports", one.index)
-                yield Finding(path, f"{mine} is published {twice}", app=one.known.path)
+    def __init__(self, places: Sequence[_Published]) -> None:
+        self._at: dict[tuple[str, bool], Counter[str]] = defaultdict(Counter)
+        self._all: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+        for place in places:
+            for partial in (True, False):
+                if partial or not place.known.partial:
+                    self._at[place.host_ip, partial][place.full_name] += 1
+                    self._all[partial][place.full_name] += 1
+        self._known: dict[tuple[str, bool], tuple[int, list[str]]] = {}
+
+    def _union(self, host_ip: str, partial: bool) -> tuple[int, list[str]]:
+        """Return how many names publish on addresses that overlap with this one, and the first of them."""
+        key = (host_ip, partial)
+        if key not in self._known:
+            here, anywhere = self._at[key], self._at[_ANY, partial]
+            if host_ip == _ANY:
+                here, anywhere = self._all[partial], Counter()
+            count = len(anywhere) + sum(name not in anywhere for name in here)
+            first = nsmallest(_NAMED + 1, {*nsmallest(_NAMED + 1, here), *nsmallest(_NAMED + 1, anywhere)})
+            self._known[key] = count, first
+        return self._known[key]
+
+    def of(self, one: _Published) -> tuple[list[str], int]:
+        """Return the first rivals by name, and how many more there are."""
+        partial = one.known.partial
+        count, first = self._union(one.host_ip, partial)
+        own = self._all[partial] if one.host_ip == _ANY else self._at[one.host_ip, partial]
+        times = own[one.full_name]
+        if one.host_ip != _ANY:
+            times += self._at[_ANY, partial][one.full_name]
+        alone = times == 1
+        others = [name for name in first if not (alone and name == one.full_name)][:_NAMED]
+        return others, count - alone - len(others)
 
 
 def _dependencies(
@@ -212,59 +250,41 @@ def _dependencies(
 
 def _cycles(apps: Sequence[Known]) -> Iterable[Finding]:
     edges: dict[str, list[str]] = {}
-    origin: dict[str, Known] = {}
+    owner: dict[str, tuple[Known, str]] = {}
     for known in apps:
         for name, container in known.app.containers.items():
             if container.depends_on:
                 full = f"{known.name}/{name}"
-                origin[full] = known
-                edges[full] = sorted(o if "/" in o else f"{known.name}/{o}" for o in container.depends_on)
-    for cycle in _circles(edges):
-        shown = " -> ".join([*cycle, cycle[0]])
-        partial = any(origin[full].partial for full in cycle)
-        told: set[str] = set()
-        for index, full in enumerate(cycle):
-            known, after = origin[full], cycle[(index + 1) % len(cycle)]
-            if known.path in told or (partial and not known.partial):
-                continue
-            told.add(known.path)
-            name = full[len(known.name) + 1 :]
-            wanted = known.app.containers[name].depends_on
-            key = after if after in wanted else after.rpartition("/")[2]
-            path = ("containers", name, "depends_on", key)
-            yield Finding(path, f"depends_on goes round in a circle: {shown}", app=known.path)
+                owner[full] = known, name
+                edges[full] = [o if "/" in o else f"{known.name}/{o}" for o in container.depends_on]
+    for knot in knots(edges):
+        partial = any(owner[full][0].partial for full in knot)
+        firsts: dict[str, str] = {}  # file -> the first of its containers in this knot
+        for full in sorted(knot):
+            if owner[full][0].partial or not partial:
+                firsts.setdefault(owner[full][0].path, full)
+        way: list[str] = []
+        for count, (path, full) in enumerate(firsts.items()):
+            way = way_round(full, knot, edges) if count < _WAYS else way
+            known, name = owner[full]
+            inside_it = {way[1 % len(way)]} if way[0] == full else knot
+            wanted = [
+                o
+                for o in known.app.containers[name].depends_on
+                if (o if "/" in o else f"{known.name}/{o}") in inside_it
+            ]
+            yield Finding(
+                ("containers", name, "depends_on", wanted[0]),
+                f"depends_on goes round in a circle: {_shown(way)}",
+                app=path,
+            )
 
 
-def _circles(edges: Mapping[str, list[str]]) -> Iterable[list[str]]:
-    """Yield cycles, each starting at its smallest name, until every node that is on one has been told of.
-
-    Iterative: a chain of dependencies may be longer than Python's stack is deep.
-    """
-    done: set[str] = set()
-    for start in sorted(edges):
-        if start in done:
-            continue
-        trail: list[str] = []
-        position: dict[str, int] = {}
-        stack = [(start, iter(edges[start]))]
-        position[start] = 0
-        trail.append(start)
-        while stack:
-            node, rest = stack[-1]
-            after = next((other for other in rest if other in edges and other not in done), None)
-            if after is None:
-                stack.pop()
-                done.add(node)
-                trail.pop()
-                del position[node]
-            elif after in position:
-                cycle = trail[position[after] :]
-                smallest = cycle.index(min(cycle))
-                yield cycle[smallest:] + cycle[:smallest]
-            else:
-                position[after] = len(trail)
-                trail.append(after)
-                stack.append((after, iter(edges[after])))
+def _shown(way: Sequence[str]) -> str:
+    names = [*way, way[0]]
+    if len(names) > 10:
+        names = [*names[:6], f"({len(names) - 8} more)", *names[-2:]]
+    return " -> ".join(names)
 
 
 def _tags(apps: Sequence[Known]) -> Iterable[Finding]:
@@ -280,9 +300,12 @@ def _tags(apps: Sequence[Known]) -> Iterable[Finding]:
     for (registry, repository, tag), digests in seen.items():
         if len(digests) < 2:
             continue
+        total = sum(map(len, digests.values()))
+        first = {digest: digests[digest][:_NAMED] for digest in sorted(digests)[: _NAMED + 1]}
         for digest, places in digests.items():
-            others = sorted(p[2] for other, found in digests.items() if other != digest for p in found)
-            shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+            others = [p[2] for other, found in first.items() if other != digest for p in found]
+            more = total - len(places) - min(len(others), _NAMED)
+            shown = ", ".join(others[:_NAMED]) + (f" and {more} more" if more else "")
             for path, where, _ in places:
                 message = f"{registry}/{repository}:{tag} is pinned to another digest in {shown}"
                 yield Finding(where, message, WARNING, app=path)
