@@ -29,14 +29,14 @@ DEVCONF_ROUTE_LOCALNET = 26
 
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
-_NDA_LLADDR = 2
+_NDA_DST, _NDA_LLADDR = 1, 2
 
 _RTPROT_BOOT = 3
 _SCOPE_UNIVERSE = 0
 _RTN_UNICAST = 1
 TABLE_MAIN = 254
 TABLE_LOCAL = 255
-_NUD_NOARP = 0x40
+_NUD_REACHABLE, _NUD_NOARP = 0x02, 0x40
 _NTF_MASTER = 0x04
 _NTF_STICKY = 0x40  # Linux 4.20
 
@@ -289,3 +289,11 @@ def new_forwarding_entry(port: int, mac: bytes) -> bytes:
     """
     body = _NDMSG.pack(socket.AF_BRIDGE, port, _NUD_NOARP, _NTF_MASTER | _NTF_STICKY, 0)
     return message(_NEWNEIGH, CREATE | REPLACE, body + attribute(_NDA_LLADDR, mac))
+
+
+def new_neighbour(index: int, address: bytes, mac: bytes) -> bytes:
+    """Tell the host that `address` is at `mac` on this link, as if it had just answered; it ages like any other."""
+    body = _NDMSG.pack(socket.AF_INET, index, _NUD_REACHABLE, 0, 0)
+    return message(
+        _NEWNEIGH, CREATE | REPLACE, body + attribute(_NDA_DST, address) + attribute(_NDA_LLADDR, mac)
+    )

@@ -1,6 +1,7 @@
 """From the first app to the last: choice of subnets, two instances on one host, limits, what is missing, the end."""
 
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.address import choose_subnet
+from reconciler.engine.network.listeners import conflicts
 from reconciler.engine.network.networks import Networks
 from reconciler.errors import BlockedError
 from tests.kernel.apps import ANY, INSTANCE, Apps
@@ -155,6 +157,15 @@ class TestTwoInstances:
         second.clean()
         assert everything(world) == before
 
+    def test_know_each_others_published_ports(self, world: Apps, second: Networks) -> None:
+        world.start("web", "server")
+        world.publish(("web", "server", "127.0.0.1", 8080, 80, "tcp"))
+        second.ensure("web")
+        assert world.networks.ports_of_others() == ()
+        wanted = [world.mapping("web", "server", ANY, port, 80, "tcp") for port in (8080, 8081)]
+        (conflict,) = conflicts(wanted, second.ports_of_others())
+        assert str(conflict) == (f"port 0.0.0.0:8080/tcp already used by web/server of reconciler_{INSTANCE}")
+
     def test_are_cut_off_from_each_others_containers(
         self, world: Apps, tmp_path: Path, second: Networks
     ) -> None:
@@ -291,6 +302,18 @@ class TestForwardBlockers:
         assert blocker.hint
         assert silent(world.outside, world.HOST, 8080)
 
+    def test_are_found_in_the_older_iptables_too(self, world: Apps) -> None:
+        if shutil.which("iptables-legacy") is None:
+            pytest.skip("the program iptables-legacy is not installed")
+        world.networks.ensure("web")
+        world.host.run("iptables-legacy", "-A", "FORWARD", "-p", "tcp", "--dport", "5", "-j", "ACCEPT")
+        assert world.networks.forward_blockers() == ()
+        world.host.run("iptables-legacy", "-P", "FORWARD", "DROP")
+        (blocker,) = world.networks.forward_blockers()
+        assert str(blocker).startswith("firewall: iptables-legacy filter FORWARD: policy drop")
+        world.host.run("iptables-legacy", "-A", "FORWARD", "-j", "REJECT")
+        assert len(world.networks.forward_blockers()) == 1
+
     def test_are_not_chains_that_let_pass_or_belong_to_others(self, world: Apps) -> None:
         world.networks.ensure("web")
         load(
@@ -305,6 +328,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from reconciler.engine.layout import Layout
+from reconciler.engine.network.listeners import conflicts
 from reconciler.engine.network.networks import Networks
 from reconciler.errors import UnsupportedError
 root = Path(sys.argv[1])

@@ -71,7 +71,7 @@ def attach(sock: netlink.Socket, app_bridge: Link, wanted: Attachment, namespace
             undo.callback(_take_back, sock, host.index)
             if labelled is not None:
                 raise labelled
-            sock.request(bridge.forwarding_entry(host.index, label.address))
+            sock.request(*bridge.neighbour_entries(app_bridge.index, host.index, label.address))
         else:
             sock.request(rtnetlink.set_link(host.index, alias=str(label)))
             bridge.connect(sock, app_bridge.index, host, label.address)

@@ -208,13 +208,21 @@ def connect(sock: netlink.Socket, app_bridge: int, port: Link, address: IPv4Addr
     if port.master != app_bridge or not port.up:
         sock.request(rtnetlink.set_link(port.index, master=app_bridge, up=True))
     sock.request(
-        rtnetlink.set_link(port.index, hairpin=True),
-        forwarding_entry(port.index, address),
+        rtnetlink.set_link(port.index, hairpin=True), *neighbour_entries(app_bridge, port.index, address)
     )
 
 
-def forwarding_entry(port: int, address: IPv4Address) -> bytes:
-    return rtnetlink.new_forwarding_entry(port, hardware_address(address))
+def neighbour_entries(app_bridge: int, port: int, address: IPv4Address) -> list[bytes]:
+    """The requests that say where `address` is: its port to the bridge, its hardware address to the host.
+
+    The second spares the first packet a question, and a restarted container the second that the host waits before it
+    asks again for an address that did not answer while the container was away.
+    """
+    mac = hardware_address(address)
+    return [
+        rtnetlink.new_forwarding_entry(port, mac),
+        rtnetlink.new_neighbour(app_bridge, address.packed, mac),
+    ]
 
 
 def delete(sock: netlink.Socket, name: str) -> bool:

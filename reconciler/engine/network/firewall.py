@@ -84,6 +84,11 @@ class Firewall:
                 raise
         return [rule for entry in listed if isinstance(rule := entry.get("rule"), dict)]
 
+    def table(self, name: str) -> list[Json]:
+        """What the table `name` of the family ip holds, as libnftables lists it; nothing where it is gone."""
+        with self._lock, kernel(_SUBJECT):
+            return self._list_table(name) or []
+
     def other_instances(self) -> dict[str, list[str]]:
         """The names of the chains of every other instance's table, by table."""
         found: dict[str, list[str]] = {}
@@ -114,9 +119,10 @@ class Firewall:
                 ) from error
             raise explain(error, _SUBJECT) from error
 
-    def _list_table(self) -> list[Json] | None:
+    def _list_table(self, name: str = "") -> list[Json] | None:
+        wanted = {"family": "ip", "name": name or table_name(self._instance)}
         try:
-            return self._run([{"list": {"table": {"family": "ip", "name": table_name(self._instance)}}}])
+            return self._run([{"list": {"table": wanted}}])
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None

@@ -6,10 +6,19 @@ remedy is in that other firewall, by its owner's tools.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from reconciler.engine.network.diagnose import kernel
 from reconciler.engine.network.firewall import Firewall
+from reconciler.engine.network.listeners import Listener
 from reconciler.engine.network.names import TABLE_PREFIX
-from reconciler.engine.network.ruleset import Json
+from reconciler.engine.network.ruleset import Json, read
+from reconciler.linux import iptables
+
+_OLD_TABLES = Path(
+    "/proc/thread-self/net/ip_tables_names"
+)  # thread-self: /proc/net is that of the first thread
+_POLICY_DROP = "policy drop: what it does not accept by a rule is dropped, also on its way to containers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +32,7 @@ class ForwardBlocker:
     hint: str
 
     def __str__(self) -> str:
-        return f"nftables: {self.family} {self.table} {self.chain}: {self.reason}"
+        return f"firewall: {self.family} {self.table} {self.chain}: {self.reason}"
 
 
 def forward_blockers(firewall: Firewall) -> tuple[ForwardBlocker, ...]:
@@ -45,7 +54,36 @@ def forward_blockers(firewall: Firewall) -> tuple[ForwardBlocker, ...]:
             reason = f"its last rule is {verdict} for everything, also on its way to containers"
         if reason:
             found.append(ForwardBlocker(family, table, name, reason, _hint(table)))
+    if _old_policy_drops():
+        found.append(ForwardBlocker("iptables-legacy", "filter", "FORWARD", _POLICY_DROP, _hint("filter")))
     return tuple(found)
+
+
+def ports_of_others(firewall: Firewall) -> tuple[Listener, ...]:
+    """The ports that other instances of this program publish, as if each were a socket: two can't have one port."""
+    return tuple(
+        Listener(
+            mapping.protocol,
+            mapping.host_ip,
+            mapping.published,
+            False,
+            0,
+            None,
+            f"{mapping.owner} of {table}",
+        )
+        for table in sorted(firewall.other_instances())
+        for mapping in read(firewall.table(table)).ports
+    )
+
+
+def _old_policy_drops() -> bool:
+    """Whether the older iptables has a FORWARD policy of drop; it is asked only where it has such a table."""
+    try:
+        tables = _OLD_TABLES.read_text(encoding="ascii").split()
+    except FileNotFoundError:
+        return False
+    with kernel("iptables"):
+        return "filter" in tables and iptables.policy("filter", iptables.FORWARD) == iptables.DROP
 
 
 def last_verdict(rules: Sequence[Json]) -> str:

@@ -25,7 +25,10 @@ _TCP_LISTEN, _UNCONNECTED = "0A", "07"
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A socket that owns a local port. `pid` and `process` are unknown until `identify` finds them."""
+    """A socket that owns a local port. `pid` and `process` are unknown until `identify` finds them.
+
+    What holds a port without a socket (another instance's table) has the inode 0 and says in `process` what it is.
+    """
 
     protocol: str
     address: IPv4Address | IPv6Address
@@ -50,6 +53,8 @@ class Listener:
     @property
     def holder(self) -> str:
         """`nginx (pid 612)`, or what is known instead."""
+        if self.pid is None and self.process:
+            return self.process
         if self.pid is None:
             return "a process that can't be seen from here"
         return f"{self.process or 'a process'} (pid {self.pid})"
@@ -101,13 +106,13 @@ def conflicts(
         hit = next((listener for listener in same_port if listener.blocks(mapping)), None)
         if hit is not None:
             hits.append((mapping, hit))
-    named = {listener.inode: listener for listener in identify([listener for _, listener in hits])}
-    return tuple(PortConflict(mapping, named[listener.inode]) for mapping, listener in hits)
+    named = identify([listener for _, listener in hits])
+    return tuple(PortConflict(mapping, holder) for (mapping, _), holder in zip(hits, named, strict=True))
 
 
 def identify(found: Sequence[Listener]) -> tuple[Listener, ...]:
     """The same sockets with the processes that hold them, where those can be seen."""
-    missing = {listener.inode for listener in found if listener.pid is None}
+    missing = {listener.inode for listener in found if listener.pid is None and listener.inode}
     holders = _holders(missing) if missing else {}
     return tuple(
         replace(listener, pid=holders[listener.inode][0], process=holders[listener.inode][1])

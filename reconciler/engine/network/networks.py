@@ -15,8 +15,9 @@ from reconciler.engine.network.attach import Attachment, attach
 from reconciler.engine.network.bridge import Bridge, HostRoute
 from reconciler.engine.network.diagnose import kernel
 from reconciler.engine.network.firewall import Firewall
-from reconciler.engine.network.foreign import ForwardBlocker, forward_blockers
+from reconciler.engine.network.foreign import ForwardBlocker, forward_blockers, ports_of_others
 from reconciler.engine.network.leases import AppLease, LeaseFile, Leases
+from reconciler.engine.network.listeners import Listener
 from reconciler.engine.network.names import bridge_name, read_bridge_label
 from reconciler.engine.network.observed import AppNetwork, AppObserved, NetworkObserved
 from reconciler.engine.network.ports import PortMapping, PortTable, salvage
@@ -178,6 +179,10 @@ class Networks:
     def forward_blockers(self) -> tuple[ForwardBlocker, ...]:
         """Other people's chains that may drop what is forwarded to containers."""
         return forward_blockers(self._firewall)
+
+    def ports_of_others(self) -> tuple[Listener, ...]:
+        """The ports that other instances on this host publish: as taken as those that a process listens on."""
+        return ports_of_others(self._firewall)
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

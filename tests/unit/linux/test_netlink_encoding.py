@@ -107,6 +107,16 @@ class TestWhatWeWrite:
         assert (found["ifindex"], found["state"], found["flags"]) == (port, 0x40, 0x04 | 0x40)
         assert (found["family"], found.get_attr("NDA_LLADDR")) == (socket.AF_BRIDGE, text(mac))
 
+    @given(indices, ipv4, macs)
+    def test_says_where_an_address_is(self, index: int, address: bytes, mac: bytes) -> None:
+        found = read(ndmsg, rtnetlink.new_neighbour(index, address, mac))
+        assert (found["ifindex"], found["state"], found["flags"]) == (index, 0x02, 0)
+        assert found["header"]["flags"] == CREATE_REPLACE
+        assert (found.get_attr("NDA_DST"), found.get_attr("NDA_LLADDR")) == (
+            socket.inet_ntoa(address),
+            text(mac),
+        )
+
 
 class TestWhatWeRead:
     @given(names, mtus, macs, indices, st.booleans(), st.text("abc /0", max_size=30))
