@@ -15,6 +15,7 @@ from typing import Protocol
 from reconciler.agent.exits import ExitWatch
 from reconciler.agent.history import read_failures, read_generations, write_failures, write_generation
 from reconciler.agent.intent import Intent, Reader, Resolver, Source
+from reconciler.agent.notify import watchdog_interval
 from reconciler.agent.parts import Parts
 from reconciler.engine.process import boot_id
 from reconciler.errors import ReconcilerError
@@ -74,6 +75,8 @@ class Agent:
         self._awake = threading.Event()
         self._stop = False
         self._allow_empty = False
+        self._forget = False
+        self._longest = min(parts.device.interval, watchdog_interval() or parts.device.interval)
         self._ended: queue.SimpleQueue[LaneEnd] = queue.SimpleQueue()
         self._boot = boot_id()
         self._retention = parts.retention
@@ -119,8 +122,6 @@ class Agent:
                     return None
                 self._changed.wait(left)
 
-    _forget = False
-
     # --- the loop --------------------------------------------------------------------------------------------------
 
     def run(
@@ -152,11 +153,14 @@ class Agent:
         self._drain()
         intent = self._reader.read(allow_empty=self._allow_empty)
         read = time.monotonic()
+        busy = (
+            self._executor.busy
+        )  # a lane that ends while we look was seen half done: the next turn is its turn
         observed = self._observe(intent)
         seen = time.monotonic()
         digests = {app.name: app.digest for app in intent.desired.apps.values()}
         self._executor.cancel_older(digests)
-        busy = self._executor.busy
+        busy |= self._executor.busy
         now = Now(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
         plan = make_plan(
             intent.desired, observed, now, retention=self._retention, generations=self._generations, busy=busy
@@ -170,7 +174,7 @@ class Agent:
             intent=intent,
             observed=observed,
             plan=plan,
-            busy=self._executor.busy,
+            busy=busy | self._executor.busy,
             generation=self._generations[-1].number if self._generations else 0,
             seconds={"observe": seen - began, "read": read - began, "plan": planned - seen},
         )
@@ -203,7 +207,7 @@ class Agent:
 
     def _patience(self, turn: Turn) -> float:
         """Seconds until time alone asks for another turn."""
-        patience = self._parts.device.interval
+        patience = self._longest
         if turn.plan.wake_at is not None:
             patience = min(patience, turn.plan.wake_at - time.clock_gettime(time.CLOCK_BOOTTIME))
         retry = self._resolver.retry_at
