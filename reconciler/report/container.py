@@ -61,6 +61,7 @@ def container(
         "app": app_name,
         "container": name,
         "id": have.id if have is not None else "",
+        "wanted": want is not None or unresolved is not None,
         "state": state,
         "status": _phrase(have, state, record, block, upcoming, now),
         "reason": why,
@@ -68,6 +69,7 @@ def container(
         "ready": running is not None,
         "pid": running.pid if running is not None else None,
         "created": rfc3339(have.created) if have is not None and have.created else None,
+        "started_at": round(running.since_wall, 3) if running is not None else None,
         "started": rfc3339(running.since_wall) if running is not None else None,
         "finished": rfc3339(ended.finished_wall) if ended is not None else None,
         "exit_code": _exit_code(ended),
@@ -79,6 +81,13 @@ def container(
         "next_start_seconds": round(max(0.0, block.until - now.boottime), 1)
         if block is not None and block.until is not None
         else None,
+        "limits": {
+            "cpus": settings.limits.cpus / 1000 if settings.limits.cpus is not None else None,
+            "memory": settings.limits.memory,
+            "pids": settings.limits.pids,
+        }
+        if settings is not None
+        else {},
         "ports": [str(port) for port in settings.ports] if settings is not None else [],
         "image": _image(want, unresolved.reference if unresolved is not None else ""),
         "digest": str(want.image.manifest) if want is not None else "",

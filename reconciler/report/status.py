@@ -4,7 +4,7 @@ Pure: the values of one turn in, plain JSON values out. `status`, `ps`, the agen
 document, so that they can't disagree. Keys are never renamed within v1; new ones may be added.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from typing import Any, Final
@@ -14,6 +14,7 @@ from reconciler.plan.steps import (
     Plan,
     Step,
 )
+from reconciler.report.action import action_of
 from reconciler.report.container import container, rfc3339
 from reconciler.report.tables import Column, duration, short_digest, short_reference
 from reconciler.spec.marks import ERROR, Problem, printable
@@ -73,6 +74,7 @@ def document(
         "problems": [_problem(problem) for problem in problems],
         "notes": [NO_SECCOMP],
         "steps": [str(step) for step in plan.steps],
+        "pending": dict(Counter(action for step in plan.steps if (action := action_of(step)))),
         "blocked": [_blocked(item, now) for item in plan.blocked if not item.app],
         **(adhoc or {}),
         "items": items,

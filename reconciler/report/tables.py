@@ -116,7 +116,7 @@ def width(text: str) -> int:
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, with_headers: bool = True) -> str:
     """Return an aligned table whose lines end in a newline; empty cells become `-`. Cells are quoted here."""
-    cells = [[quoted(cell) or "-" for cell in row] for row in rows]
+    cells = [[quoted(cell) if cell.strip() else "-" for cell in row] for row in rows]
     lines = [list(headers), *cells] if with_headers else cells
     widths = [max((width(line[column]) for line in lines), default=0) for column in range(len(headers))]
     out = []

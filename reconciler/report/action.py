@@ -1,0 +1,47 @@
+"""What kind of action a step is: the word that metrics and events use. Pure."""
+
+from typing import Final, assert_never
+
+from reconciler.plan.steps import (
+    CollectGarbage,
+    ConfigureNetwork,
+    CreateContainer,
+    CreateVolume,
+    PullImage,
+    RecordExit,
+    RemoveContainer,
+    RemoveNetwork,
+    StartContainer,
+    Step,
+    StopContainer,
+    UpdateContainer,
+)
+
+ACTIONS: Final = ("pull", "create", "start", "stop", "remove", "restart", "update", "network", "volume", "gc")
+
+
+def action_of(step: Step) -> str:
+    """The action that a step counts as, or "" for bookkeeping."""
+    match step:
+        case PullImage():
+            return "pull"
+        case CreateContainer():
+            return "restart" if step.restarts else "create"
+        case StartContainer():
+            return "start"
+        case StopContainer():
+            return "stop"
+        case RemoveContainer():
+            return "remove"
+        case UpdateContainer():
+            return "update"
+        case ConfigureNetwork() | RemoveNetwork():
+            return "network"
+        case CreateVolume():
+            return "volume"
+        case CollectGarbage():
+            return "gc"
+        case RecordExit():
+            return ""
+        case _:
+            assert_never(step)
