@@ -181,11 +181,11 @@ def _network(
 ) -> ConfigureNetwork | None:
     """Return the step that makes bridges and port table right, or None if they are."""
     # What is on its way out keeps its bridge as it is until its containers are gone; it is not repaired for that.
-    networks = observed.network.apps & (found.keys() | untouched)
+    networks = set(observed.network.apps & (found.keys() | untouched))
     networks |= found.keys() & untouched
     for name, app in desired.apps.items():
         if app.containers and name not in untouched and (name in found or not app.unresolved):
-            networks |= {name}
+            networks.add(name)
     table = claims.table()
     there = observed.network.published
     if networks <= observed.network.apps and (

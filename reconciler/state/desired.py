@@ -8,7 +8,7 @@ This module is pure, and knows neither YAML nor the disk.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 from reconciler.state.image import Image, Unresolved
@@ -79,15 +79,21 @@ class Identity:
     def fingerprint(self) -> str:
         """Identify the configuration by content: equal fingerprints need no restart.
 
-        Fields that have their default value are left out, so that a field added by a later release restarts nothing.
+        Fields that have their default value are left out, of the identity and of each mount, so that a field added by
+        a later release restarts nothing. Lone surrogates, which JSON of an image may spell, are hashed as they are.
         """
-        defaults = {name: f.default for name, f in self.__dataclass_fields__.items()}
-        value = {k: v for k, v in asdict(self).items() if v != defaults[k]}
+        value = _said(self)
         value["mounts"] = [
-            {"type": type(mount).__name__, **asdict(mount)} for mount in sorted(self.mounts, key=_target)
+            {"type": type(mount).__name__, **_said(mount)} for mount in sorted(self.mounts, key=_target)
         ]
         canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _said(value: Identity | Mount) -> dict[str, object]:
+    """The fields that differ from their default."""
+    found = {item.name: getattr(value, item.name) for item in fields(value)}
+    return {name: found[name] for name in found if found[name] != value.__dataclass_fields__[name].default}
 
 
 def _target(mount: Mount) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import get_args
 
-from hypothesis import given, note
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reconciler.plan.diff import plan
@@ -64,7 +64,6 @@ def test_turns_come_to_an_end_whatever_waits_for_whatever(situation: Situation) 
 def test_after_a_download_only_the_port_table_may_be_left_to_follow(data: st.DataObject) -> None:
     want = data.draw(strategies.desires(unresolved=False))
     have = data.draw(strategies.worlds(want))
-    note(f"first {left(want, have)} {plan(want, have, NOW).blocked}")
     have = turn(want, have)
     assert [step for step in left(want, have) if not step.startswith("configure network")] == []
     assert left(want, turn(want, have)) == []
@@ -75,10 +74,7 @@ def test_a_crash_after_any_step_is_recovered_by_the_next_turns(data: st.DataObje
     want = data.draw(strategies.desires(unresolved=False, held=False))
     have = data.draw(strategies.worlds(want))
     whole = settle(want, have)
-    note(f"back {left(want, turn(want, have, survived=survived))}")
-    note(f"first {left(want, have)} {plan(want, have, NOW).blocked}")
     have = settle(want, turn(want, have, survived=survived))
-    note(f"forth {plan(want, have, NOW).blocked}")
     assert {c.full_name for c in running(have).values()} == {c.full_name for c in running(whole).values()}
     assert have.network == whole.network
 
@@ -88,9 +84,7 @@ def test_a_reboot_after_any_step_is_recovered(data: st.DataObject, survived: int
     want = data.draw(strategies.desires(unresolved=False, held=False))
     have = data.draw(strategies.worlds(want))
     have = values.reboot(turn(want, have, survived=survived))
-    note(f"back {[str(x) for x in plan(want, have, later(5000.0)).steps]}")
     have = settle(want, have, later(5000.0))
-    note(f"forth {plan(want, have, later(5000.0)).blocked}")
     names = {c.full_name for c in running(have).values()}
     finished = {
         name for name, same in have.containers.items() if any(isinstance(c.phase, Exited) for c in same)
@@ -103,10 +97,7 @@ def test_a_change_taken_back_halfway_leaves_everything_running(data: st.DataObje
     before = data.draw(strategies.desires(unresolved=False, held=False))
     have = settle(before, values.world(), NOW)
     after = data.draw(strategies.desires(unresolved=False, held=False))
-    note(f"forth {left(after, have)}")
-    have = turn(after, have, survived=survived)
-    note(f"back {left(before, have)}")
-    have = settle(before, have)
+    have = settle(before, turn(after, have, survived=survived))
     wanted = {c.full_name for app in before.apps.values() for c in app.containers.values()}
     waiting = {f"{item.app}/{item.container}" for item in plan(before, have, NOW).blocked}
     assert {c.full_name for c in running(have).values()} | waiting == wanted

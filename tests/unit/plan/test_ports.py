@@ -1,0 +1,92 @@
+"""Whose port it is."""
+
+import pytest
+
+from reconciler.plan.diff import plan
+from reconciler.plan.ports import overlap
+from reconciler.plan.steps import Blocked, ConfigureNetwork, Plan
+from reconciler.state.desired import Container, Port, Settings
+from reconciler.state.observed import Listener, Network, Published
+from tests import values
+from tests.values import NOW
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("0.0.0.0", "127.0.0.1", True),
+        ("0.0.0.0", "0.0.0.0", True),
+        ("127.0.0.1", "127.0.0.53", False),
+        ("0.0.0.0", "::", True),
+        ("192.0.2.1", "::", True),
+        ("0.0.0.0", "::1", False),
+        ("0.0.0.0", "::ffff:127.0.0.1", True),
+        ("127.0.0.1", "::ffff:127.0.0.1", True),
+        ("::1", "::", True),
+        ("fe80::1%eth0", "fe80::1", True),
+    ],
+)
+def test_addresses_overlap_both_ways(one: str, other: str, expected: bool) -> None:
+    assert overlap(one, other) is expected
+    assert overlap(other, one) is expected
+
+
+def serving(app: str, *ports: Port) -> Container:
+    return values.container(app, "site", settings=Settings(ports=ports))
+
+
+def table(made: Plan) -> tuple[Published, ...]:
+    (step,) = (step for step in made.steps if isinstance(step, ConfigureNetwork))
+    return step.published
+
+
+def test_protocols_and_addresses_are_told_apart() -> None:
+    one = serving("a", Port("127.0.0.1", 53, 53, "udp"), Port("127.0.0.1", 53, 53, "tcp"))
+    two = serving("b", Port("127.0.0.2", 53, 53, "udp"))
+    want = values.desired(values.app("a", one), values.app("b", two))
+    listener = Listener("udp", "127.0.0.53", 53, "systemd-resolve (pid 300)")
+    made = plan(want, values.world(listeners=(listener,)), NOW)
+    assert made.blocked == ()
+    assert len(table(made)) == 3
+
+
+def test_of_two_apps_that_want_one_port_the_one_that_has_it_keeps_it() -> None:
+    port = Port("0.0.0.0", 80, 80)
+    old, new = serving("z", port), serving("a", Port("127.0.0.1", 80, 80))
+    want = values.desired(values.app("a", new), values.app("z", old))
+    made = plan(want, values.world(values.found(old)), NOW)
+    assert made.blocked == (Blocked("a", "site", "port 127.0.0.1:80/tcp already used by z/site"),)
+    assert table(made) == (Published("z", "site", port),)
+
+
+def test_a_stranger_in_the_way_of_an_old_versions_port_is_not_fought() -> None:
+    old, new = serving("a", Port("0.0.0.0", 80, 80)), values.container("a", "site", image=values.IMAGES[1])
+    world = values.world(
+        values.found(old),
+        images=values.IMAGES[:1],
+        network=Network(frozenset({"a"}), None),
+        listeners=(Listener("tcp", "0.0.0.0", 80, "nginx (pid 612)"),),
+    )
+    assert table(plan(values.desired(values.app("a", new)), world, NOW)) == ()
+
+
+def test_a_container_of_the_same_app_takes_a_port_over_after_the_pull() -> None:
+    port = Port("0.0.0.0", 80, 80)
+    old = serving("web", port)
+    new = values.container("web", "front", image=values.IMAGES[1], settings=Settings(ports=(port,)))
+    want = values.desired(values.app("web", new))
+    have = values.world(values.found(old), images=values.IMAGES[:1])
+    first = plan(want, have, NOW)
+    assert not any(isinstance(step, ConfigureNetwork) for step in first.steps)
+    have = values.turn(want, have)
+    assert table(plan(want, have, NOW)) == (Published("web", "front", port),)
+    assert plan(want, values.turn(want, have), NOW).steps == ()
+
+
+def test_an_update_that_can_not_be_pulled_holds_back_no_port_from_another_app() -> None:
+    port = Port("0.0.0.0", 80, 80)
+    old, new = serving("a", port), values.container("a", "site", image=values.IMAGES[1])
+    other = serving("b", port)
+    want = values.desired(values.app("a", new), values.app("b", other))
+    have = values.world(values.found(old), images=values.IMAGES[:1])
+    assert table(plan(want, have, NOW)) == (Published("b", "site", port),)

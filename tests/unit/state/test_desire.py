@@ -1,0 +1,312 @@
+"""From a spec and its image to what should run."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from reconciler.spec.defaults import Defaults
+from reconciler.spec.load import LoadedApp, load
+from reconciler.spec.model import Logging, Restart, restart_fields
+from reconciler.state.desire import DEFAULT_PATH, desire, references
+from reconciler.state.desired import (
+    App,
+    BindMount,
+    ConfigMount,
+    Container,
+    Limits,
+    Port,
+    RestartPolicy,
+    Rotation,
+    Settings,
+    TmpfsMount,
+    VolumeMount,
+)
+from reconciler.state.image import Image, Unresolved
+from tests import values
+
+IMAGE = values.image("one")
+REFERENCE = f"registry.example/one:1@{IMAGE.index}"
+
+
+def loaded(containers: Mapping[str, Any], **more: Any) -> LoadedApp:
+    named = {name: {"image": REFERENCE, **fields} for name, fields in containers.items()}
+    spec = {"apiVersion": "reconciler/v1", "kind": "App", "name": "web", "containers": named, **more}
+    result = load(
+        {"apps/web.yaml": json.dumps(spec).encode()},
+        lambda path: f"content of {path}".encode(),
+        allowed_binds=("/srv",),
+    )
+    assert not result.failed, result.problems
+    return result.apps["web"]
+
+
+def made(
+    fields: Mapping[str, Any], image: Image = IMAGE, *, defaults: Defaults | None = None, **more: Any
+) -> Container:
+    app = desire(loaded({"site": fields}, **more), {REFERENCE: image}, defaults=defaults or Defaults())
+    assert app.unresolved == ()
+    return app.containers["site"]
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "command", "spec", "arguments"),
+    [
+        (None, ("serve",), {}, ("serve",)),
+        (("init",), ("serve",), {}, ("init", "serve")),
+        (("init",), None, {}, ("init",)),
+        (("init",), ("serve",), {"command": ["other"]}, ("init", "other")),
+        (("init",), ("serve",), {"command": []}, ("init",)),
+        (("init",), ("serve",), {"entrypoint": ["mine"]}, ("mine",)),
+        (("init",), ("serve",), {"entrypoint": ["mine"], "command": ["x"]}, ("mine", "x")),
+        (("init",), ("serve",), {"entrypoint": [], "command": ["x"]}, ("x",)),
+        (None, None, {"command": "sh -c 'a b'"}, ("sh", "-c", "a b")),
+    ],
+)
+def test_entrypoint_and_command_follow_dockers_rules(
+    entrypoint: tuple[str, ...] | None,
+    command: tuple[str, ...] | None,
+    spec: dict[str, Any],
+    arguments: tuple[str, ...],
+) -> None:
+    image = replace(IMAGE, entrypoint=entrypoint, command=command)
+    assert made(spec, image).identity.arguments == arguments
+
+
+@pytest.mark.parametrize("spec", [{}, {"entrypoint": []}, {"command": []}])
+def test_nothing_to_run_holds_up_the_app_with_a_sentence(spec: dict[str, Any]) -> None:
+    image = replace(IMAGE, entrypoint=None, command=None)
+    app = desire(loaded({"site": spec, "db": {"command": ["db"]}}), {REFERENCE: image})
+    assert sorted(app.containers) == ["db"]
+    (item,) = app.unresolved
+    assert (item.container, item.unresolved.transient) == ("site", False)
+    assert item.unresolved.reason == "neither the image nor the spec says what to run: set `command`"
+
+
+def test_an_image_that_is_not_known_holds_up_its_app() -> None:
+    waiting = Unresolved("no image for linux/arm64, only linux/amd64", transient=False)
+    app = desire(loaded({"site": {}}), {REFERENCE: waiting})
+    assert app.containers == {}
+    assert [(item.container, item.reference, item.unresolved) for item in app.unresolved] == [
+        ("site", REFERENCE, waiting)
+    ]
+
+
+def test_the_environment_is_the_images_overlaid_by_the_specs_sorted() -> None:
+    image = replace(IMAGE, environment=("Z=image", "A=image=1", "BROKEN"))
+    environment = made({"environment": {"Z": "spec", "B": 1}}, image).identity.environment
+    assert environment == ("A=image=1", "B=1", f"PATH={DEFAULT_PATH}", "Z=spec")
+    with_path = replace(IMAGE, environment=("PATH=/app",))
+    assert made({}, with_path).identity.environment == ("PATH=/app",)
+    assert made({"environment": {"PATH": ""}}, with_path).identity.environment == ("PATH=",)
+
+
+def test_user_and_directory_are_the_images_unless_the_spec_names_others() -> None:
+    image = replace(IMAGE, user="app", working_dir="/app")
+    inherited = made({}, image).identity
+    assert (inherited.user, inherited.working_dir, inherited.hostname) == ("app", "/app", "web-site")
+    own = made({"user": "0", "working_dir": "/", "hostname": "www"}, image).identity
+    assert (own.user, own.working_dir, own.hostname) == ("0", "/", "www")
+
+
+def test_the_default_host_name_fits_the_kernel() -> None:
+    spec = {"apiVersion": "reconciler/v1", "kind": "App", "name": "a" * 40}
+    spec |= {"containers": {"b" * 23 + "-" + "c" * 20: {"image": REFERENCE}}}  # type: ignore[dict-item]
+    app = load({"x.yaml": json.dumps(spec).encode()}, lambda path: b"").apps["a" * 40]
+    (one,) = desire(app, {REFERENCE: IMAGE}).containers.values()
+    assert len(one.identity.hostname) <= 64
+    assert not one.identity.hostname.endswith("-")
+
+
+def test_mounts_of_every_kind_get_their_defaults_and_are_sorted_by_target() -> None:
+    one = made(
+        {
+            "volumes": ["data:/data", "/srv/x:/b:ro"],
+            "tmpfs": ["/tmp", "/run:size=1Mi"],
+            "configs": ["conf", {"source": "file", "target": "/etc/file", "mode": "0400", "uid": 7}],
+        },
+        volumes={"data": {}},
+        configs={"conf": {"content": "text"}, "file": {"file": "conf/file"}},
+    )
+    text = "982d9e3eb996f559e633f4d194def3761d909f5a3b647d1a851fead67c32c9d1"
+    mounts = one.identity.mounts
+    assert [mount.target for mount in mounts] == ["/b", "/conf", "/data", "/etc/file", "/run", "/tmp"]
+    assert mounts[0] == BindMount("/srv/x", "/b", read_only=True)
+    assert mounts[1] == ConfigMount("conf", "/conf", text, mode=0o444)
+    assert mounts[2] == VolumeMount("data", "/data")
+    assert isinstance(mounts[3], ConfigMount)
+    assert (mounts[3].uid, mounts[3].mode) == (7, 0o400)
+    assert mounts[4:] == (TmpfsMount("/run", 1 << 20), TmpfsMount("/tmp", 64 << 20))
+    assert one.configs == {"conf": b"text", "file": b"content of conf/file"}
+
+
+def test_a_volume_of_the_image_that_the_spec_does_not_mount_is_no_mount() -> None:
+    assert made({}, replace(IMAGE, volumes=("/var/lib/db",))).identity.mounts == ()
+
+
+def test_settings_come_from_the_spec() -> None:
+    one = desire(
+        loaded(
+            {
+                "site": {
+                    "limits": {"memory": "64Mi", "cpus": "500m", "swap": "1Mi", "pids": 7},
+                    "ports": ["8080:80", "127.0.0.1:53:53/udp"],
+                    "depends_on": ["db"],
+                    "labels": {"b": "2", "a": "1"},
+                    "restart": "on-failure:3",
+                    "stop_signal": "INT",
+                    "stop_grace_period": "1m",
+                    "logging": {"max_size": "1Mi", "max_files": 2, "compress": False},
+                },
+                "db": {},
+            }
+        ),
+        {REFERENCE: IMAGE},
+    ).containers["site"]
+    assert one.settings == Settings(
+        limits=Limits(500, 64 << 20, 1 << 20, 7),
+        restart=RestartPolicy("on-failure", 3),
+        stop_signal="SIGINT",
+        stop_grace=60.0,
+        ports=(Port("0.0.0.0", 8080, 80), Port("127.0.0.1", 53, 53, "udp")),
+        depends_on=("web/db",),
+        labels=(("a", "1"), ("b", "2")),
+        rotation=Rotation(1 << 20, 2, False),
+    )
+
+
+def test_the_stop_signal_is_the_specs_then_the_images_then_sigterm() -> None:
+    quiet = replace(IMAGE, stop_signal="SIGQUIT")
+    assert made({}).settings.stop_signal == "SIGTERM"
+    assert made({}, quiet).settings.stop_signal == "SIGQUIT"
+    assert made({"stop_signal": "SIGINT"}, quiet).settings.stop_signal == "SIGINT"
+
+
+def test_the_device_decides_only_what_the_spec_leaves_out() -> None:
+    defaults = Defaults("127.0.0.1", Logging(driver="none", max_files=9), Restart(policy="no", delay=7.0))
+    left_out = made({"ports": ["80:80"]}, defaults=defaults)
+    assert left_out.settings.ports == (Port("127.0.0.1", 80, 80),)
+    assert (left_out.identity.log_driver, left_out.settings.rotation.max_files) == ("none", 9)
+    assert (left_out.settings.restart.policy, left_out.settings.restart.delay) == ("no", 7.0)
+    own = made(
+        {"ports": ["0.0.0.0:80:80"], "restart": "always", "logging": {"driver": "file"}}, defaults=defaults
+    )
+    assert own.settings.ports == (Port("0.0.0.0", 80, 80),)
+    assert (own.identity.log_driver, own.settings.rotation.max_files) == ("file", 9)
+    assert own.settings.restart.policy == "always"
+
+
+def test_second_plan_is_empty_after_defaults_are_spelled_out() -> None:
+    """compose#13998, compose#14011, argo-cd#15898: saying what is the default changes nothing."""
+    short = made({"ports": ["80:8000"], "tmpfs": ["/tmp"]})
+    long = made(
+        {
+            "ports": [{"published": 80, "target": 8000, "host_ip": "0.0.0.0", "protocol": "tcp"}],
+            "volumes": [{"type": "tmpfs", "target": "/tmp", "size": "64Mi", "mode": "1777"}],
+            "restart": {"policy": "always", "max_attempts": 0, "delay": "1s", "jitter": 0.1},
+            "init": False,
+            "hostname": "web-site",
+            "stop_signal": "SIGTERM",
+            "environment": {},
+            "limits": {"pids": 512},
+            "logging": {"driver": "file", "max_size": "10Mi"},
+        }
+    )
+    assert short == long
+    assert short.fingerprint == long.fingerprint
+
+
+def test_an_index_and_its_manifest_make_the_same_container() -> None:
+    """compose#13998: only the config's digest is in the identity, not the way the image was pinned."""
+    by_index = made({})
+    by_manifest = desire(
+        loaded({"site": {"image": f"registry.example/one@{IMAGE.manifest}"}}),
+        {f"registry.example/one@{IMAGE.manifest}": replace(IMAGE, index=IMAGE.manifest)},
+    ).containers["site"]
+    assert by_index.fingerprint == by_manifest.fingerprint
+
+
+def test_edit_only_a_config_file_changes_exactly_the_containers_that_mount_it() -> None:
+    """compose#11900, doco-cd#488."""
+
+    def app(content: str) -> App:
+        containers = {"site": {"configs": ["conf"]}, "db": {}}
+        spec = loaded(containers, configs={"conf": {"content": content}})
+        return desire(spec, {REFERENCE: IMAGE})
+
+    before, after = app("one"), app("two")
+    changed = [
+        n for n in before.containers if before.containers[n].fingerprint != after.containers[n].fingerprint
+    ]
+    assert changed == ["site"]
+    assert before.digest != after.digest
+
+
+def test_an_app_carries_what_the_planner_and_status_need() -> None:
+    spec = loaded({"site": {}}, volumes={"logs": {}, "data": {}})
+    app = desire(spec, {REFERENCE: IMAGE}, stale="apps/web.yaml:3:1: unknown key")
+    assert (app.name, app.path, app.digest) == ("web", "apps/web.yaml", spec.digest)
+    assert (app.volumes, app.stale) == (("data", "logs"), "apps/web.yaml:3:1: unknown key")
+    one = app.containers["site"]
+    assert (one.full_name, one.reference, one.image) == ("web/site", REFERENCE, IMAGE)
+    assert one.mark.startswith("apps/web.yaml:1:")
+
+
+def test_references_are_each_needed_once() -> None:
+    spec = loaded({"a": {}, "b": {}, "c": {"image": f"registry.example/two@{values.image('two').index}"}})
+    assert [str(reference) for reference in references(spec)] == [
+        REFERENCE,
+        f"registry.example/two@{values.image('two').index}",
+    ]
+
+
+CHANGES: dict[str, Any] = {
+    "image": f"registry.example/two@{values.image('two').index}",
+    "entrypoint": ["x"],
+    "command": ["x"],
+    "working_dir": "/x",
+    "user": "7",
+    "environment": {"A": "1"},
+    "configs": ["conf"],
+    "ports": ["80:80"],
+    "volumes": ["data:/data"],
+    "tmpfs": ["/tmp"],
+    "limits.cpus": 2,
+    "limits.memory": "64Mi",
+    "limits.pids": 7,
+    "restart.policy": "no",
+    "restart.max_attempts": 7,
+    "restart.delay": "7s",
+    "restart.max_delay": "7m",
+    "restart.factor": 7.0,
+    "restart.jitter": 0.7,
+    "restart.reset_after": "7s",
+    "stop_signal": "SIGINT",
+    "stop_grace_period": "7s",
+    "init": True,
+    "read_only": True,
+    "hostname": "x",
+    "depends_on": ["db"],
+    "labels": {"a": "1"},
+    "logging.driver": "none",
+    "logging.max_size": "7Mi",
+    "logging.max_files": 7,
+    "logging.compress": False,
+}
+
+
+@pytest.mark.parametrize("field", sorted(restart_fields()))
+def test_the_reference_says_truly_whether_changing_a_field_restarts_the_container(field: str) -> None:
+    outer, _, inner = field.partition(".")
+    value = CHANGES[field] if field in CHANGES else {"limits.swap": "1Mi"}[field]
+    fields = {outer: {inner: value} if inner else value}
+    if field == "limits.swap":
+        fields["limits"] = {"memory": "64Mi", "swap": value}
+    images = {REFERENCE: IMAGE, CHANGES["image"]: values.image("two")}
+    more: dict[str, Any] = {"volumes": {"data": {}}, "configs": {"conf": {"content": "x"}}}
+    before = desire(loaded({"site": {}, "db": {}}, **more), images).containers["site"]
+    after = desire(loaded({"site": fields, "db": {}}, **more), images).containers["site"]
+    assert (before.fingerprint != after.fingerprint) is restart_fields()[field]
+    assert before != after
