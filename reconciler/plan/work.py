@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from reconciler.plan.restart import countdown, ending, next_attempt, next_start, ordinal
+from reconciler.plan.restart import countdown, ending, next_attempt, next_start, ordinal, restart_delay
 from reconciler.plan.steps import (
     Blocked,
     CreateContainer,
@@ -140,7 +140,8 @@ def _converge(want: Desired, have: Container, now: Now, boot: str) -> Work:
     """Take a container of the right fingerprint to where it should be.
 
     A lost one is made again whatever its policy: we do not know that its program came to an end, and a program that is
-    to run once is rather run again than never to its end.
+    to run once is rather run again than never to its end. There is no record to count by, so it waits for its first
+    delay only, from its creation on: a shim that dies at once must not become a busy loop.
     """
     match have.phase:
         case Running():
@@ -157,7 +158,11 @@ def _converge(want: Desired, have: Container, now: Now, boot: str) -> Work:
             )
         case Exited(record):
             return _ended(want, have, record, now, boot)
-        case Lost():
+        case Lost(reason):
+            wait = have.created + restart_delay(want.settings.restart, 1, want.full_name) - now.wall
+            if have.created <= now.wall and wait > 0:
+                text = f"lost right after it was made ({reason}), next start in {countdown(wait, 0.0)}"
+                return Work(wait=Blocked(want.app, want.name, text, now.boottime + wait))
             return _again(want, have, have.attempt)
         case _:
             assert_never(have.phase)
