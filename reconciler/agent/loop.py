@@ -128,6 +128,7 @@ class Agent:
         self, until: Callable[[Turn], bool] = lambda _: False, *, alive: Callable[[], None] = lambda: None
     ) -> None:
         """Turn until `stop`, or until a turn satisfies `until`. `alive` is called once a turn (a watchdog)."""
+        self._parts.prepare_host()
         warm = threading.Thread(target=self._warm_up, name="warm-up")
         warm.start()  # the zygote takes a tenth of a second, which the first container need not wait for
         self._parts.containers.sweep()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reconciler.config import Device
-from reconciler.engine import instance
+from reconciler.engine import instance, scope
 from reconciler.engine.container import Containers
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
@@ -35,6 +35,17 @@ class Parts:
     observer: Observer
 
     @property
+    def cgroup_parent(self) -> str:
+        """The name of the cgroup, or the scope, that all containers of this instance are in."""
+        return f"reconciler-{self.instance}"
+
+    def prepare_host(self) -> None:
+        """What the first container after a boot needs: where systemd manages cgroups, a scope of our own."""
+        hierarchies = Hierarchies.detect()
+        if scope.needed(hierarchies):
+            scope.ensure_scope(self.cgroup_parent, hierarchies)
+
+    @property
     def retention(self) -> Retention:
         """How long unwanted objects stay."""
         return retention(self.device)
@@ -52,7 +63,8 @@ def open_parts(layout: Layout, device: Device, progress: Callable[[Progress], No
     store.prepare()
     images = open_images(layout, device, store)
     networks = Networks(layout, identity)
-    zygote = Zygote(layout)
+    parent = f"reconciler-{identity}"
+    zygote = Zygote(layout, place=lambda pid: scope.join(parent, Hierarchies.detect(), pid))
     containers = Containers(layout, identity, store, networks, zygote, Hierarchies.detect)
     engine = LocalEngine(
         layout, containers=containers, networks=networks, store=store, images=images, progress=progress

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable
 
 from reconciler.agent.parts import Parts
+from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.record import Record, records
+from reconciler.engine.scope import drop_scope
 
 
 def remove_everything(parts: Parts, say: Callable[[str], None]) -> None:
@@ -26,6 +28,7 @@ def remove_everything(parts: Parts, say: Callable[[str], None]) -> None:
     parts.networks.clean()
     say("removed networks, port table and sysctls")
     parts.close()
+    drop_scope(parts.cgroup_parent, Hierarchies.detect())
     shutil.rmtree(parts.layout.run, ignore_errors=True)
     shutil.rmtree(parts.layout.state)
     say(f"removed {parts.layout.state}")

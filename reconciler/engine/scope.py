@@ -72,3 +72,21 @@ def ensure_scope(name: str, hierarchies: Hierarchies) -> Path:
 
 def _held(directory: Path) -> bool:
     return bool(read(directory / "holder" / "cgroup.procs").split())
+
+
+def join(name: str, hierarchies: Hierarchies, pid: int) -> None:
+    """Move a process beside the holder, if there is a scope: it then survives whatever becomes of the service."""
+    if hierarchies.v2 is None:
+        return
+    holder = hierarchies.v2 / "system.slice" / f"{name}.scope" / "holder"
+    if holder.is_dir():
+        (holder / "cgroup.procs").write_text(str(pid))
+
+
+def drop_scope(name: str, hierarchies: Hierarchies) -> None:
+    """End the holder and whatever else is in the scope, so that systemd lets it go; succeed where there is none."""
+    if hierarchies.v2 is None:
+        return
+    kill = hierarchies.v2 / "system.slice" / f"{name}.scope" / "cgroup.kill"
+    if kill.exists():
+        kill.write_text("1")
