@@ -176,6 +176,10 @@ class Socket:
     def close(self) -> None:
         self._socket.close()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_socket"):  # not where the kernel refused to open it
+            self._socket.close()
+
     def _number(self, request: bytes, flags: int) -> bytes:
         """Fill in the sequence number, and `flags` on top of the request's own."""
         length, kind, own, _, _ = _HEADER.unpack_from(request)

@@ -4,6 +4,7 @@ What the table says is rendered by `ruleset`; whoever calls decides when. Other 
 Safe to use from several threads.
 """
 
+import dataclasses
 import errno
 import threading
 from collections.abc import Callable, Sequence
@@ -25,6 +26,9 @@ class Firewall:
         self._instance = instance
         self._lock = threading.RLock()
         self._context: nftables.Context | None = None
+        # Kept open: closing any netfilter socket right after a transaction waits some 15 ms until the kernel has freed
+        # what was replaced (nft_rcv_nl_event, Linux 5.14).
+        self._socket: netlink.Socket | None = None
         self._listed: tuple[int, ruleset.Table | None] | None = None
 
     def observe(self) -> ruleset.Table | None:
@@ -38,21 +42,27 @@ class Firewall:
                 if self._generation() == before:
                     self._listed = (before, None if listing is None else ruleset.read(listing))
 
-    def replace(self, commands: Sequence[Json], settle: Callable[[], object] = bool) -> bool:
+    def replace(
+        self, commands: Sequence[Json], settle: Callable[[netlink.Socket], object] = lambda _: None
+    ) -> bool:
         """Put the rendered table in place, unless it is there, unchanged; return whether it was not.
 
-        `settle` runs between the change and the mark that says that the table is as it was put there: where it fails,
-        or a crash comes before it ends, the whole is done again next time.
+        `settle` runs between the change and the mark that says that the table is as it was put there, with a netfilter
+        socket: where it fails, or a crash comes before it ends, the whole is done again next time.
         """
         with self._lock, kernel(_SUBJECT):
             found = self.observe()
             if found is not None and found.sealed and found.fingerprint == ruleset.fingerprint(commands):
                 return False
             self._run(commands)
-            settle()
+            settle(self._netfilter())
+            before = self._generation()
             listing = self._list_table()
             if listing is not None:
                 self._run(ruleset.seal(self._instance, listing))
+                after = self._generation()
+                if after == before + 1:  # only the seal came in between
+                    self._listed = (after, dataclasses.replace(ruleset.read(listing), sealed=True))
             return True
 
     def remove(self) -> bool:
@@ -103,14 +113,21 @@ class Firewall:
             if self._context is not None:
                 self._context.close()
                 self._context = None
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
             self._listed = None
 
     # --- with the lock held -----------------------------------------------------------------------------------------
 
+    def _netfilter(self) -> netlink.Socket:
+        if self._socket is None:
+            self._socket = netlink.Socket(netlink.NETFILTER)
+        return self._socket
+
     def _generation(self) -> int:
         try:
-            with netlink.Socket(netlink.NETFILTER) as sock:
-                return nftables.generation(sock)
+            return nftables.generation(self._netfilter())
         except OSError as error:
             if error.errno == errno.EINVAL:  # what nfnetlink says of a subsystem that is not there
                 raise UnsupportedError(

@@ -18,6 +18,7 @@ _UDP = PROTOCOLS["udp"]
 # A search walks the kernel's whole hash table, which takes milliseconds whatever it finds; so few flows are read once
 # and looked through here, and many are searched by the kernel, once for each thing to find.
 _FEW = 2000
+_SUBJECT = "connection tracking"
 
 _Search = tuple[bytes, Callable[[conntrack.Entry], bool]]
 
@@ -28,11 +29,17 @@ def forget_addresses(addresses: Iterable[IPv4Address]) -> int:
     for address in sorted(set(addresses)):
         searches.append((conntrack.by_original_source(address.packed), _begun_by(address)))
         searches.append((conntrack.by_reply_source(address.packed), _answered_by(address)))
-    return _forget(searches)
+    if not searches:
+        return 0
+    with kernel(_SUBJECT), netlink.Socket(netlink.NETFILTER) as sock:
+        return _forget(sock, searches)
 
 
 def forget_changed(
-    before: Iterable[PortMapping], after: Iterable[PortMapping], local: frozenset[IPv4Address]
+    sock: netlink.Socket,
+    before: Iterable[PortMapping],
+    after: Iterable[PortMapping],
+    local: frozenset[IPv4Address],
 ) -> int:
     """Forget the UDP flows that would go elsewhere under the port table `after`; return how many there were.
 
@@ -48,7 +55,10 @@ def forget_changed(
         (conntrack.by_original_destination_port(_UDP, mapping.published), _reaches_another(mapping, local))
         for mapping in sorted(new - old)
     ]
-    return _forget([*gone, *come])
+    if not gone and not come:
+        return 0
+    with kernel(_SUBJECT):
+        return _forget(sock, [*gone, *come])
 
 
 def _begun_by(address: IPv4Address) -> Callable[[conntrack.Entry], bool]:
@@ -84,28 +94,25 @@ def _reaches_another(
     return stale
 
 
-def _forget(searches: Sequence[_Search]) -> int:
+def _forget(sock: netlink.Socket, searches: Sequence[_Search]) -> int:
     """Delete the flows that a search finds and its test confirms; the tests alone are enough to tell."""
-    if not searches:
+    try:
+        tracked = conntrack.read_count(sock.get(conntrack.count()))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise UnsupportedError(
+            "connection tracking: this kernel can't list tracked connections",
+            hint="load it: modprobe nf_conntrack_netlink",
+        ) from error
+    if not tracked:
         return 0
-    with kernel("connection tracking"), netlink.Socket(netlink.NETFILTER) as sock:
-        try:
-            tracked = conntrack.read_count(sock.get(conntrack.count()))
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            raise UnsupportedError(
-                "connection tracking: this kernel can't list tracked connections",
-                hint="load it: modprobe nf_conntrack_netlink",
-            ) from error
-        if not tracked:
-            return 0
-        if tracked <= _FEW:
-            entries = [conntrack.read_entry(body) for body in sock.dump(conntrack.everything())]
-            stale = [entry for entry in entries if any(test(entry) for _, test in searches)]
-            return conntrack.delete_all(sock, stale)
-        forgotten = 0
-        for request, test in searches:
-            found = [conntrack.read_entry(body) for body in sock.dump(request)]
-            forgotten += conntrack.delete_all(sock, [entry for entry in found if test(entry)])
-        return forgotten
+    if tracked <= _FEW:
+        entries = [conntrack.read_entry(body) for body in sock.dump(conntrack.everything())]
+        stale = [entry for entry in entries if any(test(entry) for _, test in searches)]
+        return conntrack.delete_all(sock, stale)
+    forgotten = 0
+    for request, test in searches:
+        found = [conntrack.read_entry(body) for body in sock.dump(request)]
+        forgotten += conntrack.delete_all(sock, [entry for entry in found if test(entry)])
+    return forgotten

@@ -18,7 +18,7 @@ from reconciler.engine.network.firewall import Firewall
 from reconciler.engine.network.foreign import ForwardBlocker, forward_blockers, ports_of_others
 from reconciler.engine.network.leases import AppLease, LeaseFile, Leases
 from reconciler.engine.network.listeners import Listener
-from reconciler.engine.network.names import bridge_name, read_bridge_label
+from reconciler.engine.network.names import LinkLabel, bridge_name, read_bridge_label
 from reconciler.engine.network.observed import AppNetwork, AppObserved, NetworkObserved
 from reconciler.engine.network.ports import PortMapping, PortTable, salvage
 from reconciler.engine.network.sysctl import FORWARDING, Forwarding
@@ -154,11 +154,14 @@ class Networks:
         apps = {}
         if leases:
             by_name = {link.name: link for link in links}
+            ports_of: dict[str, list[tuple[Link, LinkLabel]]] = {}
+            for link, label in bridge.links_of(self._instance, None, links):
+                ports_of.setdefault(label.app, []).append((link, label))
             general = () if self._forwarding.enabled() else (f"{FORWARDING.replace('/', '.')} is off",)
             for app, lease in sorted(leases.items()):
                 wanted = Bridge(self._instance, app, lease.subnet, 0)
                 found = by_name.get(wanted.name)
-                attached, detached = self._links(app, found, links)
+                attached, detached = _sort_out(found, ports_of.get(app, ()))
                 apps[app] = AppObserved(
                     subnet=lease.subnet,
                     bridge=wanted.name,
@@ -267,15 +270,18 @@ class Networks:
                 )
                 known = before.ports if before is not None and before.sealed else ()
                 final = wanted
-                changed = self._firewall.replace(commands, lambda: self._forget_changed(known, final))
+                changed = self._firewall.replace(
+                    commands, lambda netfilter: self._forget_changed(netfilter, known, final)
+                )
             if ports is not None or self._ports is not None:
                 self._ports = wanted
             return changed
 
-    def _forget_changed(self, before: Sequence[PortMapping], after: PortTable) -> None:
+    @staticmethod
+    def _forget_changed(netfilter: netlink.Socket, before: Sequence[PortMapping], after: PortTable) -> None:
         with netlink.Socket(netlink.ROUTE) as sock:
             local = frozenset(found.address for found in bridge.addresses(sock))
-        flows.forget_changed(before, after, local)
+        flows.forget_changed(netfilter, before, after, local)
 
     def _is_intact(self, table: ruleset.Table | None, leases: Mapping[str, AppLease]) -> bool:
         if table is None:
@@ -293,17 +299,6 @@ class Networks:
             intact = table.fingerprint == ruleset.fingerprint(wanted)
         self._compared = (table, leases, intact)
         return intact
-
-    def _links(
-        self, app: str, app_bridge: Link | None, links: Sequence[Link]
-    ) -> tuple[frozenset[str], frozenset[str]]:
-        """The app's containers with a link that works, and those with one that doesn't."""
-        works: set[str] = set()
-        broken: set[str] = set()
-        for link, label in bridge.links_of(self._instance, app, links):
-            on_bridge = app_bridge is not None and link.master == app_bridge.index and link.up
-            (works if on_bridge else broken).add(label.container)
-        return frozenset(works), frozenset(broken)
 
     def _inherited_forwarding(self) -> str:
         """What another instance found before it turned forwarding on, or an empty string."""
@@ -331,3 +326,15 @@ class Networks:
             if label.address in subnet:
                 members.setdefault(label.app, {})[label.container] = label.address
         return {app: AppLease(subnet, members.get(app, {})) for app, subnet in sorted(subnets.items())}
+
+
+def _sort_out(
+    app_bridge: Link | None, links: Sequence[tuple[Link, LinkLabel]]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """The containers of these links that are connected to the bridge, and those that are not."""
+    works: set[str] = set()
+    broken: set[str] = set()
+    for link, label in links:
+        on_bridge = app_bridge is not None and link.master == app_bridge.index and link.up
+        (works if on_bridge else broken).add(label.container)
+    return frozenset(works), frozenset(broken)
