@@ -6,13 +6,15 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from reconciler.config import Device, load_device
 from reconciler.engine.layout import Layout
 from reconciler.engine.record import Record, records
 from reconciler.errors import NotFoundError, UsageError
 from reconciler.spec.quantity import parse_duration
+
+if TYPE_CHECKING:
+    from reconciler.config import Device
 
 
 def layout_of(args: argparse.Namespace) -> Layout:
@@ -20,9 +22,10 @@ def layout_of(args: argparse.Namespace) -> Layout:
     return Layout(Path(os.path.abspath(args.state)), Path(os.path.abspath(args.run)))
 
 
-def device_of(args: argparse.Namespace) -> Device:
+def device_of(args: argparse.Namespace) -> "Device":
     """The device's settings. A missing file means the defaults, unless it was named on the command line."""
     from reconciler.cli.options import DEVICE
+    from reconciler.config import load_device  # pydantic: a tenth of a second that most verbs need not spend
 
     path = Path(args.device)
     try:

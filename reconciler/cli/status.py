@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from reconciler.agent import client, reading
+from reconciler.agent import client
 from reconciler.cli.common import device_of, layout_of
 from reconciler.engine import instance
 from reconciler.errors import NotFoundError, UnreachableError
@@ -19,6 +19,8 @@ def status_document(args: argparse.Namespace) -> dict[str, Any]:
     try:
         return client.request(layout, "GET", "/v1/status")
     except UnreachableError:
+        from reconciler.agent import reading  # everything that a loop needs: only where no agent has it ready
+
         instance.read_id(layout)
         return reading.status_here(layout, device_of(args))
 
