@@ -193,6 +193,10 @@ def _watched(source: Iterator[bytes], wanted: Addition, meter: Meter, job: Job[D
             close()
 
 
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_EXCL, 0o600)
+
+
 class _Workplace:
     """The directory `path` while a layer is made in it: root/, what root/ lost (gone/), and the file index."""
 
@@ -218,7 +222,7 @@ class _Workplace:
     def _begin(self) -> None:
         with ExitStack() as undo:
             root, gone = (self._make(path, undo) for path in (self.root, self._gone))
-            index = undo.enter_context(self.index.open("w+b", buffering=1 << 17))
+            index = undo.enter_context(open(self.index, "w+b", buffering=1 << 17, opener=_private))
             self.unpacker = Unpacker(root, gone, index, limits=self._limits, room=self._room.ensure)
             undo.callback(self.unpacker.close)
             self._open = undo.pop_all()

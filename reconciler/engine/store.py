@@ -279,8 +279,9 @@ class Store:
         with self._commit:
             if self.has_layer(record.chain_id):
                 return  # the same layer, finished by somebody else: it may be in use already
-            layout.layer_record(record.chain_id).unlink(missing_ok=True)
+            trash.discard(layout.layer_record(record.chain_id), layout.trash)
             trash.discard(final, layout.trash)
+            trash.discard(self.layer_index(record.chain_id), layout.trash)
             index.rename(self.layer_index(record.chain_id))
             root.rename(final)
             sync_directory(layout.layers)
@@ -306,10 +307,9 @@ class Store:
     def remove_layer(self, chain_id: Digest) -> None:
         """Remove a layer, its record first; succeeds if it is gone. Only under `exclusive`."""
         layout = self._layout
-        layout.layer_record(chain_id).unlink(missing_ok=True)
-        sync_directory(layout.layers)
+        trash.discard(layout.layer_record(chain_id), layout.trash)
         trash.discard(self.layer_path(chain_id), layout.trash)
-        self.layer_index(chain_id).unlink(missing_ok=True)
+        trash.discard(self.layer_index(chain_id), layout.trash)
         self._records.pop(chain_id.hex, None)
 
     def damaged_files(self, chain_id: Digest) -> Iterator[bytes]:
@@ -324,7 +324,7 @@ class Store:
             return self._images[digest]
         try:
             image = decode_image(self._layout.resolved_image(digest).read_bytes())
-        except (FileNotFoundError, InvalidRecordError):
+        except (FileNotFoundError, IsADirectoryError, InvalidRecordError):
             return None
         if image.index != digest:
             return None
@@ -333,14 +333,17 @@ class Store:
 
     def remember(self, image: Image) -> None:
         """Keep what `image.index` means, durably."""
-        if self.resolved(image.index) != image or not self._layout.resolved_image(image.index).exists():
-            replace_json(self._layout.resolved_image(image.index), encode_image(image))
+        path = self._layout.resolved_image(image.index)
+        if path.is_dir():
+            self.discard(path)
+        if self.resolved(image.index) != image or not path.exists():
+            replace_json(path, encode_image(image))
             self._images[image.index] = image
 
     def forget(self, digest: Digest) -> None:
         """Drop what `digest` means; succeeds if nothing is known."""
         self._images.pop(digest, None)
-        self._layout.resolved_image(digest).unlink(missing_ok=True)
+        self.discard(self._layout.resolved_image(digest))
 
     def images(self) -> tuple[Image, ...]:
         """Return every image that is resolved, whether or not its layers are here."""

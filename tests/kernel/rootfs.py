@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -88,16 +89,19 @@ def merged(layers: Sequence[Path], scratch: Path) -> Tree:
     empty.mkdir(exist_ok=True)
     mount = scratch / "merged"
     mount.mkdir(exist_ok=True)
-    # An overlay without an upper needs two lowers; the empty one at the bottom adds nothing.
-    lowers = ":".join(str(layer) for layer in [*reversed(layers), empty])
-    script = 'mount -t overlay check -o "lowerdir=$1" "$2" && exec "$3" -m tests.kernel.rootfs "$2"'
+    # An overlay without an upper needs two lowers; the empty one at the bottom adds nothing. Short names, because all
+    # of them together have to fit into one page.
+    short = scratch / "names"
+    shutil.rmtree(short, ignore_errors=True)
+    short.mkdir()
+    for number, layer in enumerate([*reversed(layers), empty]):
+        (short / str(number)).symlink_to(layer)
+    lowers = ":".join(str(number) for number in range(len(layers) + 1))
+    script = 'cd "$1" && mount -t overlay check -o "lowerdir=$2" "$3" && cd "$5" && exec "$4" -m "$6" "$3"'
     command = ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh"]
-    done = subprocess.run(
-        [*command, lowers, str(mount), sys.executable],
-        check=True,
-        capture_output=True,
-        cwd=Path(__file__).resolve().parents[2],
-    )
+    project = Path(__file__).resolve().parents[2]
+    arguments = [str(short), lowers, str(mount), sys.executable, str(project), __name__]
+    done = subprocess.run([*command, *arguments], check=True, capture_output=True)
     return {path: entry for path, entry in map(json.loads, done.stdout.splitlines())}
 
 
