@@ -1,0 +1,98 @@
+"""The event log: what the agent did and saw, one JSON object per line, bounded.
+
+Two files at most: the one being written and its predecessor, each up to half of the limit. Nothing is written where
+nothing happens. Losing the last lines in a power cut is no harm (the truth is elsewhere), so nothing is synced; a torn
+last line is skipped by the reader and closed off by the next writer.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+MAX_BYTES: Final = 2 * 1024 * 1024
+_MAX_LINE: Final = 8 * 1024
+_MAX_TEXT: Final = 1024
+
+
+class EventLog:
+    """Appends events to `path`; `limit` is the size of both files together, in bytes. Thread-safe.
+
+    A log that can't be written (a full disk) loses events and counts them in `lost`: it must stop nobody from working.
+    """
+
+    def __init__(self, path: Path, *, limit: int = MAX_BYTES) -> None:
+        self._path = path
+        self._previous = path.with_name(f"{path.name}.1")
+        self._half = limit // 2
+        self._lock = threading.Lock()
+        self._last: dict[str, Any] | None = None
+        self.lost = 0
+
+    def append(
+        self, wall: float, kind: str, subject: str, message: str, **more: str | float | bool | None
+    ) -> bool:
+        """Write one event, unless it is the same as the last one but for its time; return whether it was written."""
+        event: dict[str, Any] = {
+            "kind": kind,
+            "subject": subject,
+            "message": message[:_MAX_TEXT],
+            **_cut(more),
+        }
+        with self._lock:
+            if event == self._last:
+                return False
+            line = json.dumps(
+                {"time": round(wall, 3), **event}, separators=(",", ":"), ensure_ascii=True
+            ).encode()
+            if len(line) > _MAX_LINE:
+                line = json.dumps(
+                    {"time": round(wall, 3), "kind": kind, "subject": subject[:200], "cut": True}
+                ).encode()
+            try:
+                self._write(line + b"\n")
+            except OSError:
+                self.lost += 1
+                return False
+            self._last = event
+            return True
+
+    def _write(self, line: bytes) -> None:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(self._path, flags, 0o600)
+        try:
+            size = os.fstat(fd).st_size
+            if size and size + len(line) > self._half:
+                os.close(fd)
+                fd = -1
+                self._path.rename(self._previous)
+                fd = os.open(self._path, flags, 0o600)
+                size = 0
+            if size and os.pread(fd, 1, size - 1) != b"\n":
+                line = b"\n" + line  # the last writer was cut off in the middle of a line
+            os.write(fd, line)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+
+def _cut(more: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value[:_MAX_TEXT] if isinstance(value, str) else value for key, value in more.items()}
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """Every event that is kept, oldest first; lines that are no event (torn, damaged) are left out."""
+    for file in (path.with_name(f"{path.name}.1"), path):
+        try:
+            data = file.read_bytes()
+        except FileNotFoundError:
+            continue
+        for line in data.split(b"\n"):
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(event, dict) and isinstance(event.get("time"), int | float):
+                yield event

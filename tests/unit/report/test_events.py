@@ -1,0 +1,84 @@
+"""The event log: bounded, one record per line, and harmless when it can't be written."""
+
+import json
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reconciler.report.events import EventLog, read_events
+
+
+def test_events_are_lines_of_json_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    assert log.append(1.0, "step", "web/page", "start web/page", seconds=0.5)
+    assert log.append(2.0, "step", "web/page", "two\nlines \x1b[2J", error=None)
+    assert path.read_text().count("\n") == 2
+    assert "\x1b" not in path.read_text()
+    events = list(read_events(path))
+    assert [event["time"] for event in events] == [1.0, 2.0]
+    assert events[0] == {
+        "time": 1.0,
+        "kind": "step",
+        "subject": "web/page",
+        "message": "start web/page",
+        "seconds": 0.5,
+    }
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_same_event_again_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    assert log.append(1.0, "source", "", "no such directory")
+    before = path.stat()
+    assert not log.append(2.0, "source", "", "no such directory")
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert log.append(3.0, "source", "", "readable again")
+
+
+def test_the_log_never_grows_beyond_its_limit_and_keeps_the_newest(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path, limit=10_000)
+    for number in range(2000):
+        log.append(float(number), "step", "a", f"event {number}")
+        assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 10_000
+    events = list(read_events(path))
+    assert events[-1]["message"] == "event 1999"
+    numbers = [int(event["time"]) for event in events]
+    assert numbers == list(range(numbers[0], 2000))
+    assert len(numbers) > 50
+
+
+def test_a_torn_line_is_skipped_and_does_not_swallow_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    EventLog(path).append(1.0, "a", "b", "c")
+    with path.open("a") as file:
+        file.write('{"time": 2, "ki')
+    EventLog(path).append(3.0, "a", "b", "d")
+    with path.open("ab") as file:
+        file.write(b"\xff\x00\n[]\n5\n")
+    assert [event["time"] for event in read_events(path)] == [1.0, 3.0]
+
+
+def test_a_log_that_cannot_be_written_counts_what_is_lost(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "missing" / "events.jsonl")
+    assert not log.append(1.0, "a", "b", "c")
+    assert log.lost == 1
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    assert not EventLog(tmp_path / "link").append(1.0, "a", "b", "c")
+    assert not (tmp_path / "target").exists()
+    assert list(read_events(tmp_path / "none")) == []
+
+
+@given(st.text(), st.text(max_size=10_000), st.floats(allow_nan=False, allow_infinity=False))
+def test_every_event_is_one_line_of_valid_json(subject: str, message: str, number: float) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "events.jsonl"
+        assert EventLog(path).append(1.0, "kind", subject, message, detail=message, number=number)
+        (line,) = path.read_text().splitlines()
+        assert len(line) <= 8 * 1024
+        assert json.loads(line)["kind"] == "kind"
