@@ -50,6 +50,7 @@ class Intent:
     problems: tuple[Problem, ...]
     apps: Mapping[str, LoadedApp]
     source_problem: str = ""
+    source_stale: str = ""
     guard: str = ""
     stale: Mapping[str, str] = field(default_factory=dict)
     resolving: bool = False
@@ -216,6 +217,7 @@ class Reader:
             problems=loaded.problems,
             apps=apps,
             source_problem=snapshot.problem,
+            source_stale=snapshot.stale,
             guard=guard,
             stale=stale,
             resolving=self._resolver.pending > 0,

@@ -7,7 +7,7 @@ what it has to fetch (manifests) in memory.
 import argparse
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from reconciler.plan.garbage import Explained, explain
 from reconciler.plan.steps import Plan
 from reconciler.report import status
 from reconciler.source.directory import DirectorySource
-from reconciler.source.git import GitSource
+from reconciler.source.git import Fetch, GitSource
 from reconciler.source.snapshot import Snapshot
 from reconciler.source.watch import watch as watch_directory
 from reconciler.state.desired import Desired
@@ -41,28 +41,33 @@ def now() -> Now:
     return Now(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
 
 
-def open_source(layout: Layout, args: argparse.Namespace) -> Source:
-    """The source that the arguments name, or else the one that the running (or last) agent follows."""
+def describe_source(layout: Layout, args: argparse.Namespace) -> dict[str, str]:
+    """The source that the arguments name, or else the one that the running agent follows, as agent.json has it."""
     if args.git is not None:
         if args.path is not None:
             raise UsageError("a directory and --git are two sources; name one")
-        return GitSource(layout.repository, args.git, branch=args.branch, path=args.subpath)
-    if args.path is not None:
-        return DirectorySource(Path(args.path).absolute())
-    known = instance.read_agent(layout)
-    source = known.get("source") if known is not None else None
-    if not isinstance(source, dict):
-        raise UsageError("no directory of specs was named, and no agent is running that has one")
-    if source.get("git"):
-        return GitSource(layout.repository, source["git"], branch=source["branch"], path=source["path"])
-    return DirectorySource(Path(source["path"]))
-
-
-def describe_source(args: argparse.Namespace) -> dict[str, str]:
-    """What agent.json says about the source."""
-    if args.git is not None:
         return {"git": args.git, "branch": args.branch, "path": args.subpath}
-    return {"git": "", "branch": "", "path": str(Path(args.path).absolute())}
+    if args.path is not None:
+        return {"git": "", "branch": "", "path": str(Path(args.path).absolute())}
+    known = (instance.read_agent(layout) or {}).get("source")
+    if not isinstance(known, dict):
+        raise UsageError("no directory of specs was named, and no agent is running that has one")
+    return {name: str(known.get(name, "")) for name in ("git", "branch", "path")}
+
+
+def open_source(
+    layout: Layout, described: Mapping[str, str], fetched: Callable[[Fetch], None] = lambda _: None
+) -> DirectorySource | GitSource:
+    """The source as `describe_source` describes it; `fetched` hears of every fetch of a git branch."""
+    if described["git"]:
+        return GitSource(
+            layout.repository,
+            described["git"],
+            branch=described["branch"],
+            path=described["path"],
+            listener=fetched,
+        )
+    return DirectorySource(Path(described["path"]))
 
 
 def refuse_other_source(layout: Layout, args: argparse.Namespace) -> None:
@@ -70,7 +75,7 @@ def refuse_other_source(layout: Layout, args: argparse.Namespace) -> None:
     if args.git is None and args.path is None:
         return
     known = instance.read_agent(layout)
-    if known is not None and known.get("source") != describe_source(args):
+    if known is not None and known.get("source") != describe_source(layout, args):
         raise BlockedError(
             f"the agent that runs with {layout.state} follows another source",
             hint="leave the path out, or stop it",
@@ -203,7 +208,10 @@ def collect(parts: Parts, explained: Iterable[Explained]) -> tuple[int, int]:
 
 
 def watch(
-    source: Source, wake: Callable[[], None], interval: float, warn: Callable[[str], None]
+    source: DirectorySource | GitSource,
+    wake: Callable[[], None],
+    interval: float,
+    warn: Callable[[str], None],
 ) -> Callable[[], None]:
     """Have `wake` called whenever the source has something new; return what ends that.
 
@@ -212,10 +220,8 @@ def watch(
     stop = threading.Event()
     if isinstance(source, GitSource):
         thread = source.poll(interval, wake, stop)
-    elif isinstance(source, DirectorySource):
-        thread = watch_directory(source.root, wake, stop, warn=warn)
     else:
-        return lambda: None
+        thread = watch_directory(source.root, wake, stop, warn=warn)
 
     def end() -> None:
         stop.set()

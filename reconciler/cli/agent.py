@@ -35,13 +35,16 @@ def agent(args: argparse.Namespace) -> int:
         stack.enter_context(instance.StateLock(layout, "reconciler agent"))
         parts = open_parts(layout, device, console.progress)
         stack.callback(parts.close)
-        source = reading.open_source(layout, args)
-        telemetry = Telemetry(parts, console)
+        described = reading.describe_source(layout, args)
+        telemetry = Telemetry(
+            parts, console, source=described["git"] or described["path"], branch=described["branch"]
+        )
+        source = reading.open_source(layout, described, telemetry.tally.fetch)
         loop = Agent(parts, source, telemetry)
         stack.callback(loop.close)
         notify = Notify()
         _handle_signals(loop, console)
-        telemetry.serve(stack, Requests(loop, parts, telemetry.status).routes())
+        metrics = telemetry.serve(stack, Requests(loop, parts, telemetry.status).routes())
         stack.callback(reading.watch(source, loop.wake, duration(args.poll, "--poll"), console.say))
         replace_json(
             layout.agent_record,
@@ -49,15 +52,15 @@ def agent(args: argparse.Namespace) -> int:
                 "version": 1,
                 "pid": os.getpid(),
                 "started": time.time(),
-                "metrics": device.metrics.listen,
-                "source": reading.describe_source(args),
+                "metrics": metrics,
+                "source": described,
             },
             durable=False,
         )
         stack.callback(layout.agent_record.unlink, missing_ok=True)
-        console.say(f"reconciling {reading.describe_source(args)['git'] or args.path} with {layout.state}")
-        if device.metrics.listen:
-            console.say(f"metrics: http://{device.metrics.listen}/metrics")
+        console.say(f"reconciling {described['git'] or described['path']} with {layout.state}")
+        if metrics:
+            console.say(f"metrics: http://{metrics}/metrics")
         loop.run(alive=notify)
         notify.stopping()
     console.say("stopped; containers keep running")

@@ -64,7 +64,9 @@ def print_problems(problems: tuple[Problem, ...], as_json: bool) -> int:
 def plan(args: argparse.Namespace) -> int:
     """Print the steps that an apply would take. Reads only."""
     layout, device = layout_of(args), device_of(args)
-    with reading.planned(layout, device, reading.open_source(layout, args)) as (intent, made):
+    with reading.planned(
+        layout, device, reading.open_source(layout, reading.describe_source(layout, args))
+    ) as (intent, made):
         errors = print_problems(intent.problems, as_json=False)
         if args.output == "json":
             print_json(document("StepList", plan_items(made)))
@@ -120,7 +122,7 @@ def apply(args: argparse.Namespace) -> int:
     turn = reading.apply_here(
         layout,
         device_of(args),
-        lambda: reading.open_source(layout, args),
+        lambda: reading.open_source(layout, reading.describe_source(layout, args)),
         console,
         allow_empty=args.allow_empty,
         wait=args.wait,

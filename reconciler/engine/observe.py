@@ -93,10 +93,14 @@ class Observer:
                 apps=frozenset(app for app, found in network.apps.items() if found.healthy),
                 published=published,
             ),
-            listeners=listeners_on(item.port for item in ports if item not in there),
+            listeners=self._listeners(item.port for item in ports if item not in there),
             store=self._store.observe(),
             failures=dict(failures),
         )
+
+    def _listeners(self, wanted: Iterable[Port]) -> tuple[state.Listener, ...]:
+        ports = list(wanted)
+        return listeners_on(ports, self._networks.ports_of_others()) if ports else ()
 
     # --- containers --------------------------------------------------------------------------------------------
 
@@ -214,12 +218,18 @@ def _names(path: Path) -> list[str]:
         return []
 
 
-def listeners_on(wanted: Iterable[Port]) -> tuple[state.Listener, ...]:
-    """The sockets of this host that hold one of the wanted ports, each with its process's name. IPv4 only."""
+def listeners_on(
+    wanted: Iterable[Port], others: Sequence[listeners.Listener] = ()
+) -> tuple[state.Listener, ...]:
+    """The sockets of this host, and of `others`, that hold one of the wanted ports, each with its holder's name.
+
+    IPv4 only.
+    """
     ports = {(port.protocol, port.published) for port in wanted}
     if not ports:
         return ()
-    mine = [found for found in listeners.listeners() if (found.protocol, found.port) in ports]
+    there = (*listeners.listeners(), *others)
+    mine = [found for found in there if (found.protocol, found.port) in ports]
     result = []
     for found in listeners.identify(mine):
         address: IPv4Address | IPv6Address = found.address

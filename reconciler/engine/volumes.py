@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from reconciler.engine.durable import replace_json, sync_directory
 from reconciler.engine.layout import Layout
@@ -75,8 +76,13 @@ def names(layout: Layout) -> dict[str, frozenset[str]]:
 
 def size(layout: Layout, app: str, name: str) -> int:
     """Bytes on disk, by walking the volume: for people who ask, not for every turn."""
+    return tree_size(layout.volume_data(app, name))
+
+
+def tree_size(path: Path) -> int:
+    """Bytes that a directory and all below it take on disk, 0 where it is gone; it may change meanwhile."""
     total = 0
-    pending = [str(layout.volume_data(app, name))]
+    pending = [str(path)]
     while pending:
         try:
             with os.scandir(pending.pop()) as entries:
@@ -85,8 +91,8 @@ def size(layout: Layout, app: str, name: str) -> int:
                     total += status.st_blocks * 512
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(entry.path)
-        except FileNotFoundError:
-            continue  # the container is at work in there
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # somebody is at work in there
     return total
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import assert_never
 
-from reconciler.errors import ReconcilerError
+from reconciler.errors import ReconcilerError, VerificationError
 from reconciler.execute.engine import Engine, Wake
 from reconciler.execute.waiter import Waiter
 from reconciler.plan.steps import (
@@ -48,6 +48,7 @@ class Lane:
     digest: str
     steps: deque[Step]
     cancelled: bool = False
+    began: float = 0.0
     pull: Future[None] | None = None
     asked_to_stop: str = ""
 
@@ -60,6 +61,7 @@ class LaneEnd:
     digest: str
     failed: Outcome | None
     cancelled: bool
+    seconds: float = 0.0
 
 
 Report = Callable[[Outcome | LaneEnd], None]
@@ -124,7 +126,7 @@ class Executor:
         for app, steps in lanes.items():
             if not network and any(isinstance(step, _STARTS) for step in steps):
                 continue
-            self._begin(Lane(app, digests.get(app, ""), deque(steps)))
+            self._begin(Lane(app, digests.get(app, ""), deque(steps), began=time.monotonic()))
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until nothing runs; False if `timeout` seconds were not enough."""
@@ -209,7 +211,8 @@ class Executor:
     def _end(self, lane: Lane, failed: Outcome | None) -> None:
         with self._lock:
             self._lanes.pop(lane.app, None)
-        self._report(LaneEnd(lane.app, lane.digest, failed, lane.cancelled and failed is None))
+        cancelled, seconds = lane.cancelled and failed is None, time.monotonic() - lane.began
+        self._report(LaneEnd(lane.app, lane.digest, failed, cancelled, seconds))
         self._wake()
 
     # --- pulls and garbage ---------------------------------------------------------------------------------------
@@ -256,7 +259,8 @@ class Executor:
                 self._call(step)
             outcome = Outcome(step, seconds=time.monotonic() - began)
         except ReconcilerError as error:
-            outcome = Outcome(step, str(error), error.hint, error.transient, time.monotonic() - began)
+            seconds, unverified = time.monotonic() - began, isinstance(error, VerificationError)
+            outcome = Outcome(step, str(error), error.hint, error.transient, seconds, unverified)
         except OSError as error:
             outcome = Outcome(step, str(error), "", True, time.monotonic() - began)
         except Exception as error:  # noqa: BLE001 - a defect in one lane must not stop the others

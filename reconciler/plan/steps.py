@@ -189,13 +189,17 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one step: `error` is empty on success. `seconds` is how long it took."""
+    """What came of one step: `error` is empty on success. `seconds` is how long it took.
+
+    `unverified` says that content did not match its digest or size, which somebody should look into.
+    """
 
     step: Step
     error: str = ""
     hint: str = ""
     transient: bool = False
     seconds: float = 0.0
+    unverified: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,7 @@ def test_a_lane_runs_in_order(bench: Bench) -> None:
     )
     bench.finish()
     assert bench.engine.calls == ["volume a/data", "signal 1 SIGTERM", "stop 1", "remove 1"]
-    assert bench.ends == [LaneEnd("a", "", None, False)]
+    assert [(end.app, end.failed, end.cancelled) for end in bench.ends] == [("a", None, False)]
 
 
 def test_a_lane_stops_at_its_first_failure_and_leaves_the_others_alone(bench: Bench) -> None:
