@@ -91,10 +91,12 @@ def spawn(
     wanted: Process,
     *,
     init: tuple[int, int],
-    cgroups: tuple[str | None, tuple[str, ...]],
+    cgroups: tuple[str, ...],
     stdio: tuple[int, int, int],
 ) -> Attached:
     """Fork a process that becomes `wanted` in the container whose first process is `init` (pid, pidfd).
+
+    `cgroups` are that of v2 or "", then those of v1.
 
     Raise StepError if it can't be made or placed; nothing of it is left then.
     """
@@ -108,7 +110,7 @@ def spawn(
         if pid == 0:
             _run(wanted, init[1], adjust, go_read, error_write, console_child, stdio)
         try:
-            child.place(cgroups[1], pid)
+            child.place(cgroups[1:], pid)
         except StepError:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
@@ -131,10 +133,10 @@ def spawn(
     return Attached(pid, pidfd, error, console if wanted.terminal else None)
 
 
-def _clone(init: int, cgroup: str | None) -> tuple[int, int]:
+def _clone(init: int, cgroup: str) -> tuple[int, int]:
     """Fork into init's PID namespace, which setns gives to children only, and into its v2 cgroup."""
     group = None
-    with Step("cgroup", cgroup or ""):
+    with Step("cgroup", cgroup):
         if cgroup:
             group = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     with Step("namespace", "pid"):

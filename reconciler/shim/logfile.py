@@ -47,19 +47,20 @@ class Discard:
 class LogFile:
     """The driver `file`: `take` moves what a pipe holds into current.log and notes it in current.idx.
 
-    `max_size` bounds one pair of log and index in bytes, `max_files` the number of pairs. `compress` is called with
-    the sequence numbers of rotated files that are still plain, for somebody else to compress; None leaves them so.
-    Each LogFile begins a new pair: what an earlier one left is rotated as it is.
+    `opened` comes from `shim.logopen`. `max_size` bounds one pair of log and index in bytes, `max_files` the number of
+    pairs. `compress` is called with the sequence numbers of rotated files that are still plain, for somebody else to
+    compress.
     """
 
     def __init__(
         self,
-        directory: str,
+        opened: tuple[int, int, int, int],
         *,
         max_size: int,
         max_files: int,
         compress: Callable[[list[int]], None] | None = None,
     ) -> None:
+        self._directory, self._log, self._index, self.sequence = opened
         self.bytes = {logindex.STDOUT: 0, logindex.STDERR: 0}
         self.dropped = 0  # bytes lost in all, and in `_unnoted` those the index does not yet tell of
         self.error = 0  # errno of the last write that failed, 0 when the last one succeeded
@@ -72,15 +73,11 @@ class LogFile:
         ] = []  # entries whose bytes are in the log, and which the index did not take yet
         self._renames: list[tuple[str, str]] = []  # what is left to do of a rotation
         self._splice = True
-        self.sequence = 0
         self._end = self._entries = 0
         self._next = (-1, -1)
         self._born = time.monotonic()
         self._clock = (time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         self._null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._log = self._index = -1
-        self._adopt()
 
     def configure(self, max_size: int, max_files: int, compress: bool) -> None:
         """Change the rotation; counts from the next write on."""
@@ -90,17 +87,19 @@ class LogFile:
 
     def close(self) -> None:
         """Note what is still unnoted, if the disk takes it, and let go."""
-        if self._log >= 0:
-            try:
-                self._note_dropped()
-                self._flush()
-            except OSError as error:
-                self.error = error.errno or 0
-            os.close(self._log)
-            os.close(self._index)
-            self._log = self._index = -1
-        os.close(self._directory)
-        os.close(self._null)
+        try:
+            self._note_dropped()
+            self._flush()
+        except OSError as error:
+            self.error = error.errno or 0
+        for fd in (
+            self._log,
+            self._index,
+            self._directory,
+            self._null,
+            *(self._next if self._renames else ()),
+        ):
+            os.close(fd)
 
     def take(self, pipe: int, stream: int) -> int:
         """Move what `pipe` holds into the log: bytes taken, 0 at its end; BlockingIOError where it holds nothing.
@@ -206,42 +205,22 @@ class LogFile:
 
     def _begin_rotation(self) -> None:
         """Make the next pair under temporary names: where the disk has no room for it, nothing has changed."""
-        for name in (logindex.NEW_LOG, logindex.NEW_INDEX):
-            self._unlink(name)
-        sequence = self.sequence + 1
-        log = os.open(logindex.NEW_LOG, _CREATE, 0o640, dir_fd=self._directory)
-        try:
-            index = os.open(logindex.NEW_INDEX, _CREATE, 0o640, dir_fd=self._directory)
-            try:
-                header = logindex.pack_header(sequence, time.time_ns())
-                if os.pwrite(index, header, 0) != len(header):
-                    raise OSError(errno.ENOSPC, "index: no space left on device")
-            except OSError:
-                os.close(index)
-                raise
-        except OSError:
-            os.close(log)
-            raise
-        self._next = (log, index)
+        self._next = new_pair(self._directory, self.sequence + 1)
         # In this order a reader that finds current.idx knows by its header which log belongs to it.
         self._renames = [
+            (CURRENT_LOG, logindex.rotated_log(self.sequence)),
+            (CURRENT_INDEX, logindex.rotated_index(self.sequence)),
             (logindex.NEW_INDEX, CURRENT_INDEX),
             (logindex.NEW_LOG, CURRENT_LOG),
         ]
-        if self._log >= 0:
-            self._renames[:0] = [
-                (CURRENT_LOG, logindex.rotated_log(self.sequence)),
-                (CURRENT_INDEX, logindex.rotated_index(self.sequence)),
-            ]
 
     def _finish_rotation(self) -> None:
         while self._renames:
             old, new = self._renames[0]
             os.rename(old, new, src_dir_fd=self._directory, dst_dir_fd=self._directory)
             del self._renames[0]
-        if self._log >= 0:
-            os.close(self._log)
-            os.close(self._index)
+        os.close(self._log)
+        os.close(self._index)
         self._log, self._index = self._next
         self.sequence += 1
         self._end = self._entries = 0
@@ -250,56 +229,53 @@ class LogFile:
         self._forget_old()
         # A file that filled within seconds will be deleted within seconds too: compressing it would only burn CPU.
         if self._compress is not None and self._compressing and lived >= _SHORT_LIVED:
-            plain = self._rotated((".log",))
+            plain = rotated(self._directory, (".log",))
             if plain:
                 self._compress(plain)
 
     def _forget_old(self) -> None:
-        for sequence in self._rotated((".log", ".log.gz", ".idx")):
+        for sequence in rotated(self._directory, (".log", ".log.gz", ".idx")):
             if sequence <= self.sequence - self.max_files:
                 for name in (logindex.rotated_log, logindex.compressed_log, logindex.rotated_index):
-                    self._unlink(name(sequence))
+                    unlink(self._directory, name(sequence))
 
-    def _rotated(self, kinds: tuple[str, ...]) -> list[int]:
-        found = set()
-        for name in os.listdir(self._directory):
-            sequence = logindex.sequence_of(name)
-            if sequence is not None and name.endswith(kinds):
-                found.add(sequence)
-        return sorted(found)
 
-    def _unlink(self, name: str) -> None:
+def new_pair(directory: int, sequence: int) -> tuple[int, int]:
+    """Make a log and an index with number `sequence` in the open `directory`, under their temporary names."""
+    for name in (logindex.NEW_LOG, logindex.NEW_INDEX):
+        unlink(directory, name)
+    log = os.open(logindex.NEW_LOG, _CREATE, 0o640, dir_fd=directory)
+    try:
+        index = os.open(logindex.NEW_INDEX, _CREATE, 0o640, dir_fd=directory)
         try:
-            os.unlink(name, dir_fd=self._directory)
-        except FileNotFoundError:
-            pass
+            header = logindex.pack_header(sequence, time.time_ns())
+            if os.pwrite(index, header, 0) != len(header):
+                raise OSError(errno.ENOSPC, "index: no space left on device")
+        except OSError:
+            os.close(index)
+            raise
+    except OSError:
+        os.close(log)
+        raise
+    return log, index
 
-    def _adopt(self) -> None:
-        """Rotate what an earlier writer left, finishing a rotation that it did not, and begin a pair."""
-        names = set(os.listdir(self._directory))
-        rotated = self._rotated((".log", ".log.gz", ".idx"))
-        self.sequence = rotated[-1] if rotated else 0
-        for name in sorted(names):
-            if name in (logindex.NEW_LOG, logindex.NEW_INDEX) or name.startswith(logindex.COMPRESSING):
-                self._unlink(name)
-        if CURRENT_INDEX in names or CURRENT_LOG in names:
-            left = self._header(CURRENT_INDEX) if CURRENT_INDEX in names else None
-            self.sequence = left if left is not None and left >= self.sequence else self.sequence + 1
-            for name, target in (
-                (CURRENT_LOG, logindex.rotated_log(self.sequence)),
-                (CURRENT_INDEX, logindex.rotated_index(self.sequence)),
-            ):
-                if name in names and target not in names:
-                    os.rename(name, target, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-        self._begin_rotation()
-        self._finish_rotation()
 
-    def _header(self, name: str) -> int | None:
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._directory)
-        try:
-            return logindex.unpack_header(os.pread(fd, SIZE, 0))
-        finally:
-            os.close(fd)
+def rotated(directory: int, kinds: tuple[str, ...]) -> list[int]:
+    """Give the numbers of the rotated files of these kinds in the open `directory`, oldest first."""
+    found = set()
+    for name in os.listdir(directory):
+        sequence = logindex.sequence_of(name)
+        if sequence is not None and name.endswith(kinds):
+            found.add(sequence)
+    return sorted(found)
+
+
+def unlink(directory: int, name: str) -> None:
+    """Remove `name` from the open `directory`, if it is there."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        pass
 
 
 def drain(pipe: int, null: int) -> int:

@@ -15,6 +15,9 @@ from reconciler.shim import monitor, protocol
 
 TITLE = "reconciler zygote"
 NAME = "reconciler"
+_POOL = 16384
+_POOL_HEAD = 48
+_HOLES = 20_000
 
 
 def serve(requests: int) -> None:
@@ -34,7 +37,7 @@ def serve(requests: int) -> None:
         signal.SIGCHLD, signal.SIG_IGN
     )  # the kernel reaps: no shim stays a zombie, nobody wakes up for it
     channel = socket.socket(fileno=requests)
-    _shed()
+    plugs = _shed()
     try:
         protocol.send(channel, {"ok": True, "pid": os.getpid()})
         while (received := protocol.receive(channel)) is not None:
@@ -47,17 +50,35 @@ def serve(requests: int) -> None:
             os.close(fds[0])
             del received, message
     except (BrokenPipeError, ConnectionResetError):
-        return  # the agent died without closing
+        pass  # the agent died without closing
     except protocol.ProtocolError as error:
-        print(f"zygote: {error}", file=sys.stderr)
+        print(f"reconciler zygote: {error}", file=sys.stderr, flush=True)
+    del plugs
 
 
-def _shed() -> None:
-    """Give back what the imports left over, and keep the collector away from what all shims share."""
+def _shed() -> list[object]:
+    """Give back what the imports left over, and keep the shims away from what they share; hold the result for ever."""
     sys.path_importer_cache.clear()
     gc.collect()
+    plugs = [_plug(size) for size in range(16, 513, 16)]
     gc.freeze()
     heap.trim()
+    return plugs
+
+
+def _plug(size: int) -> list[object]:
+    """Fill the holes that the interpreter's allocator has among blocks of `size`, so that shims allocate elsewhere.
+
+    A new object in a hole costs a shim a page of its own for a few bytes. The allocator (obmalloc, Python 3.10 and later)
+    takes blocks from pools of 16 KiB with a head of 48 bytes; a block right behind a head is in a pool without holes.
+    """
+    plugs: list[object] = []
+    while len(plugs) < _HOLES:
+        plug = object() if size == 16 else float(len(plugs)) if size == 32 else bytes(size - 33)
+        plugs.append(plug)
+        if id(plug) % _POOL == _POOL_HEAD:
+            break
+    return plugs
 
 
 def _fork(channel: socket.socket, message: protocol.Message, reply: int, area: tuple[int, int]) -> None:
@@ -73,15 +94,9 @@ def _fork(channel: socket.socket, message: protocol.Message, reply: int, area: t
             return
         if pid:
             return
-        status = 70
-        try:
-            os.close(reply)
-            channel.close()
-            status = monitor.run(bundle, run, answer, area)
-        except BaseException as error:  # noqa: BLE001 - the end of the shim: all that is left is to say why
-            print(monitor.describe(error), file=sys.stderr, flush=True)
-        finally:
-            os._exit(status)
+        os.close(reply)
+        channel.close()
+        monitor.finish(lambda: monitor.run(bundle, run, answer, area))
 
 
 def _refuse(answer: socket.socket, number: int, text: str) -> None:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from reconciler.shim.logfile import PIPE_SIZE, LogFile
+from reconciler.shim.logopen import open_log
 from reconciler.shim.logindex import STDERR, STDOUT
 
 
@@ -15,7 +16,7 @@ class Feed:
     ) -> None:
         self.asked: list[list[int]] = []
         hook = self.asked.append if compress else None
-        self.log = LogFile(str(directory), max_size=max_size, max_files=max_files, compress=hook)
+        self.log = LogFile(open_log(str(directory)), max_size=max_size, max_files=max_files, compress=hook)
         self.pipes = {STDOUT: os.pipe2(os.O_NONBLOCK), STDERR: os.pipe2(os.O_NONBLOCK)}
 
     def write(self, data: bytes, stream: int = STDOUT) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.engine import logs
-from reconciler.shim import compress, logfile, logindex
+from reconciler.shim import compress, logfile, logindex, logopen
 from reconciler.shim.logindex import CONTINUES, DROPPED, JUMP, PARTIAL, SIZE, STDERR, STDOUT
 from tests.unit.shim.pipes import Feed
 
@@ -200,7 +200,7 @@ def test_a_file_system_without_splice_gets_the_same_log(
 
 
 def test_end_of_pipe_is_told_apart_from_an_empty_pipe(tmp_path: Path) -> None:
-    log = logfile.LogFile(str(tmp_path), max_size=4096, max_files=2)
+    log = logfile.LogFile(logopen.open_log(str(tmp_path)), max_size=4096, max_files=2)
     reader, writer = os.pipe2(os.O_NONBLOCK)
     with pytest.raises(BlockingIOError):
         log.take(reader, STDOUT)

@@ -1,0 +1,275 @@
+"""The maker: a short-lived child of the shim that makes the container, so that all it takes to do so is given back.
+
+Reading the bundle and everything up to the clone touches a megabyte of memory. The maker does it, clones the
+container's first process as a child of the shim (CLONE_PARENT), answers the agent, hands the descriptors over and
+exits. Whatever fails here, the agent is told, and nothing is left.
+"""
+
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+
+from reconciler.linux import namespace, process
+from reconciler.shim import child, oom, protocol, record
+from reconciler.shim.fields import PREFIX, ConfigError, Section, annotation
+from reconciler.shim.logfile import PIPE_SIZE
+from reconciler.shim.logopen import open_log
+from reconciler.shim.step import Step, StepError
+
+_LARGEST_CONFIG = 4 * 1024 * 1024
+_CLONE_PARENT = 0x00008000
+
+Log = tuple[str, int, int, int, bool]  # directory, sequence number, max_size, max_files, compress
+# What the shim gets: the name, who is who, the cgroups (v2 or "", then v1), how many were killed for memory in them,
+# the log, and which of the descriptors are there.
+Made = tuple[str, record.Identity, tuple[str, ...], int, Log, tuple[bool, ...]]
+
+
+def make(
+    bundle: str, directory: str, answer: socket.socket, shim: socket.socket, area: tuple[int, int]
+) -> int:
+    """Make the container of `bundle` with run directory `directory`; tell the agent and the shim; give an exit status.
+
+    `answer` gets shim and init with their descriptors, or the error. If it closes before, the container is undone.
+    """
+    maker = Maker(bundle, directory)
+    try:
+        maker.make(answer, shim, area)
+    except (StepError, ConfigError) as error:
+        maker.undo()
+        try:
+            protocol.send(answer, {"error": describe(error, f"{bundle}/config.json")})
+        except OSError:
+            pass  # the agent is gone; there is nothing left to tell
+        return 1
+    return 0
+
+
+def describe(error: StepError | ConfigError, config: str) -> dict[str, object]:
+    """Give the "error" of an answer."""
+    if isinstance(error, StepError):
+        return {"step": error.step, "path": error.path, "errno": error.errno, "message": str(error)}
+    return {"step": "config", "path": config, "errno": 0, "message": f"config: {error}"}
+
+
+def read_config(directory: int, shown: str) -> dict[str, object]:
+    """Read config.json in the open bundle `directory`; raise StepError."""
+    with Step("config", shown):
+        fd = os.open("config.json", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        with open(fd, "rb") as file:
+            data = file.read(_LARGEST_CONFIG + 1)
+    if len(data) > _LARGEST_CONFIG:
+        raise StepError("config", shown, 0, "larger than 4 MiB")
+    try:
+        config = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise StepError("config", shown, 0, f"not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise StepError("config", shown, 0, "not an object")
+    return config
+
+
+def failure(line: bytes) -> dict[str, object]:
+    """Read the line of a child that failed before its program ran; without one it was killed before it could write."""
+    try:
+        value = json.loads(line)
+        return {key: value[key] for key in ("step", "path", "errno", "message")}
+    except (ValueError, KeyError, TypeError):
+        return {"step": "child", "path": "", "errno": 0, "message": "child: killed before the program ran"}
+
+
+class Maker:
+    """One container in the making."""
+
+    def __init__(self, bundle: str, directory: str) -> None:
+        self._bundle = bundle
+        self._directory = directory
+        self._run = -1
+        self._pidfd = -1
+        self._listening = False
+
+    def make(self, answer: socket.socket, shim: socket.socket, area: tuple[int, int]) -> None:
+        """Do it all; raise StepError or ConfigError."""
+        with Step("bundle", self._bundle):
+            bundle = os.open(self._bundle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        config = read_config(bundle, f"{self._bundle}/config.json")
+        prepared = child.prepare(config, self._bundle)
+        name = prepared.name or os.path.basename(self._bundle)
+        process.set_title(area, f"reconciler shim {name}")
+        with Step("run directory", self._directory):
+            self._run = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        log, logs = self._open_log(config)
+        listener = self._listen()
+        outputs, stdio = self._open_stdio(prepared.process.terminal)
+        cgroups = (prepared.cgroup_v2 or "", *prepared.cgroup_v1)
+        killed = oom.count(cgroups)
+        pid, go, error, terminal = self._spawn(prepared, stdio, answer)
+        identity = self._identity(pid)
+        with Step("record", f"{self._directory}/{record.SHIM}"):
+            record.replace(self._run, record.SHIM, record.shim(identity, None, None))
+            own = os.pidfd_open(os.getppid())
+            network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        fds = (self._pidfd, go, error, listener.fileno(), self._run, bundle, terminal, *outputs, *logs)
+        there = tuple(fd >= 0 for fd in fds)
+        made: Made = (name, identity, cgroups, killed, log, there)
+        with Step("answer"):
+            protocol.send_values(shim, made, tuple(fd for fd in fds if fd >= 0))
+            shim_pid, shim_started, _, init_started, boot, _ = identity
+            message: protocol.Message = {
+                "ok": True,
+                "shim": {"pid": shim_pid, "started": shim_started},
+                "init": {"pid": pid, "started": init_started},
+                "boot": boot,
+            }
+            protocol.send(answer, message, (own, self._pidfd, network))
+
+    def undo(self) -> None:
+        """Take back what has been done so far. The shim reaps what is killed here: it is the parent."""
+        if self._pidfd >= 0:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            select.select([self._pidfd], [], [])
+        for name in (record.SHIM, *((record.SOCKET,) if self._listening else ())):
+            if self._run >= 0:
+                try:
+                    os.unlink(name, dir_fd=self._run)
+                except FileNotFoundError:
+                    pass
+
+    def _identity(self, pid: int) -> tuple[int, int, int, int, str, float]:
+        shim = os.getppid()
+        with Step("record", "/proc"):
+            return (
+                shim,
+                record.started(shim),
+                pid,
+                record.started(pid),
+                record.boot_id(),
+                record.boottime(),
+            )
+
+    def _open_log(self, config: dict[str, object]) -> tuple[Log, tuple[int, int, int]]:
+        """Open the log that annotation `dev.reconciler.log` asks for; without one the output is discarded."""
+        wanted = annotation(Section(config, "annotations"), "log")
+        section = Section({"log": wanted}, "log", f"annotations.{PREFIX}log")
+        driver = section.text("driver") or ("file" if section.values else "none")
+        size, files, compress = (
+            section.number("max_size"),
+            section.number("max_files"),
+            section.flag("compress"),
+        )
+        if driver == "none":
+            return ("", 0, size, files, compress), (-1, -1, -1)
+        if driver != "file":
+            raise ConfigError(f"{section.name}.driver: {driver}: expected file or none")
+        path = section.text("directory")
+        if not path.startswith("/"):
+            raise ConfigError(f"{section.name}.directory: expected an absolute path")
+        with Step("log", path):
+            directory, log, index, sequence = open_log(path)
+        return (path, sequence, size, files, compress), (directory, log, index)
+
+    def _listen(self) -> socket.socket:
+        with Step("control socket", f"{self._directory}/{record.SOCKET}"):
+            try:
+                os.unlink(record.SOCKET, dir_fd=self._run)
+            except FileNotFoundError:
+                pass
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+            before = os.umask(0o177)
+            try:
+                # By descriptor: sun_path holds 107 bytes, too few for many a path
+                listener.bind(f"/proc/self/fd/{self._run}/{record.SOCKET}")
+            finally:
+                os.umask(before)
+            self._listening = True
+            listener.listen(64)
+            return listener
+
+    def _open_stdio(self, terminal: bool) -> tuple[tuple[int, int], tuple[int, int, int]]:
+        """Open the output's read ends, and what the program gets as descriptors 0 to 2 unless it has a terminal."""
+        with Step("pipe"):
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            if terminal:
+                return (-1, -1), (null, null, null)
+            stdout, stdout_write = pipe()
+            stderr, stderr_write = pipe()
+            return (stdout, stderr), (null, stdout_write, stderr_write)
+
+    def _spawn(
+        self, prepared: child.Prepared, stdio: tuple[int, int, int], answer: socket.socket
+    ) -> tuple[int, int, int, int]:
+        """Clone the first process and wait until it is ready: pid, go and error pipes, the terminal or -1."""
+        with Step("pipe"):
+            go_read, go = os.pipe2(os.O_CLOEXEC)
+            sync, sync_write = os.pipe2(os.O_CLOEXEC)
+            error, error_write = os.pipe2(os.O_CLOEXEC)
+            console, console_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        cgroup = None
+        with Step("cgroup", prepared.cgroup_v2 or ""):
+            if prepared.cgroup_v2:
+                cgroup = os.open(prepared.cgroup_v2, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with Step("clone", prepared.name):
+            # CLONE_PARENT takes over the exit signal of the maker and allows no other (clone(2))
+            pid, self._pidfd = namespace.clone3(
+                prepared.clone_flags | _CLONE_PARENT, cgroup=cgroup, exit_signal=0
+            )
+        if pid == 0:
+            child.run(
+                prepared,
+                go_fd=go_read,
+                sync_fd=sync_write,
+                error_fd=error_write,
+                stdio=stdio,
+                console_fd=console_child.fileno(),
+            )
+        child.place(prepared.cgroup_v1, pid)
+        for fd in {go_read, sync_write, error_write, *stdio}:
+            os.close(fd)
+        console_child.close()
+        try:
+            os.write(go, b"p")
+        except BrokenPipeError:
+            pass  # it has failed already, and the error pipe says why
+        self._await_created(sync, error, answer)
+        return pid, go, error, _terminal(console) if prepared.process.terminal else -1
+
+    def _await_created(self, sync: int, error: int, answer: socket.socket) -> None:
+        """Wait for the child, or for the agent to give up."""
+        poll = select.poll()
+        poll.register(sync, select.POLLIN)
+        poll.register(answer, select.POLLRDHUP)
+        if sync not in [fd for fd, _ in poll.poll()]:
+            raise StepError("create", "", 0, "the agent gave up")
+        if os.read(sync, 1):
+            return
+        line = b""
+        while chunk := os.read(error, 65536):
+            line += chunk
+        found = failure(line)
+        problem = StepError(str(found["step"]), str(found["path"]), 0, "")
+        problem.errno = found["errno"] if isinstance(found["errno"], int) else 0
+        problem.args = (found["message"],)
+        raise problem
+
+
+def pipe() -> tuple[int, int]:
+    """Open a pipe for output: a large one, whose read end does not block."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(reader, False)
+    try:
+        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+    except PermissionError:
+        pass  # fs.pipe-max-size is lower: more rounds, the same log
+    return reader, writer
+
+
+def _terminal(console: socket.socket) -> int:
+    with Step("console"):
+        _, fds, _, _ = socket.recv_fds(console, 64, 1, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+    if len(fds) != 1:
+        raise StepError("console", "", 0, "no terminal came")
+    os.set_blocking(fds[0], False)
+    return fds[0]
