@@ -238,5 +238,6 @@ def listeners_on(
                 address = address.ipv4_mapped
             elif found.v6_only or not address.is_unspecified:
                 continue  # it leaves the IPv4 port free
-        result.append(state.Listener(found.protocol, str(address), found.port, found.holder))
+        holder = found.process if found.pid is None and found.process else found.holder
+        result.append(state.Listener(found.protocol, str(address), found.port, holder))
     return tuple(result)
