@@ -23,6 +23,8 @@ from reconciler.engine.usage import Meter, Usage
 from reconciler.execute.executor import LaneEnd
 from reconciler.plan.steps import Outcome, PullImage
 from reconciler.report import status
+from reconciler.report.action import action_of
+from reconciler.report.events import EventLog
 from reconciler.report.server import serve_tcp, serve_unix
 from reconciler.report.tally import Tally
 from reconciler.report.telemetry import Process, StoreSizes, Traffic
@@ -50,6 +52,7 @@ class Telemetry:
         self._source = source
         self._branch = branch
         self.tally = Tally()
+        self._events = EventLog(parts.layout.events)
         self._turn: Turn | None = None
         self._document: tuple[int, dict[str, Any]] = (0, _EMPTY)
         self._meters: dict[str, Meter] = {}
@@ -79,6 +82,12 @@ class Telemetry:
             self.tally.verified("ok")
         elif outcome.unverified:
             self.tally.verified("bad")
+        self._events.append(
+            time.time(),
+            "failed" if outcome.error else action_of(outcome.step) or "record",
+            outcome.step.app or "device",
+            f"{outcome.step}: {outcome.error}" if outcome.error else str(outcome.step),
+        )
         self._console.outcome(outcome)
 
     def lane(self, end: LaneEnd) -> None:
