@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,14 +111,15 @@ class Device:
         partial.rename(path)
         return path
 
-    def start(self, *args: str) -> None:
-        """Start the agent on specs/ (or as `args` say)."""
+    def start(self, *args: str, under: Sequence[str] = ()) -> None:
+        """Start the agent on specs/ (or as `args` say), `under` another program that takes something away from it."""
         with self.log.open("ab") as log:
             self._agent = subprocess.Popen(
                 [
                     "nsenter",
                     f"--net=/run/netns/{self.namespace}",
                     "--",
+                    *under,
                     *PROGRAM,
                     "agent",
                     *(args or (str(self.specs),)),
@@ -139,6 +140,11 @@ class Device:
         """End the agent by a signal and return its exit code."""
         assert self._agent is not None
         self._agent.send_signal(number)
+        return self.ended(timeout=timeout)
+
+    def ended(self, *, timeout: float = 20.0) -> int:
+        """Wait until the agent has ended by itself and return its exit code."""
+        assert self._agent is not None
         code = self._agent.wait(timeout * PATIENCE)
         self._agent = None
         return code
@@ -175,18 +181,30 @@ class Device:
             if value:
                 return value
             if time.monotonic() > deadline:
-                tail = self.log.read_text()[-4000:] if self.log.exists() else ""
-                raise AssertionError(f"waited {timeout} s in vain {message}\n--- agent log ---\n{tail}")
+                raise AssertionError(
+                    f"waited {timeout} s in vain {message}\n--- agent log ---\n{self.output[-4000:]}"
+                )
             time.sleep(0.05)
 
     def running(self, name: str, *, timeout: float = 20.0) -> int:
         """Wait until the container runs, and return its pid."""
         return self.until(lambda: self.pid(name), timeout=timeout, message=f"for {name} to run")
 
+    @property
+    def output(self) -> str:
+        """What the agent has said so far, over all its starts."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def reason(self, app: str) -> str:
+        """The one sentence of `status` about an app, with the last failed step and its hint."""
+        item = self.status()[app]
+        failure = item["failure"] or {}
+        return f"{item['reason']} {failure.get('error', '')} {failure.get('hint', '')}".strip()
+
     def logged(self, pattern: str, *, timeout: float = 20.0) -> str:
         """Wait until the agent's output matches `pattern`."""
         found = self.until(
-            lambda: re.search(pattern, self.log.read_text() if self.log.exists() else ""),
+            lambda: re.search(pattern, self.output),
             timeout=timeout,
             message=f"for {pattern!r} in the agent's output",
         )
@@ -195,7 +213,10 @@ class Device:
     # --- the end -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Remove the instance with its own program, then the namespace; fails if anything would not go."""
+        """Remove the instance with its own program, then the namespace.
+
+        Fails if anything would not go, or if the agent ever printed a traceback.
+        """
         try:
             if self._agent is not None:
                 self._agent.kill()
@@ -207,6 +228,8 @@ class Device:
                 helper.terminate()
                 helper.wait(10)
             subprocess.run(["ip", "netns", "del", self.namespace], check=False)
+            said = self.output
             shutil.rmtree(self.root, ignore_errors=True)
         assert not self.state.exists()
         assert not self.run.exists()
+        assert "Traceback" not in said, said[-8000:]
