@@ -1,28 +1,32 @@
-"""What this host offers and what it lacks, each found by trying it, with the remedy. Reads only, and leaves
-nothing behind.
+"""What this host offers and what it lacks, each found by trying it, with the remedy. It leaves nothing behind.
 
-Trials that need a mount namespace run in a thread of their own, which takes everything away when it ends
-(unshare(2) works on the calling thread). A check that fails is a value: `doctor` prints it, `agent` refuses
-to start for a missing one.
+Trials that need a namespace run in a thread of their own, which takes everything away when it ends (unshare(2) works on
+the calling thread); the host's own mounts, links and tables are never touched. A check that fails is a value: `doctor`
+prints it, `agent` refuses to start for a missing one.
 """
 
 import os
 import resource
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Final
 
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
+from reconciler.engine.network import ruleset
+from reconciler.engine.network.diagnose import explain
 from reconciler.engine.network.firewall import Firewall
 from reconciler.engine.network.foreign import forward_blockers
+from reconciler.engine.network.ports import PortTable
 from reconciler.engine.snapshot import file_system_type
 from reconciler.errors import ReconcilerError
-from reconciler.linux import capability, mount, namespace
+from reconciler.linux import capability, mount, namespace, netlink, rtnetlink
 
 FLOOR: Final = (5, 15)
 _BUILT: Final = 1_767_225_600  # 2026-01-01: no clock that is right shows less
@@ -65,7 +69,7 @@ def checks(layout: Layout, *, quick: bool = False) -> tuple[Check, ...]:
     """Everything, or with `quick` only what an agent can't do without. Takes well under a second."""
     found = [_kernel(), _root()]
     if found[-1].ok:
-        found += [_capabilities(), _namespaces(), _overlay(layout), *_cgroups(), _nftables()]
+        found += [_capabilities(), _namespaces(), _overlay(layout), *_cgroups(), _network(), _forwarding()]
     if quick:
         return tuple(found)
     if found[1].ok:
@@ -107,31 +111,54 @@ def _namespaces() -> Check:
 
 
 def _overlay(layout: Layout) -> Check:
-    error = _tried(_mount_overlay)
-    if error:
-        return Check("overlay", False, error, _ELSEWHERE)
+    """Try a mount whose writable part is where containers will have theirs: not every file system can be one."""
     state = _existing(layout.state)
     kind = file_system_type(state, _mountinfo())
     if kind == "overlay":
+        error = _tried(_mount_overlay_on_tmpfs)
+        if error:
+            return Check("overlay", False, error, _ELSEWHERE)
         detail = f"{state} is itself on overlay: writable layers go to {layout.run}, and are lost at a reboot"
         return Check("overlay", None, detail, "put --state on another file system")
+    try:
+        base = tempfile.mkdtemp(prefix=".doctor-", dir=state)
+    except OSError as error:
+        return Check(
+            "overlay", False, f"{state}: {error.strerror}", "choose a --state directory that is writable"
+        )
+    try:
+        failed = _tried(lambda: _mount_overlay(base))
+    finally:
+        shutil.rmtree(base)
+    if failed and not _tried(_mount_overlay_on_tmpfs):
+        detail = (
+            f"{state} is on {kind or 'an unknown file system'}, which can't hold writable layers: {failed}"
+        )
+        return Check("overlay", False, detail, "put --state on ext4, xfs or btrfs")
+    if failed:
+        return Check("overlay", False, failed, _ELSEWHERE)
     return Check("overlay", True, f"works; {state} is on {kind or 'an unknown file system'}")
 
 
-def _mount_overlay() -> None:
+def _mount_overlay_on_tmpfs() -> None:
     namespace.unshare(namespace.CLONE_NEWNS)
     mount.mount("", "/", "", mount.MS_REC | mount.MS_PRIVATE)
     base = "/tmp" if Path("/tmp").is_dir() else "/"
     mount.mount("doctor", base, "tmpfs")
+    _mount_overlay(base)
+
+
+def _mount_overlay(base: str) -> None:
+    """Mount an overlay in `base`, in a namespace of this thread, and write through it."""
+    namespace.unshare(namespace.CLONE_NEWNS)
+    mount.mount("", "/", "", mount.MS_REC | mount.MS_PRIVATE)
     for name in ("lower", "upper", "work", "merged"):
         os.mkdir(f"{base}/{name}")
-    mount.mount(
-        "doctor",
-        f"{base}/merged",
-        "overlay",
-        0,
-        f"lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work",
-    )
+    options = f"lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work"
+    mount.mount("doctor", f"{base}/merged", "overlay", 0, options)
+    # xfs without ftype, and some network file systems, mount and then fail here (read-only, or EIO).
+    os.mkdir(f"{base}/merged/trial")
+    os.rmdir(f"{base}/merged/trial")
 
 
 def _cgroups() -> list[Check]:
@@ -157,12 +184,53 @@ def _cgroups() -> list[Check]:
     return listing
 
 
-def _nftables() -> Check:
+def _network() -> Check:
+    """Make a bridge, a link and the whole port table, in a network namespace that ends with the trial."""
+    error = _tried(_make_network)
+    if error:
+        remedy = "" if ";" in error else "modprobe -a bridge veth nf_tables nft_nat nft_masq nft_fib_ipv4"
+        return Check("network", False, error, remedy or _ELSEWHERE)
+    return Check("network", True, "bridge, veth and nftables work")
+
+
+def _make_network() -> None:
+    namespace.unshare(namespace.CLONE_NEWNET)
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        Firewall("0" * 16).observe()
-    except ReconcilerError as error:
-        return Check("nftables", False, str(error), error.hint)
-    return Check("nftables", True, "libnftables works")
+        with netlink.Socket(netlink.ROUTE) as sock:
+            sock.request(rtnetlink.new_bridge("doctor", mtu=1500, mac=b"\x02\0\0\0\0\x01"))
+            bridge = rtnetlink.read_link(sock.get(rtnetlink.get_link("doctor")))
+            sock.request(
+                rtnetlink.new_veth(
+                    "doctor0",
+                    bridge=bridge.index,
+                    mtu=1500,
+                    peer="doctor1",
+                    peer_mac=b"\x02\0\0\0\0\x02",
+                    peer_namespace=own,
+                )
+            )
+    except OSError as error:
+        raise explain(error, "a bridge with a link") from error
+    finally:
+        os.close(own)
+    firewall = Firewall("0" * 16)
+    try:
+        firewall.replace(ruleset.render("0" * 16, {"doctor": IPv4Network("198.51.100.0/24")}, PortTable([])))
+    finally:
+        firewall.close()
+
+
+def _forwarding() -> Check:
+    """Forwarding is turned on with the first network; that needs a /proc/sys that can be written."""
+    path = Path("/proc/sys/net/ipv4/ip_forward")
+    if _number(path) == 1:
+        return Check("ip_forward", True, "on")
+    if os.access(path, os.W_OK):
+        return Check("ip_forward", True, "off; it is turned on with the first network")
+    return Check(
+        "ip_forward", False, f"off, and {path} can't be written", "set net.ipv4.ip_forward=1 from outside"
+    )
 
 
 # --- good to know -------------------------------------------------------------------------------------------------
@@ -246,18 +314,21 @@ def _resources() -> Check:
 
 def _tried(trial: Callable[[], None]) -> str:
     """Run `trial` in a thread of its own, whose namespaces end with it; return the error, or ""."""
-    said: list[str] = []
+    said = ["the trial broke off"]  # what a trial says that ends in another way than those below
 
     def run() -> None:
         try:
             trial()
+            said[0] = ""
         except OSError as error:
-            said.append(str(error.strerror or error))
+            said[0] = str(error.strerror or error)
+        except ReconcilerError as error:
+            said[0] = f"{error}; {error.hint}" if error.hint else str(error)
 
     thread = threading.Thread(target=run, name="doctor")
     thread.start()
     thread.join()
-    return said[0] if said else ""
+    return said[0]
 
 
 def _existing(path: Path) -> Path:
