@@ -328,6 +328,9 @@ def _read_request(stream: socket.socket) -> Request | None:
         if not part:
             return None
         head += part
+        if not head[:1].isalpha():  # the start of a TLS handshake, say
+            stream.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            return None
     first, *lines = head.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
     method, path, _ = first.split(" ", 2)
     headers = {
@@ -336,23 +339,48 @@ def _read_request(stream: socket.socket) -> Request | None:
     return Request(method, path, headers)
 
 
-def certificate(directory: Path, *, name: str = "127.0.0.1", days: int = 30) -> tuple[ssl.SSLContext, Path]:
+def certificate(
+    directory: Path, *, name: str = "127.0.0.1", expired: bool = False
+) -> tuple[ssl.SSLContext, Path]:
     """Make a self-signed certificate with openssl; returns the server's side and the file that clients trust."""
-    key, cert = directory / "key.pem", directory / "cert.pem"
+    key, request, cert = directory / "key.pem", directory / "request.pem", directory / "cert.pem"
     kind = "IP" if name.replace(".", "").isdigit() else "DNS"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ]
-    command += ["-keyout", str(key), "-out", str(cert), "-days", str(days), "-subj", f"/CN={name}"]
-    command += ["-addext", f"subjectAltName={kind}:{name}"]
-    subprocess.run(command, check=True, capture_output=True)
+    config = directory / "openssl.cnf"
+    config.write_text(_AUTHORITY.format(directory=directory, kind=kind, name=name))
+    (directory / "index.txt").touch()
+    (directory / "serial").write_text("01\n")
+    new = ["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    new += ["-config", str(config), "-keyout", str(key), "-out", str(request)]
+    # Only `openssl ca` takes dates in the past.
+    end = "20000201000000Z" if expired else "20490101000000Z"
+    sign = ["openssl", "ca", "-batch", "-selfsign", "-notext", "-config", str(config), "-keyfile", str(key)]
+    sign += ["-in", str(request), "-out", str(cert), "-startdate", "20000101000000Z", "-enddate", end]
+    for command in (new, sign):
+        subprocess.run(command, check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
     return context, cert
+
+
+_AUTHORITY = """
+[req]
+prompt = no
+distinguished_name = name
+[name]
+CN = {name}
+[ca]
+default_ca = here
+[here]
+dir = {directory}
+database = {directory}/index.txt
+serial = {directory}/serial
+new_certs_dir = {directory}
+default_md = sha256
+policy = any
+x509_extensions = server
+[any]
+commonName = supplied
+[server]
+subjectAltName = {kind}:{name}
+basicConstraints = CA:TRUE
+"""

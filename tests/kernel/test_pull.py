@@ -21,6 +21,7 @@ from reconciler.engine.limits import Limits
 from reconciler.engine.platform import PlatformError, host_platform
 from reconciler.engine.pull import Images, Phase, Progress
 from reconciler.engine.registry.errors import RegistryError
+from reconciler.engine.registry.patience import Patience
 from reconciler.engine.store import Store
 from reconciler.errors import BlockedError, VerificationError
 from reconciler.spec.reference import Digest, Reference
@@ -69,6 +70,7 @@ class Place:
             bundles=self.bundles,
             platform=host_platform(),
             limits=self.limits,
+            patience=Patience(retries=(0.01,)),
         )
 
     def pull(self, reference: str) -> Image:

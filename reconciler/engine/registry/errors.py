@@ -14,16 +14,15 @@ _MAX_DETAIL: Final = 300
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 _QUERY: Final = re.compile(r"\?[^\s\"']+")
 _USERINFO: Final = re.compile(r"//[^/\s@]+@")
-# Long runs of token alphabet that are no digest: base64 and JWTs.
-_SECRET: Final = re.compile(
-    r"(?<![A-Za-z0-9:])(?!sha(?:256|512):)[A-Za-z0-9+/_=-]{24,}(?:\.[A-Za-z0-9+/_=-]+)*"
-)
+_ESCAPE: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+# What looks like a token: a JWT, or a long run of base64 that is no digest.
+_SECRET: Final = re.compile(r"eyJ[A-Za-z0-9_=-]*(?:\.[A-Za-z0-9_=-]*)+|[A-Za-z0-9+_=-]{24,}")
 _HEX: Final = re.compile(r"[0-9a-f]{64,128}")
 
 
 def plain(text: str) -> str:
     """Make what a stranger said fit for one line of a log: short, printable, without addresses' queries or tokens."""
-    text = _CONTROL.sub(" ", text)[: 8 * _MAX_DETAIL]
+    text = _CONTROL.sub(" ", _ESCAPE.sub("", text[: 8 * _MAX_DETAIL]))
     text = _USERINFO.sub("//", _QUERY.sub("?...", text))
     text = _SECRET.sub(lambda found: found[0] if _HEX.fullmatch(found[0]) else "...", text)
     return text.strip()[:_MAX_DETAIL]
