@@ -20,9 +20,9 @@ STATE  (/var/lib/reconciler, 0700)
   network/leases.json        subnets and addresses, replaced by rename under network/lock
   network/sysctls.json       values found before we changed them, restored by clean-up
   lastgood/<app>.json        the spec last read without error, with its config files; replaced by rename
-  repository.git/            a bare repository, where specs come from git
+  repository.git/            a bare repository, where specs come from git; beside it repository.git.lock
   generations/<n>.json       what was applied; written once each
-  events.jsonl               bounded event log
+  events.jsonl[.1]           bounded event log and its predecessor
 
 RUN  (/run/reconciler, 0711; a tmpfs, so it vanishes at a reboot)
   agent.sock                 the agent's HTTP API, 0660
