@@ -15,6 +15,7 @@ from typing import Any
 
 from reconciler.engine.durable import replace_json
 from reconciler.engine.layout import Layout
+from reconciler.failpoint import failpoint
 from reconciler.state.generation import AppliedApp, Generation
 from reconciler.state.observed import Failure
 
@@ -64,10 +65,12 @@ def write_last_good(layout: Layout, good: LastGood) -> None:
         "configs": [(path, base64.b64encode(content).decode()) for path, content in good.configs],
     }
     replace_json(layout.lastgood(good.app), value)
+    failpoint("lastgood.written")
 
 
 def forget_last_good(layout: Layout, app: str) -> None:
     layout.lastgood(app).unlink(missing_ok=True)
+    failpoint("lastgood.forgotten")
 
 
 def read_failures(layout: Layout, boot: str) -> dict[str, Failure]:
@@ -85,6 +88,7 @@ def write_failures(layout: Layout, boot: str, failures: Mapping[str, Failure]) -
     """Keep the failures in the run directory: an agent that restarts must not storm a registry."""
     value = {"boot": boot, "failures": {app: asdict(failure) for app, failure in failures.items()}}
     replace_json(layout.failures, value, durable=False)
+    failpoint("failures.written")
 
 
 def read_generations(layout: Layout) -> list[Generation]:
@@ -101,11 +105,13 @@ def read_generations(layout: Layout) -> list[Generation]:
 def write_generation(layout: Layout, generation: Generation, keep: int) -> None:
     """Write a new generation, durably, and let go of all but the newest `keep`."""
     replace_json(layout.generation(generation.number), {"version": 1, **asdict(generation)})
+    failpoint("generation.written")
     numbers = sorted(
         int(name.removesuffix(".json")) for name in _names(layout.generations) if name[0].isdigit()
     )
     for number in numbers[: -max(1, keep)]:
         layout.generation(number).unlink(missing_ok=True)
+        failpoint("generation.forgotten")
 
 
 def _generation(value: dict[str, Any]) -> Generation:

@@ -55,6 +55,7 @@ def run(arguments: Sequence[str]) -> int:
         return 64
     module, _, function = parsed.call.partition(":")
     try:
+        _arm(os.environ.get("RECONCILER_FAILPOINT", ""))
         code = getattr(importlib.import_module(f"reconciler.cli.{module}"), function)(parsed)
         sys.stdout.flush()
         return int(code)
@@ -70,6 +71,14 @@ def run(arguments: Sequence[str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"reconciler: {where}{error.strerror or error}", file=sys.stderr)
         return 9 if isinstance(error, PermissionError) else 1
+
+
+def _arm(points: str) -> None:
+    """Arm fail points where a test asks for them; nobody else pays for the import."""
+    if points:
+        from reconciler.failpoint import arm
+
+        arm(points)
 
 
 def complain(error: ReconcilerError, stream: TextIO) -> None:

@@ -32,6 +32,7 @@ from reconciler.engine.store import Store
 from reconciler.engine.stream import LayerStream
 from reconciler.engine.unpack import Totals, Unpacker
 from reconciler.errors import VerificationError
+from reconciler.failpoint import failpoint
 from reconciler.spec.reference import Digest, Reference
 from reconciler.state.image import Layer
 
@@ -84,8 +85,10 @@ class Adder:
         needed = layer.size
         try:
             partial.mkdir(mode=0o700)
+            failpoint("pull.begun")
             with _Workplace(partial, self._limits, self._room) as place:
                 self._extract(place, wanted, job)
+                failpoint("pull.unpacked")
                 needed = place.unpacker.size
                 if wanted.below is not None:
                     wanted.below.done.wait()
@@ -95,6 +98,7 @@ class Adder:
                 totals = place.unpacker.finish(Lowers(lowers))
                 if job.stop.is_set():
                     raise AbandonedError(f"layer {layer.digest.short}: given up")
+                failpoint("pull.finished")
                 self._store.commit_layer(_record(wanted, totals), place.root, place.index)
         except BaseException as error:
             self._store.discard(partial)
@@ -102,6 +106,7 @@ class Adder:
             if isinstance(error, OSError):
                 raise self._room.explain(error, needed, f"layer {layer.digest.short}") from error
             raise
+        failpoint("pull.committed")
         try:
             (partial / "gone").rmdir()
             partial.rmdir()

@@ -29,6 +29,7 @@ from reconciler.engine.snapshot import Uppers
 from reconciler.engine.store import Store
 from reconciler.engine.zygote import Zygote
 from reconciler.errors import NotFoundError, ReconcilerError, TimedOutError
+from reconciler.failpoint import failpoint
 from reconciler.state.desired import Container, Settings, VolumeMount
 
 _KILL_TIMEOUT = 10.0
@@ -70,9 +71,12 @@ class Containers:
         with ExitStack() as undo:
             undo.callback(self._discard, container_id)
             self._make_directories(container_id, desired)
+            failpoint("create.directories")
             address = self._networks.lease(desired.app, desired.name)
+            failpoint("create.leased")
             self._write_names(container_id, desired)
             group = cgroup.create(self._hierarchies(), self._parent, container_id, desired.settings.limits)
+            failpoint("create.limited")
             layers = tuple(layer.chain_id for layer in desired.image.layers)
             upper, work = self._uppers.paths(container_id)
             config = bundle.render(
@@ -87,6 +91,7 @@ class Containers:
                 nofile_hard=_nofile_hard(),
             )
             replace_json(layout.config(container_id), config, durable=False)
+            failpoint("create.configured")
             record.write(
                 layout,
                 record.Record(
@@ -106,10 +111,12 @@ class Containers:
                     restarts=restarts,
                 ),
             )
+            failpoint("create.recorded")
             created = self._zygote.create(
                 layout.container(container_id), layout.run_container(container_id), timeout=_CREATE_TIMEOUT
             )
             created.close()
+            failpoint("create.made")
             undo.pop_all()
         self._made[desired.app, desired.name] = container_id
         return container_id
@@ -158,9 +165,12 @@ class Containers:
         if shim.started_boot is not None:
             return
         self.attach(found)
+        failpoint("start.attached")
         self._tell_siblings(app)
+        failpoint("start.told")
         with Control.connect(self._layout.control_socket(found.id)) as control:
             control.start()
+        failpoint("start.started")
 
     def _find(self, app: str, name: str) -> record.Record:
         """The newest container of that name; looks through all of them only where this process did not make it."""
@@ -215,11 +225,13 @@ class Containers:
         if init is None:
             return None
         self._layout.stopping(container_id).touch(mode=0o600)
+        failpoint("stop.marked")
         try:
             signal.pidfd_send_signal(init, signal.Signals[signal_name])
         except ProcessLookupError:
             os.close(init)
             return None
+        failpoint("stop.signalled")
         waited = open_pidfd(shim.shim)
         if waited is None:
             return init
@@ -232,6 +244,7 @@ class Containers:
         deadline = time.monotonic() + _KILL_TIMEOUT
         if group is not None:
             cgroup.kill(group)
+            failpoint("stop.killed")
             if not cgroup.wait_empty(group, timeout=_KILL_TIMEOUT):
                 raise TimedOutError(
                     f"container {container_id[:12]}: its processes do not end although they were killed "
@@ -253,6 +266,7 @@ class Containers:
         """Remove everything of the container, whatever is left of it, with or without its shim's help."""
         layout = self._layout
         self.finish_stop(container_id)
+        failpoint("remove.stopped")
         try:
             found = record.parse(layout.identity(container_id).read_bytes(), container_id)
         except (OSError, record.CorruptRecordError):
@@ -261,9 +275,11 @@ class Containers:
             self._touch(found)
             if keep_previous:
                 self._keep_previous(found)
+                failpoint("remove.kept")
             else:
                 self._forget_previous(found)
                 self._networks.release(found.app, found.name)
+                failpoint("remove.released")
         self._discard(container_id)
 
     def _touch(self, found: record.Record) -> None:
@@ -278,8 +294,11 @@ class Containers:
         group = cgroup.open_existing(self._hierarchies(), self._parent, container_id)
         if group is not None:
             cgroup.remove(group)
+        failpoint("remove.ungrouped")
         shutil.rmtree(self._layout.run_container(container_id), ignore_errors=True)
+        failpoint("remove.unrun")
         self._store.discard(self._layout.container(container_id))
+        failpoint("remove.discarded")
 
     def _keep_previous(self, found: record.Record) -> None:
         """Move the log and the records to where `logs --previous` and the back-off look for them."""
@@ -288,8 +307,10 @@ class Containers:
         self._store.discard(kept)
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         kept.mkdir(mode=0o700)
+        failpoint("previous.made")
         for source in (layout.log(found.id), layout.settled_exit(found.id)):
             _move(source, kept / source.name)
+        failpoint("previous.moved")
         if not (kept / "exit.json").exists():
             try:
                 data = layout.exit_record(found.id).read_bytes()
@@ -320,13 +341,16 @@ class Containers:
         if group is None:
             raise NotFoundError(f"{found.full_name}: its cgroup is gone")
         cgroup_limits.update(group, settings.limits)
+        failpoint("update.limited")
         if settings.rotation != found.settings.rotation and layout.control_socket(container_id).exists():
             rotation = settings.rotation
             with Control.connect(layout.control_socket(container_id)) as control:
                 control.update_logging(
                     max_size=rotation.max_size, max_files=rotation.max_files, compress=rotation.compress
                 )
+        failpoint("update.logging")
         record.write(layout, found.with_settings(settings))
+        failpoint("update.recorded")
         if reattach:
             self.attach(found)
 
@@ -334,6 +358,7 @@ class Containers:
         """Copy the exit record to where it survives a reboot, durably."""
         data = self._layout.exit_record(container_id).read_bytes()
         replace_bytes(self._layout.settled_exit(container_id), data)
+        failpoint("exit.settled")
 
 
 def _volumes(desired: Container) -> Iterable[str]:

@@ -8,6 +8,8 @@ import json
 import os
 from pathlib import Path
 
+from reconciler.failpoint import failpoint
+
 
 def sync_directory(path: Path) -> None:
     """Make the names in `path` durable."""
@@ -29,15 +31,18 @@ def replace_bytes(path: Path, data: bytes, *, mode: int = 0o600, durable: bool =
         try:
             with os.fdopen(fd, "wb", closefd=False) as file:
                 file.write(data)
+                failpoint("durable.writing")
             os.fchmod(fd, mode)
             if durable:
                 os.fsync(fd)
         finally:
             os.close(fd)
+        failpoint("durable.written")
         partial.rename(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    failpoint("durable.renamed")
     if durable:
         sync_directory(path.parent)
 

@@ -13,6 +13,7 @@ from reconciler.engine.network.networks import Networks
 from reconciler.engine.network.ports import PortMapping
 from reconciler.engine.pull import Images, Progress
 from reconciler.engine.store import Store
+from reconciler.failpoint import failpoint
 from reconciler.spec.reference import Digest, Reference
 from reconciler.state.desired import Container, Settings
 from reconciler.state.image import Image
@@ -42,7 +43,9 @@ class LocalEngine:
     def configure_network(self, networks: Sequence[str], published: Sequence[Published]) -> None:
         for app in networks:
             self._networks.ensure(app)
+            failpoint("network.ensured")
         self._networks.publish([self._mapping(item) for item in published])
+        failpoint("network.published")
 
     def _mapping(self, item: Published) -> PortMapping:
         port = item.port
@@ -85,6 +88,7 @@ class LocalEngine:
 
     def remove_network(self, app: str) -> None:
         self._networks.remove(app)
+        failpoint("network.removed")
 
     def collect(self, kind: str, name: str) -> bool:
         with self._store.exclusive():

@@ -24,6 +24,7 @@ from reconciler.engine.image import digest_of
 from reconciler.engine.imagerecord import InvalidRecordError, LayerRecord, decode_image, encode_image
 from reconciler.engine.layout import Layout
 from reconciler.errors import BlockedError, VerificationError
+from reconciler.failpoint import failpoint
 from reconciler.linux.path import syncfs
 from reconciler.spec.reference import Digest
 from reconciler.state import observed
@@ -195,7 +196,9 @@ class Store:
                     os.fsync(file.fileno())
                 if path.is_dir():
                     trash.discard(path, self._layout.trash)
+                failpoint("blob.written")
                 partial.rename(path)
+                failpoint("blob.renamed")
                 sync_directory(path.parent)
             finally:
                 partial.unlink(missing_ok=True)
@@ -213,6 +216,7 @@ class Store:
     def remove_blob(self, digest: Digest) -> None:
         """Remove a blob; succeeds if it is gone. Only under `exclusive`."""
         trash.discard(self._layout.blob(digest), self._layout.trash)
+        failpoint("collect.blob")
 
     # --- layers ----------------------------------------------------------------------------------------------------
 
@@ -282,10 +286,14 @@ class Store:
             trash.discard(layout.layer_record(record.chain_id), layout.trash)
             trash.discard(final, layout.trash)
             trash.discard(self.layer_index(record.chain_id), layout.trash)
+            failpoint("layer.synced")
             index.rename(self.layer_index(record.chain_id))
+            failpoint("layer.indexed")
             root.rename(final)
+            failpoint("layer.renamed")
             sync_directory(layout.layers)
             replace_json(layout.layer_record(record.chain_id), record.encode())
+            failpoint("layer.recorded")
             self._records.pop(record.chain_id.hex, None)
 
     def touch(self, image: Image) -> None:
@@ -308,7 +316,9 @@ class Store:
         """Remove a layer, its record first; succeeds if it is gone. Only under `exclusive`."""
         layout = self._layout
         trash.discard(layout.layer_record(chain_id), layout.trash)
+        failpoint("collect.unrecorded")
         trash.discard(self.layer_path(chain_id), layout.trash)
+        failpoint("collect.unlayered")
         trash.discard(self.layer_index(chain_id), layout.trash)
         self._records.pop(chain_id.hex, None)
 
@@ -338,12 +348,14 @@ class Store:
             self.discard(path)
         if self.resolved(image.index) != image or not path.exists():
             replace_json(path, encode_image(image))
+            failpoint("image.remembered")
             self._images[image.index] = image
 
     def forget(self, digest: Digest) -> None:
         """Drop what `digest` means; succeeds if nothing is known."""
         self._images.pop(digest, None)
         self.discard(self._layout.resolved_image(digest))
+        failpoint("collect.image")
 
     def images(self) -> tuple[Image, ...]:
         """Return every image that is resolved, whether or not its layers are here."""

@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 from reconciler.engine.durable import sync_directory
+from reconciler.failpoint import failpoint
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -21,6 +22,7 @@ def discard(path: Path, trash: Path) -> None:
         os.rename(path, trash / f"{path.name[:80]}-{secrets.token_hex(4)}")
     except FileNotFoundError:
         return
+    failpoint("trash.renamed")
     sync_directory(path.parent)
 
 
@@ -31,6 +33,7 @@ def empty(trash: Path) -> int:
     try:
         # A directory inside another is renamed up to the top: no depth, and no long path, can get in the way.
         while names := os.listdir(fd):
+            failpoint("trash.emptying")
             for name in names:
                 freed += _delete(fd, name)
     finally:

@@ -15,6 +15,7 @@ from pathlib import Path
 from reconciler.engine.durable import replace_json, sync_directory
 from reconciler.engine.layout import Layout
 from reconciler.errors import BlockedError, NotFoundError
+from reconciler.failpoint import failpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,15 @@ def create(layout: Layout, app: str, name: str) -> None:
     root.mkdir(mode=0o700, exist_ok=True)
     if fresh:
         layout.volume_pending(app, name).touch(mode=0o600)
+        failpoint("volume.pending")
         layout.volume_data(app, name).mkdir(mode=0o755, exist_ok=True)
+    failpoint("volume.made")
     replace_json(
         layout.volume_record(app, name), {"version": 1, "app": app, "name": name, "created": time.time()}
     )
     for directory in (root.parent, layout.volumes, layout.state):
         sync_directory(directory)
+    failpoint("volume.recorded")
 
 
 def volumes(layout: Layout) -> Iterator[Volume]:

@@ -23,6 +23,7 @@ from reconciler.engine.network.observed import AppNetwork, AppObserved, NetworkO
 from reconciler.engine.network.ports import PortMapping, PortTable, salvage
 from reconciler.engine.network.sysctl import FORWARDING, Forwarding
 from reconciler.errors import BlockedError, NotFoundError
+from reconciler.failpoint import failpoint
 from reconciler.linux import netlink
 from reconciler.linux.rtnetlink import Link
 
@@ -49,7 +50,9 @@ class Networks:
             subnet = self._settle_subnet(sock, app, routes)
             if self._forwarding.found() is None:
                 self._forwarding.remember(inherited=self._inherited_forwarding())
+            failpoint("network.leased")
             self._install()
+            failpoint("network.guarded")
             self._forwarding.enable()
             wanted = Bridge(self._instance, app, subnet, bridge.uplink_mtu(sock, routes))
             bridge.ensure(sock, wanted)
@@ -60,11 +63,14 @@ class Networks:
         with kernel(f"network of app {app}"), netlink.Socket(netlink.ROUTE) as sock:
             for link, _ in bridge.links_of(self._instance, app, bridge.links(sock)):
                 bridge.delete(sock, link.name)
+            failpoint("network.unlinked")
             bridge.delete(sock, bridge_name(self._instance, app))
+        failpoint("network.unbridged")
         lease = self._leases.read().get(app)
         if lease is not None:
             flows.forget_addresses(lease.addresses.values())
             self._leases.change(lambda leases: leases.pop(app, None))
+        failpoint("network.released")
         self._install(without=app)
 
     # --- addresses --------------------------------------------------------------------------------------------------
@@ -134,6 +140,7 @@ class Networks:
             if found is None:
                 raise NotFoundError(f"{app}/{container}: bridge {name} is gone again")
             attach(sock, found, wanted, namespace)
+            failpoint("network.attached")
 
     def publish(self, ports: Sequence[PortMapping]) -> bool:
         """Make the published ports exactly these; return whether anything had to change.
