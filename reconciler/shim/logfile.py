@@ -7,6 +7,7 @@ Bytes go from pipe to page cache by splice, so that a flood costs one copy in th
 """
 
 import errno
+import fcntl
 import os
 import time
 from collections.abc import Callable
@@ -281,3 +282,14 @@ def unlink(directory: int, name: str) -> None:
 def drain(pipe: int, null: int) -> int:
     """Empty `pipe` into /dev/null, opened as `null`: bytes, 0 at its end; BlockingIOError where it holds nothing."""
     return os.splice(pipe, null, PIPE_SIZE, flags=os.SPLICE_F_NONBLOCK)
+
+
+def pipe() -> tuple[int, int]:
+    """Open a pipe for output: a large one, whose read end does not block."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(reader, False)
+    try:
+        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+    except PermissionError:
+        pass  # fs.pipe-max-size is lower: more rounds, the same log
+    return reader, writer

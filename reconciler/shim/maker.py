@@ -5,7 +5,6 @@ container's first process as a child of the shim (CLONE_PARENT), answers the age
 exits. Whatever fails here, the agent is told, and nothing is left.
 """
 
-import fcntl
 import json
 import os
 import select
@@ -15,7 +14,7 @@ import socket
 from reconciler.linux import namespace, process
 from reconciler.shim import child, oom, protocol, record
 from reconciler.shim.fields import PREFIX, ConfigError, Section, annotation
-from reconciler.shim.logfile import PIPE_SIZE
+from reconciler.shim.logfile import pipe
 from reconciler.shim.logopen import open_log
 from reconciler.shim.step import Step, StepError
 
@@ -253,17 +252,6 @@ class Maker:
         problem.errno = found["errno"] if isinstance(found["errno"], int) else 0
         problem.args = (found["message"],)
         raise problem
-
-
-def pipe() -> tuple[int, int]:
-    """Open a pipe for output: a large one, whose read end does not block."""
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    os.set_blocking(reader, False)
-    try:
-        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-    except PermissionError:
-        pass  # fs.pipe-max-size is lower: more rounds, the same log
-    return reader, writer
 
 
 def _terminal(console: socket.socket) -> int:

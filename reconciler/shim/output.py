@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from reconciler.shim import compress, maker
-from reconciler.shim.logfile import PIPE_SIZE, Discard, LogFile
+from reconciler.shim.logfile import PIPE_SIZE, Discard, LogFile, pipe
 from reconciler.shim.logindex import STDERR, STDOUT
 
 _QUICK = 0.005  # seconds between two rounds of one pipe, below which its output is a flood ...
@@ -50,7 +50,7 @@ class Output:
         else:
             self.log = Discard()
         if terminal >= 0:  # the log takes from pipes, so a terminal's output goes through one
-            stdout, self._feed = maker.pipe()
+            stdout, self._feed = pipe()
             watch(terminal, self._pump_terminal)
         for reader, stream in ((stdout, STDOUT), (stderr, STDERR)):
             if reader >= 0:

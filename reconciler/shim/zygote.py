@@ -37,7 +37,7 @@ def serve(requests: int) -> None:
         signal.SIGCHLD, signal.SIG_IGN
     )  # the kernel reaps: no shim stays a zombie, nobody wakes up for it
     channel = socket.socket(fileno=requests)
-    plugs = _shed()
+    plugs: list[object] = _shed()
     try:
         protocol.send(channel, {"ok": True, "pid": os.getpid()})
         while (received := protocol.receive(channel)) is not None:
@@ -60,7 +60,7 @@ def _shed() -> list[object]:
     """Give back what the imports left over, and keep the shims away from what they share; hold the result for ever."""
     sys.path_importer_cache.clear()
     gc.collect()
-    plugs = [_plug(size) for size in range(16, 513, 16)]
+    plugs: list[object] = [_plug(size) for size in range(16, 513, 16)]
     gc.freeze()
     heap.trim()
     return plugs
@@ -69,7 +69,7 @@ def _shed() -> list[object]:
 def _plug(size: int) -> list[object]:
     """Fill the holes that the interpreter's allocator has among blocks of `size`, so that shims allocate elsewhere.
 
-    A new object in a hole costs a shim a page of its own for a few bytes. The allocator (obmalloc, Python 3.10 and later)
+    A new object in a hole costs a shim a page of its own for a few bytes. The allocator (obmalloc, Python 3.10 and on)
     takes blocks from pools of 16 KiB with a head of 48 bytes; a block right behind a head is in a pool without holes.
     """
     plugs: list[object] = []

@@ -2,5 +2,6 @@
 
 from tests.kernel.box import busybox
 from tests.kernel.leaks import leak_check
+from tests.kernel.shims import host
 
-__all__ = ["busybox", "leak_check"]
+__all__ = ["busybox", "host", "leak_check"]

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from reconciler.shim.logfile import PIPE_SIZE, LogFile
-from reconciler.shim.logopen import open_log
 from reconciler.shim.logindex import STDERR, STDOUT
+from reconciler.shim.logopen import open_log
 
 
 class Feed:

@@ -1,0 +1,348 @@
+"""The life of a container under its shim: created, running, ended, each told apart; and what a shim costs and shows."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from reconciler.engine import cgroup
+from reconciler.engine.process import StepError, alive, identify, open_pidfd, read_exit, read_shim
+from reconciler.errors import TimedOutError, UnreachableError
+from reconciler.linux import path
+from reconciler.state.desired import Limits
+from tests.kernel.shims import Host, eventually, gone, wait
+
+pytestmark = pytest.mark.kernel
+
+
+def status(pid: int, key: str) -> str:
+    text = Path(f"/proc/{pid}/status").read_text()
+    return next(line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith(key + ":"))
+
+
+def test_a_container_is_created_then_runs_then_has_ended(host: Host) -> None:
+    case = host.shell("echo out; echo err >&2; exit 7")
+    created = case.create()
+    before = case.shim()
+    assert (before.shim, before.init) == (created.shim, created.init)
+    assert before.started_boot is None
+    assert case.output() == []
+    assert read_exit(case.run / "exit.json") is None
+    namespace = os.stat(f"/proc/{created.init.pid}/ns/net")
+    assert os.path.samestat(namespace, os.fstat(created.netns_fd))
+    case.start()
+    record = case.ended()
+    after = case.shim()
+    assert (record.code, record.signal, record.oom) == (7, None, False)
+    assert record.started_boot == after.started_boot
+    assert before.created_boot <= (after.started_boot or 0) <= record.finished_boot
+    assert record.boot == created.shim.boot
+    assert sorted(case.output()) == [b"err", b"out"]
+    assert not alive(created.shim)
+    assert not (case.run / "control.sock").exists()
+
+
+def test_an_end_by_signal_is_no_exit_code(host: Host) -> None:
+    case = host.case("/bin/sleep", "1000").start()
+    with case.control() as control:
+        control.kill(signal.SIGKILL)
+    record = case.ended()
+    assert (record.code, record.signal, record.oom) == (None, signal.SIGKILL, False)
+
+
+def test_under_init_a_program_ended_by_a_signal_gives_the_code_of_a_shell(host: Host) -> None:
+    case = host.shell("kill -TERM $$; sleep 1000")
+    case.bundle.annotate("init", "true")
+    assert case.start().ended().code == 128 + signal.SIGTERM
+
+
+def test_a_signal_reaches_the_program(host: Host) -> None:
+    case = host.shell("trap 'echo hup; exit 3' HUP; echo ready; while :; do sleep 0.05; done").start()
+    case.until(b"ready")
+    with case.control() as control:
+        control.kill(signal.SIGHUP)
+        with pytest.raises(StepError, match="no such signal"):
+            control.kill(4711)
+    assert case.ended().code == 3
+    assert case.output() == [b"ready", b"hup"]
+
+
+@pytest.mark.cgroup
+def test_an_end_for_lack_of_memory_is_told_apart(host: Host) -> None:
+    name = "reconciler-shimtest"
+    hierarchies = cgroup.Hierarchies.detect()
+    group = cgroup.create(hierarchies, name, str(os.getpid()), Limits(memory=16 << 20))
+    try:
+        hungry = host.shell("x=0123456789abcdef; while :; do x=$x$x; done")
+        hungry.bundle.annotate("cgroup", group.annotation())
+        record = hungry.start().ended()
+        assert (record.signal, record.oom) == (signal.SIGKILL, True)
+        # The same cgroup counts on; the next container in it is told by what it adds.
+        modest = host.case("/bin/sleep", "1000")
+        modest.bundle.annotate("cgroup", group.annotation())
+        modest.start()
+        modest.exec("/bin/true")
+        assert modest.created is not None
+        signal.pidfd_send_signal(modest.created.init_pidfd, signal.SIGKILL)
+        record = modest.ended()
+        assert (record.signal, record.oom) == (signal.SIGKILL, False)
+    finally:
+        cgroup.kill(group)
+        cgroup.wait_empty(group, 5)
+        cgroup.remove(group)
+        for directory in group.directories():
+            with contextlib.suppress(OSError):
+                directory.parent.rmdir()
+
+
+def test_a_failed_creation_says_where_and_leaves_nothing(host: Host) -> None:
+    case = host.case("/bin/true")
+    case.bundle.mount("/data", "bind", str(host.directory / "missing"), "rbind", "rw")
+    with pytest.raises(StepError) as caught:
+        case.create()
+    assert caught.value.step == "mount"
+    assert caught.value.errno == 2
+    assert "missing" in str(caught.value)
+    assert list(case.run.iterdir()) == []
+
+
+def test_a_program_that_does_not_exist_fails_the_creation(host: Host) -> None:
+    case = host.case("/no/such/program")
+    with pytest.raises(StepError) as caught:
+        case.create()
+    assert (caught.value.step, caught.value.path, caught.value.errno) == ("exec", "/no/such/program", 2)
+
+
+def test_a_bundle_that_is_no_bundle_is_named(host: Host) -> None:
+    case = host.case("/bin/true")
+    case.bundle.config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
+    case.bundle.config["hooks"] = {"prestart": [{"path": "/bin/true"}]}
+    with pytest.raises(StepError) as caught:
+        case.create()
+    assert caught.value.step == "config"
+    (case.bundle.directory / "config.json").write_text("{")
+    with pytest.raises(StepError) as caught:
+        host.zygote.create(case.bundle.directory, case.run, timeout=10)
+    assert caught.value.step == "config"
+    with pytest.raises(StepError) as caught:
+        host.zygote.create(host.directory / "none", case.run, timeout=10)
+    assert caught.value.step == "bundle"
+
+
+def test_a_program_that_cannot_be_executed_fails_the_start_and_leaves_no_record(host: Host) -> None:
+    (host.directory / "junk").write_bytes(b"\x00junk")
+    (host.directory / "junk").chmod(0o755)
+    case = host.case("/junk")
+    case.bundle.mount("/junk", "bind", str(host.directory / "junk"), "bind", "ro")
+    created = case.create()
+    with pytest.raises(StepError) as caught:
+        case.start()
+    assert caught.value.step == "exec"
+    assert caught.value.errno == 8
+    assert wait(created.shim_pidfd, 10)
+    assert not (case.run / "exit.json").exists()
+
+
+def test_a_container_killed_before_its_start_leaves_no_record(host: Host) -> None:
+    case = host.case("/bin/true")
+    created = case.create()
+    signal.pidfd_send_signal(created.init_pidfd, signal.SIGKILL)
+    assert wait(created.shim_pidfd, 10)
+    assert not (case.run / "exit.json").exists()
+    with pytest.raises(UnreachableError):
+        case.control()
+
+
+def test_a_start_repeated_succeeds(host: Host) -> None:
+    case = host.case("/bin/sleep", "1000").start()
+    first = case.shim()
+    case.start()
+    assert case.shim() == first
+
+
+def test_an_agent_that_gives_up_leaves_nothing(host: Host) -> None:
+    host.zygote.start()
+    case = host.case("/bin/true")
+    with pytest.raises(TimedOutError):
+        case.create(timeout=0.0005)
+    eventually(lambda: list(case.run.iterdir()) == [])
+    eventually(lambda: _children(host.zygote.pid) == [])
+
+
+def _children(pid: int | None) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_twenty_are_created_side_by_side_and_a_slow_one_holds_up_nobody(host: Host) -> None:
+    host.zygote.start()
+    cases = [host.case("/bin/sleep", "1000") for _ in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        for created in pool.map(lambda case: case.create(), cases):
+            assert alive(created.shim)
+        list(pool.map(lambda case: case.start(), cases))
+    assert len({case.shim().init.pid for case in cases}) == 20
+
+
+def test_no_zombie_stays_behind(host: Host) -> None:
+    cases = [host.case("/bin/true").start() for _ in range(5)]
+    for case in cases:
+        case.ended()
+    eventually(lambda: _children(host.zygote.pid) == [])
+
+
+def test_ps_shows_who_is_who(host: Host) -> None:
+    case = host.case("/bin/sleep", "1000", name="web/app").start()
+    assert case.created is not None
+    shim = case.created.shim.pid
+    lines = subprocess.run(
+        ["ps", "-o", "args=", "-p", f"{host.zygote.pid},{shim}"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert [line.strip() for line in lines] == ["reconciler zygote", "reconciler shim web/app"]
+    assert os.getsid(shim) == shim
+    assert os.getsid(host.zygote.pid or 0) == host.zygote.pid
+
+
+def test_p1_zygote_and_shims_run_from_a_sealed_copy(host: Host) -> None:
+    interpreter = Path(os.path.realpath("/proc/self/exe"))
+    before = hashlib.sha256(interpreter.read_bytes()).hexdigest()
+    case = host.case("/bin/sleep", "1000")
+    created = case.create()
+    for pid in (host.zygote.pid, created.shim.pid, created.init.pid):
+        assert os.readlink(f"/proc/{pid}/exe").startswith("/memfd:reconciler")
+        fd = os.open(f"/proc/{pid}/exe", os.O_RDONLY)
+        assert path.seals(fd) == path.SEAL_ALL
+        os.close(fd)
+        with pytest.raises(OSError, match=r"Text file busy|Operation not permitted"):
+            os.open(f"/proc/{pid}/exe", os.O_WRONLY)
+    assert hashlib.sha256(interpreter.read_bytes()).hexdigest() == before
+
+
+def test_p18_shims_have_nothing_of_the_agents(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGISTRY_PASSWORD", "hunter2")
+    leaked_read, leaked_write = os.pipe()
+    for fd in (leaked_read, leaked_write):
+        os.set_inheritable(fd, True)
+    case = host.case("/bin/sleep", "1000")
+    created = case.create()
+    inode = os.fstat(leaked_read).st_ino
+    for pid in (host.zygote.pid, created.shim.pid, created.init.pid):
+        assert b"hunter2" not in Path(f"/proc/{pid}/environ").read_bytes()
+        assert f"pipe:[{inode}]" not in descriptors(pid or 0)
+    for fd in (leaked_read, leaked_write):
+        os.close(fd)
+
+
+def descriptors(pid: int) -> list[str]:
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return found
+
+
+def test_p3_the_program_gets_three_descriptors_and_the_shim_keeps_what_it_needs(host: Host) -> None:
+    case = host.shell("ls /proc/self/fd | tr '\\n' ' '; echo; sleep 1000").start()
+    eventually(lambda: case.output() != [])
+    assert case.output()[0].split() == [b"0", b"1", b"2", b"3"]  # 3 is the directory that ls reads
+    before = sorted(re.sub(r"\[\d+\]", "", name) for name in descriptors(case.shim().shim.pid))
+    for _ in range(5):
+        case.exec("/bin/true")
+        with case.control() as control:
+            control.state()
+    eventually(
+        lambda: sorted(re.sub(r"\[\d+\]", "", name) for name in descriptors(case.shim().shim.pid)) == before
+    )
+    assert len(before) < 20
+
+
+def test_an_idle_shim_does_not_wake_up(host: Host) -> None:
+    case = host.case("/bin/sleep", "1000").start()
+    with case.control() as control:
+        control.state()
+    pid = case.shim().shim.pid
+    eventually(lambda: _children(pid) == [str(case.shim().init.pid)])
+    select.select([], [], [], 0.05)
+    before = status(pid, "voluntary_ctxt_switches")
+    assert case.created is not None
+    assert not wait(case.created.init_pidfd, 0.5)
+    assert status(pid, "voluntary_ctxt_switches") == before
+
+
+def test_a_shim_is_small(host: Host, record_property: Callable[[str, object], None]) -> None:
+    cases = [host.case("/bin/sleep", "1000").start() for _ in range(4)]
+    sizes = [memory(case.shim().shim.pid) for case in cases]
+    record_property("private_kib", sizes)
+    print("private KiB of four shims:", sizes)
+    assert max(sizes) < 2048
+
+
+def memory(pid: int) -> int:
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(value) for value in re.findall(r"Private_(?:Dirty|Clean):\s+(\d+) kB", text))
+
+
+def test_a_terminal_is_the_containers_own_and_its_output_is_logged(host: Host) -> None:
+    case = host.shell("tty; stty size; echo to stderr >&2")
+    case.bundle.config["process"]["terminal"] = True
+    case.bundle.config["process"]["consoleSize"] = {"height": 31, "width": 99}
+    assert case.start().ended().code == 0
+    assert case.output() == [b"/dev/pts/0\r", b"31 99\r", b"to stderr\r"]
+
+
+def test_output_without_a_log_is_drained(host: Host) -> None:
+    case = host.case("/bin/sh", "-c", "head -c 5000000 /dev/zero; echo done", log=False).start()
+    assert case.ended().code == 0
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "null", '{"version": 1}', '{"boot": 1, "shim": 2}', "[" * 100_000]
+)
+def test_a_damaged_record_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "record.json").write_text(content)
+    assert read_shim(tmp_path / "record.json") is None
+    assert read_exit(tmp_path / "record.json") is None
+
+
+def test_a_process_is_known_by_its_start_not_by_its_number() -> None:
+    me = identify(os.getpid())
+    assert me is not None
+    assert alive(me)
+    fd = open_pidfd(me)
+    assert fd is not None
+    os.close(fd)
+    stranger = type(me)(me.pid, me.started + 1, me.boot)
+    assert not alive(stranger)
+    assert open_pidfd(stranger) is None
+    assert not alive(type(me)(me.pid, me.started, "another boot"))
+
+
+def test_r18_a_zombie_counts_as_dead() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    who = identify(child.pid)
+    assert who is not None
+    assert child.stdout is not None
+    child.stdout.read()
+    eventually(lambda: gone(child.pid))
+    assert not alive(who)
+    assert open_pidfd(who) is None
+    child.wait()
+    child.stdout.close()
+    assert identify(child.pid) is None
+
+
+def test_the_shims_records_are_json_of_version_1(host: Host) -> None:
+    case = host.case("/bin/true").start()
+    case.ended()
+    for name in ("shim.json", "exit.json"):
+        assert json.loads((case.run / name).read_text())["version"] == 1
+        assert (case.run / name).stat().st_mode & 0o777 == 0o600
