@@ -137,6 +137,8 @@ def _open(
     if version != 2:
         document.fail(f"schemaVersion is {version}, expected 2")
     inner = document.text("mediaType")
+    if inner is not None and inner not in kinds:
+        document.fail(f"mediaType is {inner[:100]!r}, which does not fit the document's structure")
     for claim in declared:
         claim = claim.split(";", 1)[0].strip().lower()
         if claim not in _VAGUE_TYPES and (claim not in kinds or (inner is not None and claim != inner)):
