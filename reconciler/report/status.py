@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from typing import Any, Final
 
+from reconciler.plan.restart import ending
 from reconciler.plan.steps import (
     Blocked,
     Plan,
@@ -19,7 +20,7 @@ from reconciler.report.container import container, rfc3339
 from reconciler.report.tables import Column, duration, short_digest, short_reference
 from reconciler.spec.marks import ERROR, Problem, printable
 from reconciler.state.desired import Desired
-from reconciler.state.observed import Now, Observed
+from reconciler.state.observed import Exited, Now, Observed
 
 SYNC: Final = ("synced", "out_of_sync", "unknown")
 HEALTH: Final = ("healthy", "progressing", "degraded", "suspended", "missing")
@@ -102,7 +103,7 @@ def _app(
     containers = [container(full, wanted, observed, blocked, steps, busy, now) for full in sorted(full_names)]
     failure = observed.failures.get(name)
     sync = _sync(name, desired, blocked, steps, busy)
-    reason = _reason(name, desired, blocked, steps)
+    reason = _reason(name, desired, blocked, steps) or _end(observed, sorted(full_names))
     return {
         "name": name,
         "path": wanted.path if wanted is not None else "",
@@ -174,6 +175,15 @@ def _reason(name: str, desired: Desired, blocked: Sequence[Blocked], steps: Sequ
     if wanted is None:
         return desired.hold_all or "no spec wants it any more; it is being removed"
     return str(steps[0]) if steps else ""
+
+
+def _end(observed: Observed, full_names: Iterable[str]) -> str:
+    """How the first container ended that ended badly, where nothing else is in the way: nobody starts it again."""
+    for full_name in full_names:
+        for have in observed.containers.get(full_name, ())[-1:]:
+            if isinstance(have.phase, Exited) and (have.phase.record.code != 0 or have.phase.record.oom):
+                return f"{full_name.partition('/')[2]}: {ending(have.phase.record)}"
+    return ""
 
 
 # --- small parts ---------------------------------------------------------------------------------------------------
