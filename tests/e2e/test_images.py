@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -228,7 +229,7 @@ def test_an_update_replaces_exactly_the_changed_container_and_its_old_image_is_c
     assert {path.name for path in (device.state / "layers").iterdir() if path.is_dir()} == chains
 
 
-def _images(device: Device) -> list[dict[str, object]]:
+def _images(device: Device) -> list[dict[str, Any]]:
     return list(json.loads(device.reconciler("images", "-o", "json").stdout)["items"])
 
 

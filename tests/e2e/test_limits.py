@@ -1,0 +1,182 @@
+"""Limits as people see them: what is told of a container that met one, and what the kernel's own counters say.
+
+Also run on cgroup version 2 in the virtual machine, where starting a program takes seconds: verbs are called sparingly.
+Nothing is timed.
+"""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import reference
+from tests.e2e.device import PATIENCE, Device
+from tests.images import Built
+
+pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.cgroup, pytest.mark.network]
+
+SLEEP = "exec sleep 100000"
+MEMORY_HOG = "x=0123456789abcdef; while :; do x=$x$x; done"
+FORK_BOMB = "f() { f & f & wait; }; f 2>/dev/null; exec sleep 100000"
+CPU_HOG = "while :; do :; done"
+
+
+def app(name: str, image: str, script: str, limits: str, *, restart: str = "always") -> str:
+    return f"""
+apiVersion: reconciler/v1
+kind: App
+name: {name}
+containers:
+  main:
+    image: {image}
+    command: [sh, -c, "{script}"]
+    limits: {{{limits}}}
+    restart: {restart}
+    stop_grace_period: 0s
+"""
+
+
+class Groups:
+    """The cgroup directories of a running process, on whatever hierarchies this machine has."""
+
+    def __init__(self, pid: int) -> None:
+        self.directories: list[Path] = []
+        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            points = [f"/sys/fs/cgroup/{name}" for name in controllers.split(",")]
+            points += [] if controllers else ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+            self.directories += [Path(point + path) for point in points if Path(point + path).is_dir()]
+
+    def read(self, *names: str) -> str:
+        """The first of these files that there is: the name in version 2, then the one in version 1."""
+        for name in names:
+            for directory in self.directories:
+                if (directory / name).exists():
+                    return (directory / name).read_text().strip()
+        raise AssertionError(f"none of {names} in {self.directories}")
+
+    def count(self, file: str, key: str) -> int:
+        """A counter of a file of `key value` lines."""
+        found = re.search(rf"^{key} (\d+)$", self.read(file), re.MULTILINE)
+        assert found is not None
+        return int(found[1])
+
+
+@pytest.fixture
+def ready(device: Device, box: Built) -> Device:
+    device.configure(bundles=[str(box.layout)])
+    return device
+
+
+def test_hogs_meet_their_limits_and_nothing_else_is_touched(ready: Device, box: Built) -> None:
+    image = reference(box)
+    ready.spec("bystander", app("bystander", image, SLEEP, "memory: 16Mi, pids: 8"))
+    ready.start()
+    ready.logged("start bystander/main")
+    ready.spec("once", app("once", image, MEMORY_HOG, "memory: 16Mi, pids: 8", restart="no"))
+    ready.spec(
+        "again", app("again", image, MEMORY_HOG, "memory: 16Mi", restart="{policy: always, delay: 5m}")
+    )
+    ready.spec("bomb", app("bomb", image, FORK_BOMB, "memory: 64Mi, pids: 20"))
+    ready.spec("busy", app("busy", image, CPU_HOG, "memory: 16Mi, cpus: 0.05"))
+    for name in ("once", "again", "bomb", "busy"):
+        ready.logged(f"start {name}/main")
+    # The memory hogs are killed by the kernel and said to be; the rest runs on.
+    ready.until(lambda: ready.ps()["once/main"]["oom"] and ready.ps()["again/main"]["state"] == "backoff")
+    found = ready.ps()
+    assert {found["once/main"][key] for key in ("exit_code", "last_exit_code")} == {137}
+    assert found["once/main"]["status"].startswith("Exited (137) (OOM) ")
+    assert re.fullmatch(r"Backoff \(1st, next in .*, exit 137 OOM\)", found["again/main"]["status"])
+    told = ready.reconciler("status").stdout
+    assert re.search(r"^again .*degraded.*exit 137 \(OOM\)", told, re.MULTILINE), told
+    assert re.search(r"^once .*degraded.*exit 137 \(OOM\)", told, re.MULTILINE), told
+
+    bomb = Groups(found["bomb/main"]["pid"])
+    assert bomb.read("pids.max") == "20"
+    ready.until(lambda: bomb.count("pids.events", "max") > 0)
+    assert int(bomb.read("pids.current")) <= 20
+
+    busy = Groups(found["busy/main"]["pid"])
+    before = busy.count("cpu.stat", "nr_throttled")
+    ready.until(lambda: busy.count("cpu.stat", "nr_throttled") > before)
+
+    assert found["bystander/main"]["state"] == "running"
+    assert found["bystander/main"]["restarts"] == 0
+    assert Path(f"/proc/{found['bystander/main']['pid']}").exists()
+
+
+def test_limits_change_in_place_without_a_restart(ready: Device, box: Built) -> None:
+    image = reference(box)
+    ready.spec("app", app("app", image, SLEEP, "memory: 16Mi, pids: 8, cpus: 0.5"))
+    ready.start()
+    ready.logged("start app/main")
+    pid = ready.running("app/main")
+    group = Groups(pid)
+    assert group.read("memory.max", "memory.limit_in_bytes") == str(16 << 20)
+    ready.spec("app", app("app", image, SLEEP, "memory: 24Mi, pids: 9, cpus: 0.25"))
+    ready.until(lambda: group.read("pids.max") == "9")
+    ready.until(lambda: group.read("memory.max", "memory.limit_in_bytes") == str(24 << 20))
+    ready.until(lambda: group.read("cpu.max", "cpu.cfs_quota_us").split()[0] == "25000")
+    found = ready.ps()["app/main"]
+    assert (found["pid"], found["restarts"]) == (pid, 0)
+    assert found["limits"] == {"cpus": 0.25, "memory": 24 << 20, "pids": 9}
+
+
+def test_what_is_run_beside_a_container_counts_against_its_limits(ready: Device, box: Built) -> None:
+    ready.spec("app", app("app", reference(box), SLEEP, "memory: 16Mi, pids: 8"))
+    ready.start()
+    ready.logged("start app/main")
+    hog = ready.reconciler("exec", "app/main", "sh", "-c", MEMORY_HOG, check=False)
+    assert hog.returncode == 137
+    forks = "for i in 1 2 3 4 5 6 7 8 9; do sleep 100 >/dev/null 2>&1 & done; echo all"
+    many = ready.reconciler("exec", "app/main", "sh", "-c", forks, check=False)
+    assert many.returncode != 0
+    assert "can't fork: Resource temporarily unavailable" in many.stderr
+    found = ready.ps()["app/main"]
+    assert (found["state"], found["restarts"]) == ("running", 0)
+    group = Groups(found["pid"])
+    assert group.count("pids.events", "max") > 0
+    assert group.read("memory.events", "memory.oom_control").split()[-1] != "0"
+
+
+# What the agent sees of cgroups, without the controller cpu: in a mount namespace of its own, so that nobody else does.
+WITHOUT_CPU = """
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+    mount --bind "$0" /sys/fs/cgroup
+else
+    umount /sys/fs/cgroup/cpu
+    umount /sys/fs/cgroup/cpuacct 2>/dev/null || true
+fi
+exec "$@"
+"""
+
+
+def test_a_limit_that_can_not_be_enforced_is_a_failed_step_of_its_own_app(ready: Device, box: Built) -> None:
+    image = reference(box)
+    ready.spec("limited", app("limited", image, SLEEP, "memory: 16Mi, cpus: 0.5"))
+    ready.spec("other", app("other", image, SLEEP, "memory: 16Mi"))
+    inner = Path("/sys/fs/cgroup") / ready.namespace / "inner"
+    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    if unified:  # a group whose parent hands on memory and pids, but not cpu
+        inner.mkdir(parents=True)
+        (inner.parent / "cgroup.subtree_control").write_text("+memory +pids")
+    try:
+        ready.start(under=["unshare", "-m", "sh", "-ec", WITHOUT_CPU, str(inner)])
+        ready.logged("start other/main")
+        said = ready.logged(r"limited: create limited/main .*")
+        assert "limits.cpus: this machine cannot enforce it: the cgroup controller cpu is in no" in said
+        ready.logged("boot with cgroup_enable=cpu, or mount it: ")
+        assert not ready.pid("limited/main")
+        assert ready.pid("other/main")
+        ready.stop()
+    finally:
+        if unified:
+            for procs in sorted(inner.parent.glob("**/cgroup.kill"), reverse=True):
+                procs.write_text("1")
+            deadline = time.monotonic() + 5 * PATIENCE
+            while any(p.read_text() for p in inner.parent.glob("**/cgroup.procs")):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            for directory in sorted(inner.parent.glob("**/"), reverse=True):
+                directory.rmdir()
