@@ -47,13 +47,19 @@ class Figure:
 Round = Callable[[], Sample]
 
 
-def interleave(rounds: int, contestants: Mapping[str, Round]) -> dict[str, list[Sample]]:
-    """Let the contestants take turns, `rounds` times, each round beginning with another one."""
+def interleave(
+    rounds: int, contestants: Mapping[str, Round], *, quiet: float = 0.0
+) -> dict[str, list[Sample]]:
+    """Let the contestants take turns, `rounds` times, each round beginning with another one.
+
+    `quiet` seconds pass before each turn.
+    """
     samples: dict[str, list[Sample]] = {name: [] for name in contestants}
     names = list(contestants)
     for number in range(rounds):
         first = number % len(names) if names else 0
         for name in names[first:] + names[:first]:
+            time.sleep(quiet)
             samples[name].append(contestants[name]())
     return samples
 
