@@ -9,7 +9,8 @@ that of the Linux fail points of FreeBSD and containerd:
 
 A term without a count applies for ever; one whose count is used up gives way to the next. Types: `off`, `error`
 (raises, the argument is the message), `enospc` (raises as a write on a full disk does), `delay` (milliseconds), `kill`
-(SIGKILL to this very process: no clean-up runs). This module may import nothing of the program but its errors.
+(SIGKILL to this very process, after a line that says so: no clean-up runs). This module may import nothing of the program
+but its errors.
 """
 
 import errno
@@ -79,6 +80,7 @@ def failpoint(name: str) -> None:
             term.left -= 1
     match term.kind:
         case "kill":
+            os.write(2, f"failpoint: {name}\n".encode())
             os.kill(os.getpid(), signal.SIGKILL)
             signal.pause()  # pragma: no cover - it is delivered before the call returns
         case "error":

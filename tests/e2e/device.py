@@ -136,6 +136,11 @@ class Device:
         assert self._agent is not None
         return self._agent.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether the agent runs."""
+        return self._agent is not None and self._agent.poll() is None
+
     def stop(self, number: int = signal.SIGTERM, *, timeout: float = 20.0) -> int:
         """End the agent by a signal and return its exit code."""
         assert self._agent is not None
