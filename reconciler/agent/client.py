@@ -43,7 +43,10 @@ def request(
         raise errors.UnreachableError(
             f"{layout.agent_socket}: permission denied", hint="run it as root"
         ) from error
-    except (TimeoutError, BlockingIOError) as error:  # connect(2) on a full queue: EAGAIN, whatever the time limit
+    except (
+        TimeoutError,
+        BlockingIOError,
+    ) as error:  # connect(2) on a full queue: EAGAIN, whatever the time limit
         raise errors.TimedOutError("agent: no answer in time") from error
     except (OSError, http.client.HTTPException) as error:
         raise errors.UnreachableError(f"agent: {error}") from error

@@ -174,7 +174,7 @@ class Reader:
         self._cache: dict[object, object] = {}
         self._good: dict[str, LastGood] | None = None
         self._good_loaded: dict[str, LoadedApp] = {}
-        self._apps: dict[str, tuple[LoadedApp, tuple[Image | Unresolved, ...], str, App]] = {}
+        self._apps: dict[tuple[str, str], tuple[LoadedApp, tuple[Image | Unresolved, ...], str, App]] = {}
 
     def read(self, *, allow_empty: bool = False) -> Intent:
         """Read the source and return what is desired now.
@@ -204,10 +204,20 @@ class Reader:
             old = self._reload(good[app])
             if old is not None:
                 apps[app] = old
+        values = {name: self._desire(apps[name], stale.get(name, "")) for name in sorted(apps)}
+        for name, value in values.items():
+            if value.unresolved and name in good and good[name].digest != value.digest:
+                values[name] = self._until_resolved(value, good[name], stale)
         if self._keep:
-            self._remember(snapshot, loaded.apps, removed=good.keys() - apps.keys() - stale.keys())
+            fit = {
+                name: app
+                for name, app in loaded.apps.items()
+                if not values[name].unresolved and name not in stale
+            }
+            self._remember(snapshot, fit, removed=good.keys() - apps.keys() - stale.keys())
+        self._forget_others(loaded.apps)
         desired = Desired(
-            apps={name: self._desire(apps[name], stale.get(name, "")) for name in sorted(apps)},
+            apps=values,
             held={app: reason for app, reason in stale.items() if app not in apps},
             hold_all=self._hold_all(snapshot, loaded, allow_empty),
         )
@@ -323,13 +333,38 @@ class Reader:
 
     def _desire(self, app: LoadedApp, stale: str) -> App:
         images = {str(reference): self._resolver.resolve(reference) for reference in references(app)}
-        key = tuple(images.values())
-        cached = self._apps.get(app.app.name)
-        if cached is not None and cached[0] is app and cached[2] == stale and _same(cached[1], key):
+        resolved = tuple(images.values())
+        key = (app.app.name, app.digest)
+        cached = self._apps.get(key)
+        if cached is not None and cached[0] is app and cached[2] == stale and _same(cached[1], resolved):
             return cached[3]
         value = desire(app, images, defaults=self._device.defaults, stale=stale)
-        self._apps[app.app.name] = (app, key, stale, value)
+        self._apps[key] = (app, resolved, stale, value)
         return value
+
+    def _until_resolved(self, value: App, kept: LastGood, stale: dict[str, str]) -> App:
+        """The version that ran before, for as long as an image of the new one is not known:
+
+        it must not die meanwhile.
+        """
+        old = self._reload(kept)
+        if old is None:
+            return value
+        waiting = value.unresolved[0]
+        reason = f"{value.name}/{waiting.container}: {waiting.unresolved.reason}"
+        before = self._desire(old, reason)
+        if before.unresolved:
+            return value
+        stale[value.name] = reason
+        return before
+
+    def _forget_others(self, loaded: Mapping[str, LoadedApp]) -> None:
+        """Let go of versions that nobody will ask for again: neither what was read now nor the last good."""
+        good = self._last_good()
+        wanted = {(name, app.digest) for name, app in loaded.items()}
+        wanted |= {(name, kept.digest) for name, kept in good.items()}
+        for key in self._apps.keys() - wanted:
+            del self._apps[key]
 
 
 def _same(left: tuple[object, ...], right: tuple[object, ...]) -> bool:

@@ -166,6 +166,7 @@ class Agent:
         plan = make_plan(
             intent.desired, observed, now, retention=self._retention, generations=self._generations, busy=busy
         )
+        self._forget_healed(plan, busy)
         planned = time.monotonic()
         self._executor.dispatch(plan, digests)
         self._turns += 1
@@ -236,9 +237,20 @@ class Agent:
                 break
             if end.failed is not None:
                 self._failures[end.app] = self._failure(end, end.failed)
-            elif not end.cancelled:
-                self._failures.pop(end.app, None)
+                continue
+            failure = self._failures.get(end.app)
+            if failure is not None and (failure.digest != end.digest or failure.step in end.performed):
+                del self._failures[end.app]  # a repair beside it is no reason to try the failed step again
         if self._failures != before:
+            write_failures(self._parts.layout, self._boot, self._failures)
+
+    def _forget_healed(self, plan: Plan, busy: frozenset[str]) -> None:
+        """Forget failures of apps that have nothing left to do: whatever was in the way has gone."""
+        waiting = {step.app or "" for step in plan.steps} | {item.app for item in plan.blocked} | busy
+        healed = self._failures.keys() - waiting
+        if healed:
+            for app in healed:
+                del self._failures[app]
             write_failures(self._parts.layout, self._boot, self._failures)
 
     def _failure(self, end: LaneEnd, outcome: Outcome) -> Failure:

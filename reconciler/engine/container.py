@@ -318,6 +318,8 @@ class Containers:
                 data = b""
             if data:
                 replace_bytes(kept / "exit.json", data, durable=False)
+        if layout.stopping(found.id).exists():
+            (kept / "stopped").touch(mode=0o600)
         _move(layout.identity(found.id), kept / "identity.json")
 
     def _forget_previous(self, found: record.Record) -> None:

@@ -208,7 +208,13 @@ def _parse_previous(path: Path) -> state.Previous | None:
     except record.CorruptRecordError:
         return None
     exited = read_exit(path.with_name("exit.json"))
-    return state.Previous(identity.fingerprint, exited, identity.attempt, identity.restarts)
+    return state.Previous(
+        identity.fingerprint,
+        exited,
+        identity.attempt,
+        identity.restarts,
+        stopped=path.with_name("stopped").exists(),
+    )
 
 
 def _names(path: Path) -> list[str]:

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
 from reconciler.errors import ReconcilerError, VerificationError
@@ -51,17 +51,22 @@ class Lane:
     began: float = 0.0
     pull: Future[None] | None = None
     asked_to_stop: str = ""
+    performed: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
 class LaneEnd:
-    """A lane is over: `failed` is the outcome it stopped at, None if it ran to its end or was cancelled."""
+    """A lane is over: `failed` is the outcome it stopped at, None if it ran to its end or was cancelled.
+
+    `performed` are the steps that succeeded, as text.
+    """
 
     app: str
     digest: str
     failed: Outcome | None
     cancelled: bool
     seconds: float = 0.0
+    performed: frozenset[str] = frozenset()
 
 
 Report = Callable[[Outcome | LaneEnd], None]
@@ -189,6 +194,7 @@ class Executor:
             if outcome.error:
                 self._end(lane, outcome)
                 return
+            lane.performed.add(str(step))
         self._end(lane, None)
 
     def _begin_stop(self, lane: Lane, step: StopContainer) -> bool:
@@ -212,7 +218,7 @@ class Executor:
         with self._lock:
             self._lanes.pop(lane.app, None)
         cancelled, seconds = lane.cancelled and failed is None, time.monotonic() - lane.began
-        self._report(LaneEnd(lane.app, lane.digest, failed, cancelled, seconds))
+        self._report(LaneEnd(lane.app, lane.digest, failed, cancelled, seconds, frozenset(lane.performed)))
         self._wake()
 
     # --- pulls and garbage ---------------------------------------------------------------------------------------
@@ -244,7 +250,8 @@ class Executor:
     def _device(self, step: ConfigureNetwork | CollectGarbage) -> bool:
         """Perform a step of the whole device, which is a lane of its own with the empty name; True on success."""
         outcome = self._perform(step)
-        self._report(LaneEnd("", "", outcome if outcome.error else None, cancelled=False))
+        performed = frozenset() if outcome.error else frozenset((str(step),))
+        self._report(LaneEnd("", "", outcome if outcome.error else None, False, outcome.seconds, performed))
         return not outcome.error
 
     # --- one step ------------------------------------------------------------------------------------------------
