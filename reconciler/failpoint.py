@@ -9,8 +9,8 @@ that of the Linux fail points of FreeBSD and containerd:
 
 A term without a count applies for ever; one whose count is used up gives way to the next. Types: `off`, `error`
 (raises, the argument is the message), `enospc` (raises as a write on a full disk does), `delay` (milliseconds), `kill`
-(SIGKILL to this very process, after a line that says so: no clean-up runs). This module may import nothing of the program
-but its errors.
+(SIGKILL to this very process, after a line that says so: no clean-up runs). It may import nothing of the
+program but its errors.
 """
 
 import errno

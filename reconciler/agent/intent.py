@@ -42,7 +42,7 @@ class Intent:
     """One reading of the source.
 
     `stale` maps apps that run an older spec to the reason; `resolving` says that images were being looked up;
-    `guard` is why nothing shrinks.
+    `guard` is why nothing shrinks; `unkept` is why what was read could not be kept as the last good.
     """
 
     revision: str
@@ -54,6 +54,7 @@ class Intent:
     guard: str = ""
     stale: Mapping[str, str] = field(default_factory=dict)
     resolving: bool = False
+    unkept: str = ""
 
 
 @dataclass
@@ -174,6 +175,7 @@ class Reader:
         self._cache: dict[object, object] = {}
         self._good: dict[str, LastGood] | None = None
         self._good_loaded: dict[str, LoadedApp] = {}
+        self._unkept: set[str] = set()
         self._apps: dict[tuple[str, str], tuple[LoadedApp, tuple[Image | Unresolved, ...], str, App]] = {}
 
     def read(self, *, allow_empty: bool = False) -> Intent:
@@ -182,6 +184,7 @@ class Reader:
         With `allow_empty` the shrink guard lets everything through.
         """
         snapshot = self._source.snapshot()
+        unkept = ""
         self._resolver.pending = 0
         loaded = self._load(snapshot.files, snapshot.read_config)
         good = self._last_good()
@@ -214,7 +217,7 @@ class Reader:
                 for name, app in loaded.apps.items()
                 if not values[name].unresolved and name not in stale
             }
-            self._remember(snapshot, fit, removed=good.keys() - apps.keys() - stale.keys())
+            unkept = self._remember(snapshot, fit, removed=good.keys() - apps.keys() - stale.keys())
         self._forget_others(loaded.apps)
         desired = Desired(
             apps=values,
@@ -231,6 +234,7 @@ class Reader:
             guard=guard,
             stale=stale,
             resolving=self._resolver.pending > 0,
+            unkept=unkept,
         )
 
     def remembered(self) -> Intent:
@@ -296,12 +300,17 @@ class Reader:
             self._good_loaded[kept.app] = app
         return app
 
-    def _remember(self, snapshot: Snapshot, apps: Mapping[str, LoadedApp], removed: set[str]) -> None:
-        """Keep what could be read now as the last good; forget apps that are gone for good reason."""
+    def _remember(self, snapshot: Snapshot, apps: Mapping[str, LoadedApp], removed: set[str]) -> str:
+        """Keep what could be read now as the last good; forget apps that are gone for good reason.
+
+        Return why the disk refused, if it did: reading goes on from memory, and the next reading tries again.
+        """
         good = self._last_good()
+        refused = ""
         for name, app in apps.items():
             kept = good.get(name)
-            if kept is not None and kept.digest == app.digest and kept.path == app.path:
+            same = kept is not None and kept.digest == app.digest and kept.path == app.path
+            if same and name not in self._unkept:
                 continue
             content = snapshot.files[app.path]
             if not isinstance(content, bytes):
@@ -312,11 +321,22 @@ class Reader:
                 if config.file is not None
             )
             good[name] = LastGood(name, app.path, app.digest, content, configs)
-            write_last_good(self._layout, good[name])
+            self._unkept.add(name)
+            try:
+                write_last_good(self._layout, good[name])
+            except (OSError, ReconcilerError) as error:
+                refused = f"last good spec of {name}: {error}"
+            else:
+                self._unkept.discard(name)
         for name in sorted(removed):
             del good[name]
             self._good_loaded.pop(name, None)
-            forget_last_good(self._layout, name)
+            self._unkept.discard(name)
+            try:
+                forget_last_good(self._layout, name)
+            except (OSError, ReconcilerError) as error:
+                refused = f"last good spec of {name}: {error}"  # the next agent finds it, and forgets it
+        return refused
 
     # --- parsing and resolving -------------------------------------------------------------------------------------
 

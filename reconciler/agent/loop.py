@@ -17,6 +17,7 @@ from reconciler.agent.history import read_failures, read_generations, write_fail
 from reconciler.agent.intent import Intent, Reader, Resolver, Source
 from reconciler.agent.notify import watchdog_interval
 from reconciler.agent.parts import Parts
+from reconciler.agent.sweeper import Sweeper
 from reconciler.engine.process import boot_id
 from reconciler.errors import ReconcilerError
 from reconciler.execute.executor import Executor, LaneEnd
@@ -65,6 +66,9 @@ class Listener(Protocol):
     def lane(self, end: LaneEnd) -> None:
         """A lane is over."""
 
+    def problem(self, text: str) -> None:
+        """Something that the agent does for itself failed; it goes on, and tries again in a later turn."""
+
 
 class Agent:
     """The loop over one source and one state directory. The caller holds the state lock."""
@@ -81,11 +85,13 @@ class Agent:
         self._boot = boot_id()
         self._retention = parts.retention
         self._failures = read_failures(parts.layout, self._boot)
+        self._kept_failures = dict(self._failures)
         self._generations = read_generations(parts.layout)
         self._resolver = Resolver(parts.images, parts.store, self.wake)
         self._reader = Reader(parts.layout, parts.device, source, self._resolver)
         self._executor = Executor(parts.engine, self._report, self.wake)
         self._exits = ExitWatch(self.wake)
+        self._sweeper = Sweeper(parts.store, listener.problem)
         self._turns = 0
         self._changed = threading.Condition()
         self.last: Turn | None = None
@@ -187,6 +193,7 @@ class Agent:
         )
         if turn.finished:
             self._allow_empty = False
+        self._sweeper.sweep()
         self._listener.turn(turn)
         with self._changed:
             self.last = turn
@@ -226,7 +233,6 @@ class Agent:
 
     def _drain(self) -> None:
         """Take note of lanes that ended since the last turn."""
-        before = dict(self._failures)
         if self._forget:
             self._forget = False
             self._failures.clear()
@@ -241,8 +247,22 @@ class Agent:
             failure = self._failures.get(end.app)
             if failure is not None and (failure.digest != end.digest or failure.step in end.performed):
                 del self._failures[end.app]  # a repair beside it is no reason to try the failed step again
-        if self._failures != before:
-            write_failures(self._parts.layout, self._boot, self._failures)
+        if self._failures != self._kept_failures:
+            failures = dict(self._failures)
+            if self._keep("failures", lambda: write_failures(self._parts.layout, self._boot, failures)):
+                self._kept_failures = failures
+
+    def _keep(self, what: str, write: Callable[[], None]) -> bool:
+        """Write what later turns go by; where the disk refuses, say so, and whether it went well.
+
+        What runs must not depend on it: a full or read-only disk never ends the loop.
+        """
+        try:
+            write()
+        except (OSError, ReconcilerError) as error:
+            self._listener.problem(f"{what}: {error}")
+            return False
+        return True
 
     def _forget_healed(self, plan: Plan, busy: frozenset[str]) -> None:
         """Forget failures of apps that have nothing left to do: whatever was in the way has gone."""
@@ -278,7 +298,10 @@ class Agent:
         number = self._generations[-1].number + 1 if self._generations else 1
         generation = Generation(number, turn.intent.revision, turn.now.wall, apps)
         keep = self._parts.device.gc.keep_generations
-        write_generation(self._parts.layout, generation, keep)
+        if not self._keep(
+            f"generation {number}", lambda: write_generation(self._parts.layout, generation, keep)
+        ):
+            return
         self._generations = [*self._generations, generation][-max(1, keep) :]
         self.wake()  # what only the oldest generation wanted may be garbage now
 

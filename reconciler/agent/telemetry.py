@@ -95,6 +95,10 @@ class Telemetry:
             self.tally.lane(end.seconds)
         self._console.lane(end)
 
+    def problem(self, text: str) -> None:
+        self._events.append(time.time(), "failed", "device", text)
+        self._console.problem(text)
+
     # --- status and metrics ------------------------------------------------------------------------------------------
 
     def status(self, turn: Turn) -> dict[str, Any]:

@@ -27,6 +27,8 @@ class Console:
         self._blocked: frozenset[str] = frozenset()
         self._source_problem = ""
         self._guard = ""
+        self._unkept = ""
+        self._problem = ""
         self._converged = False
         self.failed = 0
         self.performed = 0
@@ -55,6 +57,10 @@ class Console:
             self._guard = intent.guard
             if intent.guard:
                 self.say(intent.guard)
+        if intent.unkept != self._unkept:
+            self._unkept = intent.unkept
+            if intent.unkept:
+                self.say(intent.unkept)
         blocked = frozenset(
             f"{item.app}{'/' + item.container if item.container else ''}: {item.reason}"
             for item in turn.plan.blocked
@@ -83,6 +89,11 @@ class Console:
     def lane(self, end: LaneEnd) -> None:
         if end.cancelled:
             self.say(f"{end.app}: a newer spec came; starting over")
+
+    def problem(self, text: str) -> None:
+        if text != self._problem:
+            self._problem = text
+            self.say(text)
 
     def progress(self, progress: Progress) -> None:
         """A layer has arrived: one line each, however long the download took."""

@@ -373,6 +373,11 @@ class Store:
         """Rename any directory of the state directory into the trash; succeeds if it is gone."""
         trash.discard(path, self._layout.trash)
 
+    def has_trash(self) -> bool:
+        """Tell whether there is anything that was discarded and not deleted yet."""
+        with os.scandir(self._layout.trash) as entries:
+            return any(True for _ in entries)
+
     def empty_trash(self) -> int:
         """Delete what was discarded; slow, so for a thread of its own. Returns the bytes given back."""
         return trash.empty(self._layout.trash)
