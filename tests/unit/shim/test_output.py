@@ -99,7 +99,8 @@ def test_a_compressor_works_beside_the_pump_and_is_reaped(
     loop.turn()
     monkeypatch.setattr("time.monotonic", lambda: began + 120)
     os.write(stdout, b"b" * 3000 + b"\n")
-    loop.turn()
+    loop.turn()  # fills what room there was
+    loop.turn()  # rotates
     while len(loop.handlers) > 2:
         loop.turn()
     assert (tmp_path / "00000001.log.gz").exists()
