@@ -9,13 +9,11 @@ import fcntl
 import os
 import secrets
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import new as new_hash
 from pathlib import Path
-from typing import Final
 
 from reconciler.engine import trash
 from reconciler.engine.durable import replace_json, sync_directory
@@ -23,14 +21,13 @@ from reconciler.engine.fileindex import damaged
 from reconciler.engine.image import digest_of
 from reconciler.engine.imagerecord import InvalidRecordError, LayerRecord, decode_image, encode_image
 from reconciler.engine.layout import Layout
+from reconciler.engine.listing import Listing
 from reconciler.errors import BlockedError, VerificationError
 from reconciler.failpoint import failpoint
 from reconciler.linux.path import syncfs
 from reconciler.spec.reference import Digest
 from reconciler.state import observed
 from reconciler.state.image import Image
-
-_SETTLED: Final = 0.1  # seconds after which a directory's mtime is sure to tell the next change apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,41 +39,12 @@ class Blob:
     last_used: float
 
 
-class _Listing:
-    """The files of one directory, listed again only when the directory has changed."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._seen = -1
-        self._found: Mapping[str, os.stat_result] = {}
-
-    def files(self) -> Mapping[str, os.stat_result]:
-        try:
-            changed = self._path.stat().st_mtime_ns
-        except FileNotFoundError:
-            return {}
-        if changed != self._seen:
-            with os.scandir(self._path) as entries:
-                found = {}
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    try:
-                        found[entry.name] = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue
-            self._found = found
-            # Two changes within one tick of the kernel's clock look alike.
-            self._seen = changed if time.time() - changed / 1e9 > _SETTLED else -1
-        return self._found
-
-
 class Store:
     """One state directory's images. Safe to use from several threads, and beside another process's `Store`."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._listings: dict[Path, _Listing] = {}
+        self._listings: dict[Path, Listing] = {}
         self._records: dict[str, tuple[tuple[int, int, int], LayerRecord | None]] = {}
         self._images: dict[Digest, Image] = {}
         self._commit = threading.Lock()
@@ -416,5 +384,5 @@ class Store:
     def _listing(self, path: Path) -> Mapping[str, os.stat_result]:
         listing = self._listings.get(path)
         if listing is None:
-            listing = self._listings.setdefault(path, _Listing(path))
+            listing = self._listings.setdefault(path, Listing(path))
         return listing.files()

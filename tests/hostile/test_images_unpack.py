@@ -355,7 +355,7 @@ def test_no_archive_reaches_outside_its_directory(canary: Path, data: st.DataObj
                 for n in range(len(shop.layers) + (seen is None))
                 for kind in ("layer", "gone", "index")
             ]
-            + (["merged", "empty-layer"] if seen is not None else [])
+            + (["merged", "empty-layer", "names"] if seen is not None else [])
         )
         for root in shop.layers:
             for entry in scan(root).values():
