@@ -70,7 +70,8 @@ class _Attempt:
 class Resolver:
     """Digest -> image, for ever once known.
 
-    `background` false looks up at once, in the caller's thread; without `images` nothing is looked up at all.
+    Each registry has threads of its own, so that one that hangs holds up only what comes from it; and what one registry
+    says of a digest is not held against the same digest elsewhere. `background` false looks up at once, in the caller's thread; without `images` nothing is looked up at all.
     With `keep` what was found is stored.
     """
 
@@ -88,12 +89,21 @@ class Resolver:
         self._wake = wake
         self._keep = keep
         self._known: dict[Digest, Image] = {}
-        self._attempts: dict[Digest, _Attempt] = {}
+        self._attempts: dict[Reference, _Attempt] = {}
+        self._asked: set[Reference] = set()
         self._lock = threading.Lock()
-        self.pending = (
-            0  # how many images were asked for, since somebody last set this to 0, that are on their way
-        )
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="resolve") if background else None
+        self._background = background
+        self._pools: dict[str, ThreadPoolExecutor] = {}
+        self.pending = 0  # how many images were asked for, since `begin`, that are on their way
+
+    def begin(self) -> None:
+        """A new reading begins: what it does not ask for need not be tried again."""
+        with self._lock:
+            for reference in [*self._attempts]:
+                if reference not in self._asked and not self._attempts[reference].running:
+                    del self._attempts[reference]
+            self._asked = set()
+            self.pending = 0
 
     def resolve(self, reference: Reference) -> Image | Unresolved:
         """The image, or why it is not known (yet)."""
@@ -107,24 +117,32 @@ class Resolver:
         if self._images is None:
             return Unresolved(f"{reference}: not on this device")
         with self._lock:
-            attempt = self._attempts.setdefault(digest, _Attempt())
+            self._asked.add(reference)
+            attempt = self._attempts.setdefault(reference, _Attempt())
             if not attempt.running and time.monotonic() < attempt.retry_at:
                 return attempt.error
             self.pending += 1
             if attempt.running:
                 return attempt.error
             attempt.running = True
-        if self._pool is None:
+        if not self._background:
             self._look_up(self._images, reference, digest, attempt)
             return self._known.get(digest) or attempt.error
-        self._pool.submit(self._look_up, self._images, reference, digest, attempt)
+        pool = self._pools.get(reference.registry)
+        if pool is None:
+            pool = self._pools[reference.registry] = ThreadPoolExecutor(2, thread_name_prefix="resolve")
+        pool.submit(self._look_up, self._images, reference, digest, attempt)
         return attempt.error
 
     @property
     def retry_at(self) -> float | None:
-        """When the next look-up is due (monotonic), if one has failed."""
+        """When the next look-up is due (monotonic), if one has failed of those that were asked for last."""
         with self._lock:
-            times = [attempt.retry_at for attempt in self._attempts.values() if not attempt.running]
+            times = [
+                attempt.retry_at
+                for reference, attempt in self._attempts.items()
+                if reference in self._asked and not attempt.running
+            ]
         return min(times, default=None)
 
     def forget_failures(self) -> None:
@@ -134,8 +152,8 @@ class Resolver:
                 attempt.retry_at = 0.0
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in self._pools.values():
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _look_up(self, images: Images, reference: Reference, digest: Digest, attempt: _Attempt) -> None:
         error: Unresolved | None = None
@@ -152,7 +170,7 @@ class Resolver:
         with self._lock:
             attempt.running = False
             if error is None:
-                self._attempts.pop(digest, None)
+                self._attempts.pop(reference, None)
             else:
                 attempt.error = error
                 delay = min(_RETRY_LAST, _RETRY_FIRST * 2**attempt.failures)
@@ -185,7 +203,7 @@ class Reader:
         """
         snapshot = self._source.snapshot()
         unkept = ""
-        self._resolver.pending = 0
+        self._resolver.begin()
         loaded = self._load(snapshot.files, snapshot.read_config)
         good = self._last_good()
         stale: dict[str, str] = {}
