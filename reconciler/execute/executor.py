@@ -86,7 +86,8 @@ class Executor:
         self._collecting = False
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="lane")
-        self._pull_pool = ThreadPoolExecutor(pulls, thread_name_prefix="pull")
+        self._pulls_each = pulls
+        self._pull_pools: dict[str, ThreadPoolExecutor] = {}
         self._background = ThreadPoolExecutor(1, thread_name_prefix="background")
         self._waiter = Waiter()
         self._closed = False
@@ -151,7 +152,8 @@ class Executor:
             self._closed = True
             for lane in self._lanes.values():
                 lane.cancelled = True
-        self._pull_pool.shutdown(wait=False, cancel_futures=True)
+        for pool in [*self._pull_pools.values()]:
+            pool.shutdown(wait=False, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._waiter.close()
         self._background.shutdown(wait=True, cancel_futures=True)
@@ -224,12 +226,19 @@ class Executor:
     # --- pulls and garbage ---------------------------------------------------------------------------------------
 
     def _pull(self, step: PullImage) -> Future[None]:
-        """Return the pull of the image, which every lane that needs it at the same time shares."""
-        key = str(step.image.manifest)
+        """Return the pull of the image, which every lane that needs it from there at the same time shares.
+
+        Each registry has threads of its own: one that fails or hangs is no other one's delay, even for the same image.
+        """
+        registry = step.reference.partition("/")[0]
         with self._lock:
-            future = self._pulls.get(key)
+            future = self._pulls.get(step.reference)
             if future is None or future.done():
-                future = self._pulls[key] = self._pull_pool.submit(
+                pool = self._pull_pools.get(registry)
+                if pool is None:
+                    pool = ThreadPoolExecutor(self._pulls_each, thread_name_prefix="pull")
+                    self._pull_pools[registry] = pool
+                future = self._pulls[step.reference] = pool.submit(
                     self._engine.pull, step.reference, step.image
                 )
             return future
