@@ -135,7 +135,8 @@ class Containers:
             layout.run_container(container_id),
         ):
             directory.mkdir(mode=0o700)
-        self._uppers.make(container_id)
+        layers = desired.image.layers
+        self._uppers.make(container_id, layout.layer(layers[-1].chain_id) if layers else None)
         for name, content in desired.configs.items():
             path = layout.configs(container_id) / name
             mount = bundle.config_mount(desired, name)

@@ -11,6 +11,7 @@ STATE  (/var/lib/reconciler, 0700)
   resolved/<alg>-<hex>.json  digest as pinned -> resolved image: a cache, may be deleted at any time
   layers/<hex of chain id>/  an unpacked layer (a directory for overlayfs), made by rename from partial/
   layers/<hex>.json          its record: written after the rename, and durable; without it the layer does not exist
+  layers/<hex>.files         its index: the sha256 of every file, as sha256sum writes it
   containers/<id>/           config.json (OCI bundle), identity.json (written last: it makes the container exist),
                              upper/ work/ (overlay), rootfs/ (mount point), log/, configs/,
                                  exit.json where the outcome must survive a reboot

@@ -43,8 +43,19 @@ class Uppers:
             return run / "upper", run / "work"
         return self._layout.upper(container_id), self._layout.work(container_id)
 
-    def make(self, container_id: str) -> None:
-        """Make both, empty. The upper directory is the container's root directory, hence 0755."""
+    def make(self, container_id: str, root: Path | None) -> None:
+        """Make both, empty. The upper directory is what a container sees as its root directory, so it gets the owner,
+        mode, times and attributes of `root`, the topmost layer's (None for an image without layers: 0755, root's).
+        """
         upper, work = self.paths(container_id)
         upper.mkdir(mode=0o755)
         work.mkdir(mode=0o700)
+        if root is None:
+            return
+        status = root.stat()
+        os.chown(upper, status.st_uid, status.st_gid)
+        upper.chmod(status.st_mode & 0o7777)
+        for name in os.listxattr(root):
+            if not name.startswith("trusted.overlay."):
+                os.setxattr(upper, name, os.getxattr(root, name))
+        os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.conftest import reference
 from tests.e2e.device import PATIENCE, Device
-from tests.images import Built
+from tests.images import Built, busybox, directory, layer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.network]
 
@@ -296,3 +296,13 @@ def test_a_port_that_is_taken_is_found_before_anything_starts(ready: Device, box
     taken.wait()
     ready.reconciler("apply", check=False, timeout=30 * PATIENCE)
     answers(ready, "hello")
+
+
+def test_the_root_directory_is_the_images_own(device: Device, tmp_path: Path) -> None:
+    odd = busybox(tmp_path / "odd", more=[layer([directory("./", 0o751, uid=7, gid=8)])])
+    device.configure(bundles=[str(odd.layout)])
+    device.spec("web", sleeper("web", reference(odd)))
+    device.start()
+    device.running("web/main")
+    seen = device.reconciler("exec", "web/main", "stat", "-c", "%a %u %g", "/").stdout
+    assert seen == "751 7 8\n"
