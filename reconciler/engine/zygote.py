@@ -78,37 +78,43 @@ class Zygote:
 
         Nothing of it is left after an exception.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours:
-            request: protocol.Message = {"op": "create", "bundle": str(bundle), "run": str(run)}
-            with theirs:
-                self._send(request, theirs.fileno())
-            ours.settimeout(timeout)
-            return _created(ours, str(bundle), timeout)
+        request: protocol.Message = {"op": "create", "bundle": str(bundle), "run": str(run)}
+        for _ in range(2):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with ours:
+                with theirs:
+                    zygote = self._send(request, theirs.fileno())
+                ours.settimeout(timeout)
+                created = _created(ours, str(bundle), timeout)
+            if created is not None:
+                return created
+            try:
+                zygote.wait(0.2)
+            except subprocess.TimeoutExpired:
+                break
+            # The zygote was killed with the request unread: another one may have it.
+        raise StepError("shim", str(bundle), 0, f"{bundle}: the shim died before it answered", transient=True)
 
     def close(self) -> None:
         """Let the zygote exit; the shims stay."""
         with self._lock:
             self._close()
 
-    def _send(self, request: protocol.Message, reply: int) -> None:
+    def _send(self, request: protocol.Message, reply: int) -> subprocess.Popen[bytes]:
         with self._lock:
-            for last in (False, True):
-                channel = self._start()
+            for _ in range(2):
+                channel, process = self._start()
                 try:
                     protocol.send(channel, request, (reply,))
-                except (BrokenPipeError, ConnectionError) as error:
+                except (BrokenPipeError, ConnectionError):
                     self._close()  # it died since the last request
-                    if last:
-                        raise StepError(
-                            "zygote", "", error.errno or 0, f"zygote: {error}", transient=True
-                        ) from error
                 else:
-                    return
+                    return process
+        raise StepError("zygote", "", 0, "zygote: it dies as soon as it is started", transient=True)
 
-    def _start(self) -> socket.socket:
+    def _start(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
         if self._channel is not None and self._process is not None and self._process.poll() is None:
-            return self._channel
+            return self._channel, self._process
         self._close()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -124,7 +130,7 @@ class Zygote:
             self._close()
             raise
         self._channel = ours
-        return ours
+        return ours, self._process
 
     def _spawn(self, requests: int) -> subprocess.Popen[bytes]:
         interpreter = sealed_interpreter()
@@ -215,7 +221,7 @@ def _greet(channel: socket.socket, stderr: Path) -> None:
         raise StepError("zygote", str(stderr), 0, f"zygote: it did not start; see {stderr}", transient=True)
 
 
-def _created(channel: socket.socket, bundle: str, timeout: float) -> Created:
+def _created(channel: socket.socket, bundle: str, timeout: float) -> Created | None:
     try:
         answer = protocol.receive(channel)
     except TimeoutError as error:
@@ -223,7 +229,7 @@ def _created(channel: socket.socket, bundle: str, timeout: float) -> Created:
     except (OSError, protocol.ProtocolError) as error:
         raise StepError("shim", bundle, 0, f"{bundle}: the shim's answer can't be read: {error}") from error
     if answer is None:
-        raise StepError("shim", bundle, 0, f"{bundle}: the shim died before it answered", transient=True)
+        return None
     message, fds = answer
     if "error" in message or len(fds) != 3:
         for fd in fds:

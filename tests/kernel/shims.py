@@ -83,23 +83,19 @@ class Case:
     def exec_code(
         self, *arguments: str, user: str | None = None, cwd: str | None = None, env: tuple[str, ...] = ()
     ) -> tuple[int, str]:
-        reader, writer = os.pipe()
-        null = os.open(os.devnull, os.O_RDONLY)
-        try:
-            with self.control() as control:
-                code = control.run(
-                    Command(arguments, env, user, cwd),
-                    (null, writer, writer),
-                    timeout=20 * self.host.patience,
-                )
-        finally:
-            os.close(writer)
-            os.close(null)
-        chunks = []
-        while chunk := os.read(reader, 65536):
-            chunks.append(chunk)
-        os.close(reader)
-        return code, b"".join(chunks).decode(errors="replace")
+        with contextlib.ExitStack() as stack, self.control() as control:
+            reader, writer = os.pipe()
+            stack.callback(os.close, reader)
+            null = os.open(os.devnull, os.O_RDONLY)
+            stack.callback(os.close, null)
+            try:
+                running = control.execute(Command(arguments, env, user, cwd), (null, writer, writer))
+            finally:
+                os.close(writer)
+            chunks = []
+            while chunk := os.read(reader, 65536):
+                chunks.append(chunk)
+            return running.wait(20 * self.host.patience), b"".join(chunks).decode(errors="replace")
 
     def kill(self) -> None:
         if self.created is not None:

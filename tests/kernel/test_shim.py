@@ -100,9 +100,6 @@ def test_an_end_for_lack_of_memory_is_told_apart(host: Host) -> None:
         cgroup.kill(group)
         cgroup.wait_empty(group, 5)
         cgroup.remove(group)
-        for directory in group.directories():
-            with contextlib.suppress(OSError):
-                directory.parent.rmdir()
 
 
 def test_a_failed_creation_says_where_and_leaves_nothing(host: Host) -> None:
