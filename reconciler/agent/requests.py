@@ -11,6 +11,7 @@ from reconciler.agent import reading
 from reconciler.agent.loop import Agent, Turn
 from reconciler.agent.parts import Parts
 from reconciler.engine import volumes
+from reconciler.engine.progress import Progress
 from reconciler.engine.record import records
 from reconciler.errors import TimedOutError, UsageError
 from reconciler.spec.reference import Reference
@@ -25,6 +26,7 @@ class Requests:
         self._agent = agent
         self._parts = parts
         self._status = status
+        self._pulling: dict[str, Progress] = {}
 
     def routes(self) -> dict[tuple[str, str], Route]:
         """(method, path) -> function."""
@@ -32,6 +34,7 @@ class Requests:
             ("GET", "/v1/status"): self.status,
             ("POST", "/v1/reconcile"): self.reconcile,
             ("POST", "/v1/pull"): self.pull,
+            ("GET", "/v1/progress"): self.progress,
             ("POST", "/v1/gc"): self.collect_garbage,
             ("POST", "/v1/volumes/remove"): self.remove_volume,
         }
@@ -66,9 +69,30 @@ class Requests:
         """Fetch an image, verify and unpack it."""
         reference = Reference.parse(str(body.get("reference", "")))
         image = self._parts.images.resolve(reference)
-        self._parts.images.pull(image, reference, lambda _: None)
+        try:
+            self._parts.images.pull(image, reference, self._note)
+        finally:
+            self._pulling.clear()
         self._agent.wake()
         return {"reference": str(reference), "digest": str(image.manifest)}
+
+    def _note(self, progress: Progress) -> None:
+        self._pulling[str(progress.layer)] = progress
+
+    def progress(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """How far the layers are that somebody asked for by `pull`."""
+        return {
+            "layers": [
+                {
+                    "layer": layer,
+                    "done": progress.done,
+                    "total": progress.total,
+                    "phase": str(progress.phase),
+                    "resumed": progress.resumed,
+                }
+                for layer, progress in list(self._pulling.items())
+            ]
+        }
 
     def collect_garbage(self, _: Mapping[str, Any]) -> dict[str, Any]:
         """Delete what nothing wants any more, now."""

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any
 
@@ -11,12 +12,13 @@ from reconciler.agent.parts import open_images, open_parts
 from reconciler.cli.common import device_of, document, layout_of, print_json
 from reconciler.engine import instance
 from reconciler.engine.layout import Layout
+from reconciler.engine.progress import Phase, Progress
 from reconciler.engine.record import records
 from reconciler.engine.store import Store
-from reconciler.errors import UnreachableError, UsageError
+from reconciler.errors import ReconcilerError, UsageError
 from reconciler.report.progress import PullProgress
 from reconciler.report.tables import size, table
-from reconciler.spec.reference import Reference
+from reconciler.spec.reference import Digest, Reference
 
 
 def images(args: argparse.Namespace) -> int:
@@ -82,9 +84,8 @@ def pull(args: argparse.Namespace) -> int:
     reference = Reference.parse(args.reference)
     if reference.digest is None:
         raise UsageError(f"{reference}: not pinned by digest", hint=f"run: reconciler digest {reference}")
-    with suppress(UnreachableError):
-        answer = client.request(layout, "POST", "/v1/pull", {"reference": str(reference)}, timeout=3600)
-        print(answer["digest"])
+    if client.running(layout):
+        print(_pull_by_agent(layout, reference))
         return 0
     progress = PullProgress(sys.stderr)
     parts = open_parts(layout, device, progress)
@@ -97,6 +98,24 @@ def pull(args: argparse.Namespace) -> int:
         parts.close()
     print(image.manifest)
     return 0
+
+
+def _pull_by_agent(layout: Layout, reference: Reference) -> str:
+    """Have the agent pull, and show how far it is; return the manifest's digest."""
+    progress = PullProgress(sys.stderr)
+    with ThreadPoolExecutor(1) as pool:
+        body = {"reference": str(reference)}
+        answer = pool.submit(client.request, layout, "POST", "/v1/pull", body, timeout=24 * 3600)
+        while not answer.done():
+            wait([answer], 0.2)
+            with suppress(ReconcilerError):
+                for item in client.request(layout, "GET", "/v1/progress")["layers"]:
+                    layer = Digest.parse(item["layer"])
+                    progress(
+                        Progress(layer, item["done"], item["total"], Phase(item["phase"]), item["resumed"])
+                    )
+    progress.close()
+    return str(answer.result()["digest"])
 
 
 def digest(args: argparse.Namespace) -> int:
