@@ -69,10 +69,8 @@ class Requests:
         """Fetch an image, verify and unpack it."""
         reference = Reference.parse(str(body.get("reference", "")))
         image = self._parts.images.resolve(reference)
-        try:
-            self._parts.images.pull(image, reference, self._note)
-        finally:
-            self._pulling.clear()
+        self._pulling.clear()
+        self._parts.images.pull(image, reference, self._note)
         self._agent.wake()
         return {"reference": str(reference), "digest": str(image.manifest)}
 
