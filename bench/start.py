@@ -29,7 +29,7 @@ from reconciler.source.directory import DirectorySource
 from reconciler.state.desired import App, Container, Desired
 
 _PORT = 20000
-# Seconds. Writing cgroup.procs takes 10 ms more once no one has for 20 ms (RCU): containers are seldom started in a row.
+# Seconds. Writing cgroup.procs takes 10 ms more after 20 ms without (RCU): containers are seldom started in a row.
 _QUIET = 0.05
 
 

@@ -36,6 +36,9 @@ class _Silent:
     def lane(self, end: LaneEnd) -> None:
         """Ignore it."""
 
+    def problem(self, text: str) -> None:
+        """Ignore it."""
+
 
 def run(session: Session) -> list[Row]:
     with session.instance() as instance:
