@@ -160,7 +160,7 @@ class _Maker:
             layout.run_container(id),
         ):
             directory.mkdir(mode=0o700)
-        self._uppers.make(id)
+        self._uppers.make(id, None)
         for file in (layout.hosts(id), layout.resolv_conf(id), layout.hostname(id)):
             file.touch()
         upper, work = self._uppers.paths(id)
