@@ -202,6 +202,7 @@ def worlds(draw: st.DrawFn, want: Desired, *, local: bool = False, listeners: bo
         network=Network(
             frozenset(draw(st.sets(st.sampled_from(APPS)))),
             draw(st.sampled_from([None, (), tuple(rows)])),
+            frozenset(draw(st.sets(st.sampled_from(APPS), max_size=2))),
         ),
         listeners=tuple(draw(st.lists(strangers, max_size=2))) if listeners else (),
         store=Store(layers, tuple(objects)),

@@ -18,6 +18,7 @@ from reconciler.agent.intent import Intent, Reader, Resolver, Source
 from reconciler.agent.notify import watchdog_interval
 from reconciler.agent.parts import Parts
 from reconciler.agent.sweeper import Sweeper
+from reconciler.engine import leftovers
 from reconciler.engine.process import boot_id
 from reconciler.errors import ReconcilerError
 from reconciler.execute.executor import Executor, LaneEnd
@@ -137,8 +138,7 @@ class Agent:
         self._parts.prepare_host()
         warm = threading.Thread(target=self._warm_up, name="warm-up")
         warm.start()  # the zygote takes a tenth of a second, which the first container need not wait for
-        self._parts.containers.sweep()
-        self._parts.store.recover()
+        self._keep("clean-up", self._clean_up)
         while not self._stop:
             self._awake.clear()
             turn = self.turn()
@@ -147,6 +147,12 @@ class Agent:
                 return
             if self._awake.wait(self._patience(turn)):
                 time.sleep(_SETTLE if turn.busy or turn.plan.steps else 0)
+
+    def _clean_up(self) -> None:
+        """Clear away what an interrupted agent left half done."""
+        leftovers.sweep(self._parts.layout)
+        self._parts.containers.sweep()
+        self._parts.store.recover()
 
     def _warm_up(self) -> None:
         try:
@@ -253,7 +259,7 @@ class Agent:
                 self._kept_failures = failures
 
     def _keep(self, what: str, write: Callable[[], None]) -> bool:
-        """Write what later turns go by; where the disk refuses, say so, and whether it went well.
+        """Do what later turns go by; where the disk refuses, say so, and return whether it went well.
 
         What runs must not depend on it: a full or read-only disk never ends the loop.
         """

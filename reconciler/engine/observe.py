@@ -92,6 +92,7 @@ class Observer:
             network=state.Network(
                 apps=frozenset(app for app, found in network.apps.items() if found.healthy),
                 published=published,
+                traces=frozenset(network.apps),
             ),
             listeners=self._listeners(item.port for item in ports if item not in there),
             store=self._store.observe(),

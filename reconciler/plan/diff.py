@@ -47,7 +47,7 @@ def plan(
             untouched.add(name)
             blocked.append(Blocked(name, "", desired.held[name]))
     removed: list[str] = []
-    for name in sorted(found.keys() | observed.network.apps):
+    for name in sorted(found.keys() | observed.network.known):
         if name in desired.apps or name in untouched:
             continue
         if desired.hold_all:

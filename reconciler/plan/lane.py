@@ -100,7 +100,7 @@ def converge(
     pulls, missing = _pulls(app, observed.store.layers)
     volumes = [name for name in sorted(app.volumes) if name not in observed.volumes.get(app.name, ())]
     gone = [name for name in found if name not in app.containers]
-    network = not app.containers and (bool(gone) or app.name in observed.network.apps)
+    network = not app.containers and (bool(gone) or app.name in observed.network.known)
     gate = _gate(app, observed.failures.get(app.name), now)
     if not (works or pulls or volumes or gone or network or app.unresolved):
         lane.blocked += _ports_taken(app, taken)

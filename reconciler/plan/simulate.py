@@ -239,4 +239,7 @@ def _update(step: UpdateContainer, have: Container, world: Observed) -> Containe
 def _remove_network(step: RemoveNetwork, world: Observed) -> Observed:
     left = [name for name in world.containers if name.startswith(f"{step.app}/")]
     _require(not left, step, f"{', '.join(left)} still there")
-    return replace(world, network=replace(world.network, apps=world.network.apps - {step.app}))
+    network = replace(
+        world.network, apps=world.network.apps - {step.app}, traces=world.network.traces - {step.app}
+    )
+    return replace(world, network=network)

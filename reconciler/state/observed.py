@@ -110,11 +110,18 @@ class Published:
 class Network:
     """The device's network as found: `apps` whose bridge is there and right, and what the port table holds.
 
-    `published` is None where the table is missing or not as we made it.
+    `published` is None where the table is missing or not as we made it. `traces` are the apps of which anything at all
+    is there, be it only the lease that an interrupted removal left.
     """
 
     apps: frozenset[str] = frozenset()
     published: tuple[Published, ...] | None = None
+    traces: frozenset[str] = frozenset()
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The apps that have a network to remove."""
+        return self.apps | self.traces
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ was:      the specs that the containers found were made from; the same where it 
 containers: full name -> phase (`running`, `created`, `lost`, `exited`), or a map with `phase` and fields of the
           container; an exit has `code` or `signal`, `oom`, `ran` and `ago` in seconds, `boot`; or a list of such
 images:   those that are complete on local disk; all of `was` where it is left out
-networks, volumes, published, listeners, previous, failures, unresolved, held, hold_all, busy, objects, generations:
+networks, volumes, published, listeners, previous, failures, unresolved, held, hold_all, busy, objects,
+generations, traces:
           as the code below reads them
 steps, blocked, wake_in: what must come of it; last, because `--update-scenarios` writes them
 """
@@ -107,7 +108,8 @@ def _written(made: Mapping[str, Any]) -> str:
 def _plan(scenario: Mapping[str, Any]) -> Plan:
     known = {
         "specs", "was", "containers", "images", "networks", "volumes", "published", "listeners", "previous", "failures",
-        "unresolved", "held", "hold_all", "busy", "disk", "objects", "generations", "steps", "blocked", "wake_in",
+        "unresolved", "held", "hold_all", "busy", "disk", "objects", "generations", "traces", "steps", "blocked",
+        "wake_in",
     }  # fmt: skip
     assert scenario.keys() <= known, f"unknown: {sorted(scenario.keys() - known)}"
     waiting = {_reference(name): why for name, why in scenario.get("unresolved", {}).items()}
@@ -182,6 +184,7 @@ def _world(
         network=Network(
             frozenset(scenario.get("networks", {c.app for c in found})),
             None if scenario.get("published") == "none" else rows,
+            frozenset(scenario.get("traces", ())),
         ),
         listeners=tuple(_listener(text) for text in scenario.get("listeners", ())),
         store=Store(
