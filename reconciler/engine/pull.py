@@ -1,8 +1,9 @@
 """Images: resolve what a digest means, and bring its layers here, verified and unpacked.
 
 The order is that of architecture.md: a layer is unpacked aside, both its digests are checked, and only then does it get
-its name. Layers of one image, and of several, are fetched side by side on two pairs of threads; the same layer is never
-fetched twice at once. Nothing here decides that an image is wanted.
+its name. Layers of one image, and of several, are fetched side by side on two pairs of threads for each registry, so
+that one that hangs holds up only what comes from it; the same layer is never fetched twice at once from one registry.
+Nothing here decides that an image is wanted.
 """
 
 import threading
@@ -64,7 +65,7 @@ class Images:
         available = Bundles(bundles)
         self._resolver = Resolver(store, available, self._registry, platform, limits)
         self._adder = Adder(store, layout, available, self._registry, limits)
-        self._jobs: Jobs[Digest] = Jobs(_WORKERS)
+        self._jobs: dict[str, Jobs[Digest]] = {}  # by registry
         self._seen: dict[Digest, Image] = {}
         self._lock = threading.Lock()
 
@@ -78,7 +79,10 @@ class Images:
 
     def close(self) -> None:
         """Give up what is being pulled, and every connection."""
-        self._jobs.stop()
+        with self._lock:
+            everything = [*self._jobs.values()]
+        for jobs in everything:
+            jobs.stop()
         self._registry.close()
 
     # --- resolving -------------------------------------------------------------------------------------------------
@@ -149,13 +153,15 @@ class Images:
 
     def _add(self, image: Image, missing: Sequence[Layer], reference: Reference, progress: Listener) -> bool:
         """Add `missing`, lowest first. False if a layer failed that another pull was adding, perhaps from elsewhere."""
+        with self._lock:
+            running = self._jobs.setdefault(reference.registry, Jobs(_WORKERS))
         jobs: list[tuple[Job[Digest], bool]] = []
         below: Job[Digest] | None = None
         try:
             for layer in missing:
                 layers = image.layers[: image.layers.index(layer) + 1]
                 wanted = Addition(layers, reference, below, progress)
-                jobs.append(self._jobs.join(layer.chain_id, partial(self._adder.add, wanted)))
+                jobs.append(running.join(layer.chain_id, partial(self._adder.add, wanted)))
                 below = jobs[-1][0]
             for job, fresh in jobs:
                 job.done.wait()
@@ -165,5 +171,5 @@ class Images:
                     raise job.error
         finally:
             for job, _ in jobs:
-                self._jobs.leave(job)
+                running.leave(job)
         return True
