@@ -1,13 +1,22 @@
 """`python -m reconciler`, and the `reconciler` program."""
 
+import os
 import sys
 
 
 def main() -> int:
-    """Run the command line and return its exit code."""
+    """Run the command line and return its exit code; never wait for a thread that a verb has left behind."""
     from reconciler.cli.main import run
 
-    return run(sys.argv[1:])
+    code = run(sys.argv[1:])
+    threads = sys.modules.get("threading")
+    if threads is not None and threads.active_count() > 1:
+        # The interpreter would wait for a worker that waits for a registry, which may take minutes. Whatever a thread
+        # is in the middle of is as safe as in a power cut, and what had to be said was said.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":
