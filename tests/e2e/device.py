@@ -185,10 +185,10 @@ class Device:
                 message = message or str(error)
             if value:
                 return value
-            if time.monotonic() > deadline:
-                raise AssertionError(
-                    f"waited {timeout} s in vain {message}\n--- agent log ---\n{self.output[-4000:]}"
-                )
+            ended = self._agent.poll() if self._agent is not None else None
+            if time.monotonic() > deadline or ended is not None:
+                why = f"waited {timeout} s in vain" if ended is None else f"the agent ended with {ended}"
+                raise AssertionError(f"{why} {message}\n--- agent log ---\n{self.output[-4000:]}")
             time.sleep(0.05)
 
     def running(self, name: str, *, timeout: float = 20.0) -> int:
