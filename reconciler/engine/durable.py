@@ -6,6 +6,7 @@ leave a zero-length file under the final name after a power cut on ext4 and xfs.
 
 import json
 import os
+import time
 from pathlib import Path
 
 from reconciler.failpoint import failpoint
@@ -23,7 +24,8 @@ def sync_directory(path: Path) -> None:
 def replace_bytes(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
     """Replace `path` so that a reader, or a power cut, sees the old file or the new one.
 
-    With `durable` false only the reader is protected: for files on a tmpfs, or ones that may be lost.
+    With `durable` false only the reader is protected: for files on a tmpfs, or ones that may be lost. A directory in
+    its place is set aside.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(3).hex()}")
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
@@ -38,7 +40,11 @@ def replace_bytes(path: Path, data: bytes, *, mode: int = 0o600, durable: bool =
         finally:
             os.close(fd)
         failpoint("durable.written")
-        partial.rename(path)
+        try:
+            partial.rename(path)
+        except IsADirectoryError:  # nothing of ours: damage to the file system, or somebody's mistake
+            path.rename(path.with_name(f"{path.name}.corrupt-{time.time_ns()}"))
+            partial.rename(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -1,7 +1,5 @@
 """Devices, images and stories for tests that break things. What a test leaves on the machine fails it."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.e2e.conftest import box, box2, device

@@ -99,7 +99,7 @@ class LeaseFile:
             return known[1]
         try:
             leases = decode(self._path.read_bytes())
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, IsADirectoryError, ValueError):
             return self._recover()
         self._known = (stamp, leases) if stamp is not None and stamp == self._stamp() else None
         return leases
@@ -122,7 +122,10 @@ class LeaseFile:
     def remove(self) -> None:
         """Delete the file; succeeds if it is gone."""
         with self._commit_lock, self._locked():
-            self._path.unlink(missing_ok=True)
+            try:
+                self._path.unlink(missing_ok=True)
+            except IsADirectoryError:
+                pass  # damage; it goes with the state directory
             self._known = None
 
     def _commit(self) -> None:
@@ -160,7 +163,7 @@ class LeaseFile:
             return decode(self._path.read_bytes())
         except FileNotFoundError:
             self._known = None
-        except ValueError:
+        except (IsADirectoryError, ValueError):
             self._known = None
             self._path.rename(self._path.with_name(f"{self._path.name}.corrupt-{time.time_ns()}"))
         return self._recover()

@@ -45,7 +45,7 @@ class Forwarding:
         """The values found before our change in this boot, or None where we changed nothing in it yet."""
         try:
             record = json.loads(self._record.read_bytes())
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, IsADirectoryError, ValueError):
             return None
         if not isinstance(record, dict) or record.get("boot") != _boot_id():
             return None
@@ -87,7 +87,10 @@ class Forwarding:
         self.forget()
 
     def forget(self) -> None:
-        self._record.unlink(missing_ok=True)
+        try:
+            self._record.unlink(missing_ok=True)
+        except IsADirectoryError:
+            pass  # damage; it goes with the state directory
 
 
 def _forwarding_interfaces() -> list[str]:
