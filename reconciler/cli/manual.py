@@ -31,6 +31,8 @@ agent runs.
 A container is called `APP/CONTAINER`; every verb that takes a name also takes the start of an id, as long as it is
 unambiguous. A volume is called `APP/VOLUME`.
 
+What `exec` runs begins at NAME: options of `exec` itself stand before it.
+
 Data goes to standard output, everything else to standard error. `-o json` prints one document with `apiVersion`, `kind`
 and `items`; its keys are never renamed within `reconciler/v1`. Times in JSON are RFC 3339 in UTC, sizes are bytes.
 
@@ -51,8 +53,8 @@ _TAIL: Final = """\
 | 8 | not found |
 | 9 | the agent can't be reached, or permission is denied |
 | 64 | the command line is wrong |
-| 125, 126, 127, 128+n | `exec`: our own failure, not executable, not found, ended by signal n; else the
-command's own code | | 130, 141 | interrupted; the reader of a pipe went away |
+| 125, 126, 127, 128+n | `exec`: our own failure, not executable, not found, signal n; else the command's own code |
+| 130, 141 | interrupted; the reader of a pipe went away |
 
 ## FILES
 
@@ -60,14 +62,15 @@ command's own code | | 130, 141 | interrupted; the reader of a pipe went away |
 |---|---|
 | `/var/lib/reconciler` | state: images, layers, containers, volumes (`--state DIR`) |
 | `/run/reconciler` | what a reboot may take away: sockets, exit records (`--run DIR`) |
-| `/etc/reconciler/device.yaml` | what this device allows and how it is set up, see [settings.md](settings.md)
-(`--device FILE`) |
+| `/etc/reconciler/device.yaml` | what this device allows and is, see [settings.md](settings.md) (`--device FILE`) |
 
 Instances with different state directories never meet: their bridges, cgroups and tables have different names.
 
 ## ENVIRONMENT
 
-`NO_COLOR` turns colours off. `NOTIFY_SOCKET` and `WATCHDOG_USEC` are used as systemd sets them.
+`NO_COLOR` and `TERM=dumb` turn colours off. `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` are used as systemd
+sets them. git is given what a person may have set for a proxy, a private certificate authority or an ssh agent, and
+nothing else. `RECONCILER_FAILPOINT` is for tests.
 
 ## SIGNALS
 
@@ -80,6 +83,7 @@ for the back-off of earlier failures.
     reconciler agent --git https://git.example/fleet.git --branch main --path sites/lab
     reconciler logs -f --tail 20 web/page
     reconciler exec -it web/db psql -U postgres
+    reconciler exec --state /srv/state -u 1000 web/db id
     reconciler volume ls && reconciler volume rm old-app/data
 
 ## SEE ALSO
