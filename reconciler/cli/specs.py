@@ -1,6 +1,7 @@
 """Verbs about specs: validate, plan, apply."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from reconciler.cli.common import device_of, document, duration, layout_of, prin
 from reconciler.cli.console import Console
 from reconciler.errors import BlockedError, InvalidSpecError, NotFoundError, ReconcilerError, TimedOutError
 from reconciler.plan.steps import Plan
+from reconciler.report.tables import use_color
 from reconciler.spec.marks import Problem
 
 
@@ -56,8 +58,9 @@ def print_problems(problems: tuple[Problem, ...], as_json: bool) -> int:
         ]
         print_json(document("ProblemList", items))
     else:
+        color = use_color(sys.stderr, "auto", os.environ)
         for problem in problems:
-            print(problem.render(color=sys.stderr.isatty()), file=sys.stderr)
+            print(problem.render(color=color), file=sys.stderr)
     return sum(problem.severity == "error" for problem in problems)
 
 

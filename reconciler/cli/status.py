@@ -76,6 +76,8 @@ def _notes(document: dict[str, Any]) -> list[str]:
         notes.append("the agent is not running: this is what is on disk and in the kernel")
     if document["source"]["problem"]:
         notes.append(f"source: {document['source']['problem']}")
+    if document["source"]["stale"]:
+        notes.append(f"source: {document['source']['stale']}")
     if document["guard"]:
         notes.append(document["guard"])
     notes += [item["reason"] for item in document["blocked"]]
