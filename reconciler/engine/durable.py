@@ -24,8 +24,8 @@ def sync_directory(path: Path) -> None:
 def replace_bytes(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
     """Replace `path` so that a reader, or a power cut, sees the old file or the new one.
 
-    With `durable` false only the reader is protected: for files on a tmpfs, or ones that may be lost. A directory in
-    its place is set aside.
+    A directory in its place is renamed to NAME.corrupt-TIME. With `durable` false only the reader is protected: for
+    files on a tmpfs, or ones that may be lost.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(3).hex()}")
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
@@ -42,7 +42,7 @@ def replace_bytes(path: Path, data: bytes, *, mode: int = 0o600, durable: bool =
         failpoint("durable.written")
         try:
             partial.rename(path)
-        except IsADirectoryError:  # nothing of ours: damage to the file system, or somebody's mistake
+        except IsADirectoryError:  # not ours, whatever it is: kept beside it, for people to look at
             path.rename(path.with_name(f"{path.name}.corrupt-{time.time_ns()}"))
             partial.rename(path)
     except BaseException:

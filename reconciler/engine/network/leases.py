@@ -125,7 +125,7 @@ class LeaseFile:
             try:
                 self._path.unlink(missing_ok=True)
             except IsADirectoryError:
-                pass  # damage; it goes with the state directory
+                pass  # somebody else's: a lease of ours would have replaced it
             self._known = None
 
     def _commit(self) -> None:

@@ -90,7 +90,7 @@ class Forwarding:
         try:
             self._record.unlink(missing_ok=True)
         except IsADirectoryError:
-            pass  # damage; it goes with the state directory
+            pass  # somebody else's: a record of ours would have replaced it
 
 
 def _forwarding_interfaces() -> list[str]:
