@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from bench.measure import (
+    BenchError,
     Figure,
     Sample,
     boottime,
@@ -52,9 +53,12 @@ def write_specs(instance: Instance, session: Session, wanted: Sequence[str]) -> 
         instance.spec(name, text)
 
 
-def all_up(session: Session, began: int, wanted: Sequence[str]) -> Sample:
+def all_up(session: Session, instance: Instance, began: int, wanted: Sequence[str]) -> Sample:
     """From `began` until every container's first instruction has run and every port is published."""
-    moments = session.moments.take(wanted, timeout=120)
+    try:
+        moments = session.moments.take(wanted, timeout=60)
+    except BenchError as error:
+        raise BenchError(f"{error}; the agent's last words:\n{instance.said()}") from error
     until(lambda: _published(len(wanted)), timeout=30, message="the published ports", step=0.005)
     ready = max(moments.values())
     return Sample((ready - began) / 1e9)
@@ -74,7 +78,7 @@ def run(session: Session) -> list[Row]:
             write_specs(instance, session, names())
             began = boottime()
             instance.start()
-            started.append(all_up(session, began, names()))
+            started.append(all_up(session, instance, began, names()))
             edits += _edits(session, instance, 1 if session.quick else 4)
         with session.instance() as instance:
             instance.start()
@@ -83,7 +87,7 @@ def run(session: Session) -> list[Row]:
             began = boottime()
             write_specs(instance, session, names())
             batch.append((boottime() - began) / 1e9)
-            running.append(all_up(session, began, names()))
+            running.append(all_up(session, instance, began, names()))
     theirs: dict[str, Figure] = {}
     if not session.quick:
         for peer in session.peers.engines:
@@ -198,7 +202,7 @@ def footprint(session: Session) -> list[Row]:
 def _up(session: Session, instance: Instance, wanted: Sequence[str]) -> None:
     began = boottime()
     instance.start()
-    all_up(session, began, wanted)
+    all_up(session, instance, began, wanted)
     time.sleep(_SETTLE)
 
 

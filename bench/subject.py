@@ -117,8 +117,12 @@ class Instance:
     def agent(self) -> int:
         """The agent's pid."""
         if self._agent is None or self._agent.poll() is not None:
-            raise BenchError(f"the agent does not run: {self.log.read_text()[-1500:]}")
+            raise BenchError(f"the agent does not run: {self.said()}")
         return self._agent.pid
+
+    def said(self) -> str:
+        """The end of the agent's output."""
+        return self.log.read_text()[-1500:]
 
     def serving(self) -> None:
         """Wait until the agent answers verbs."""

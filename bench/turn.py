@@ -45,7 +45,7 @@ def run(session: Session) -> list[Row]:
         write_specs(instance, session, names())
         began = boottime()
         instance.start()
-        all_up(session, began, names())
+        all_up(session, instance, began, names())
         instance.stop()
         for number in range(COUNT, _SPECS):
             instance.spec(f"s{number:04}", _held(number))
