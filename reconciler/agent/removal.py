@@ -21,6 +21,9 @@ def remove_everything(parts: Parts, say: Callable[[str], None]) -> None:
     """Remove it all; `say` hears a line per part. The caller holds the state lock."""
     found = list(records(parts.layout))
     _stop(parts, found, say)
+    # Removing writes (leases), which a full disk would not let it: what an agent alone would read goes first.
+    for directory in (parts.layout.generations, parts.layout.lastgood_root, parts.layout.partial):
+        shutil.rmtree(directory, ignore_errors=True)
     for container in found:
         parts.containers.remove(container.id, keep_previous=False)
         say(f"removed {container.full_name}")

@@ -7,6 +7,7 @@ dependencies first. A lane knows nothing of other lanes. Pure.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from reconciler.plan.order import reaches, start_order
 from reconciler.plan.restart import countdown, failure_delay, ordinal
@@ -24,6 +25,8 @@ from reconciler.state.image import Image
 from reconciler.state.observed import Container, Exited, Failure, Now, Observed, Running
 
 Found = Mapping[str, Sequence[Container]]
+
+_ROOM: Final = 1 << 20  # bytes for the records, configs and first lines of the log of a container or two
 
 
 @dataclass(slots=True)
@@ -83,6 +86,14 @@ def _gate(app: App, failure: Failure | None, now: Now) -> Gate | None:
     return Gate(waiting + failed.blocked, failed.failed_step)
 
 
+def _full(observed: Observed) -> str:
+    """Why nothing may be replaced now, or an empty string: what can't be written may have no predecessor stopped."""
+    store = observed.store
+    if store.size <= 0 or store.free >= _ROOM:
+        return ""
+    return f"disk full: less than {_ROOM >> 20} MiB is free for the state directory; make room, or run: reconciler gc"
+
+
 def converge(
     app: App,
     found: Found,
@@ -115,6 +126,9 @@ def converge(
         if held_up or app.unresolved:
             lane.blocked += gate.blocked
         first, later, pulls, volumes, gone, network = passed, [], [], [], [], False
+    if (later or pulls or volumes) and (full := _full(observed)):
+        lane.blocked.append(Blocked(app.name, "", full))
+        later, pulls, volumes = [], [], []
 
     for name in first:
         lane.steps += allowed[name].down + allowed[name].up
