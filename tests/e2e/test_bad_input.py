@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -244,9 +246,58 @@ def test_what_a_container_can_not_start_with_is_named_and_harms_nobody(
     assert ready.ps()["good/main"]["restarts"] == 0
 
 
-def test_a_full_disk_is_named_and_touches_nothing_that_runs(ready: Device, box: Built) -> None:
-    """The state directory is on a small file system, which is filled up under the agent."""
-    pytest.skip("x")
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system of 16 MiB. Asked for before `device`, so that it goes after it."""
+    path = Path(tempfile.mkdtemp(prefix="rct-disk-", dir="/dev/shm"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", path.name, str(path)], check=True)
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+    path.rmdir()
+
+
+def test_a_full_disk_is_named_and_touches_nothing_that_runs(
+    small_disk: Path, device: Device, box: Built, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    large = upon(
+        box, tmp_path_factory.mktemp("large") / "layout", [file("./etc/large", os.urandom(32 << 20))]
+    )
+    device.state = small_disk / "state"
+    device.configure(bundles=[str(box.layout), str(large.layout)], gc={"min_free": "1Mi"})
+    device.spec("good", app("good", reference(box)))
+    device.spec("changing", app("changing", reference(box)))
+    device.start()
+    device.logged("converged")
+    before = device.ps()
+    # An image that does not fit is known not to before it is fetched.
+    device.spec("large", app("large", reference(large)))
+    all_said(device, {"large": f"{device.state}: disk full: image {reference(large)} needs more than "})
+    assert "make room, or run: reconciler gc" in device.reason("large")
+
+    # Not a block is left: what runs, runs; what would have to be written is refused before anything stops.
+    filler = small_disk / "filler"
+    with filler.open("wb") as out:
+        try:
+            while True:
+                out.write(bytes(1 << 16))
+                out.flush()
+        except OSError:
+            pass
+    device.spec("new", app("new", reference(box)))
+    device.spec("changing", app("changing", reference(box), extra="    environment: {A: b}\n"))
+    full = "disk full: less than 1 MiB is free for the state directory; make room, or run: reconciler gc"
+    all_said(device, {"new": full, "changing": full})
+    now = device.ps()
+    assert now["good/main"]["pid"] == before["good/main"]["pid"]
+    assert now["changing/main"]["pid"] == before["changing/main"]["pid"]
+
+    # Room again, by hand: everything goes on by itself.
+    filler.unlink()
+    (device.specs / "large.yaml").unlink()
+    device.running("new/main", timeout=40)
+    device.until(lambda: device.ps()["changing/main"]["id"] != before["changing/main"]["id"])
+    assert device.running("changing/main")
+    assert device.pid("good/main") == before["good/main"]["pid"]
 
 
 # --- sources that can't be read --------------------------------------------------------------------------------------
