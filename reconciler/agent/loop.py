@@ -87,6 +87,7 @@ class Agent:
         self._retention = parts.retention
         self._failures = read_failures(parts.layout, self._boot)
         self._kept_failures = dict(self._failures)
+        self._untidy = False
         self._generations = read_generations(parts.layout)
         self._resolver = Resolver(parts.images, parts.store, self.wake)
         self._reader = Reader(parts.layout, parts.device, source, self._resolver)
@@ -149,7 +150,7 @@ class Agent:
                 time.sleep(_SETTLE if turn.busy or turn.plan.steps else 0)
 
     def _clean_up(self) -> None:
-        """Clear away what an interrupted agent left half done."""
+        """Clear away what an interrupted agent, or a step that failed, left half done. Only while no lane runs."""
         leftovers.sweep(self._parts.layout)
         self._parts.containers.sweep()
         self._parts.store.recover()
@@ -164,6 +165,8 @@ class Agent:
         """Observe, plan and dispatch once."""
         began = time.monotonic()
         self._drain()
+        if self._untidy and self._executor.idle:  # a sweep would take what a lane is just making
+            self._untidy = not self._keep("clean-up", self._clean_up)
         intent = self._reader.read(allow_empty=self._allow_empty)
         read = time.monotonic()
         busy = (
@@ -248,6 +251,7 @@ class Agent:
             except queue.Empty:
                 break
             if end.failed is not None:
+                self._untidy = True
                 self._failures[end.app] = self._failure(end, end.failed)
                 continue
             failure = self._failures.get(end.app)

@@ -302,13 +302,20 @@ class Containers:
         failpoint("remove.discarded")
 
     def _keep_previous(self, found: record.Record) -> None:
-        """Move the log and the records to where `logs --previous` and the back-off look for them."""
+        """Move the log and the records to where `logs --previous` and the back-off look for them.
+
+        The identity is there first, so that a second try knows what the first one moved, and goes from here last: until
+        then the container exists, and is removed again by whoever finds it.
+        """
         layout = self._layout
         kept = layout.previous(found.app, found.name)
-        self._store.discard(kept)
-        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        kept.mkdir(mode=0o700)
-        failpoint("previous.made")
+        copy = kept / "identity.json"
+        if not _is_of(copy, found.id):
+            self._store.discard(kept)
+            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            kept.mkdir(mode=0o700)
+            failpoint("previous.made")
+            replace_bytes(copy, layout.identity(found.id).read_bytes(), durable=False)
         for source in (layout.log(found.id), layout.settled_exit(found.id)):
             _move(source, kept / source.name)
         failpoint("previous.moved")
@@ -321,7 +328,7 @@ class Containers:
                 replace_bytes(kept / "exit.json", data, durable=False)
         if layout.stopping(found.id).exists():
             (kept / "stopped").touch(mode=0o600)
-        _move(layout.identity(found.id), kept / "identity.json")
+        layout.identity(found.id).unlink(missing_ok=True)
 
     def _forget_previous(self, found: record.Record) -> None:
         self._store.discard(self._layout.previous(found.app, found.name))
@@ -380,6 +387,13 @@ def _end(pidfd: int, grace: float) -> None:
         pass
     finally:
         os.close(pidfd)
+
+
+def _is_of(path: Path, container_id: str) -> bool:
+    try:
+        return record.parse(path.read_bytes(), str(path)).id == container_id
+    except (OSError, record.CorruptRecordError):
+        return False
 
 
 def _move(source: Path, target: Path) -> None:

@@ -175,6 +175,12 @@ class Story:
         assert sorted(os.listdir(self.layout.volumes)) == ["web"]
         assert len(self._processes()) == 2, self._processes()
 
+    def golden_at_first(self) -> None:
+        """Assert what the first chapter asks for."""
+        found = {name: item["state"] for name, item in self.device.ps().items()}
+        assert found.pop("job/once") in ("running", "exited")
+        assert found == {"web/page": "running", "web/side": "running"}
+
     def _processes(self) -> list[str]:
         """The shims of this device that live, whether or not anybody knows of them."""
         found = []

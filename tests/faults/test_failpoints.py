@@ -20,6 +20,8 @@ POINTS = sorted(
 )
 # What the story alone does not pass: a failure is written only after one.
 BEFORE = {"failures.written": "create.made:1*error"}
+# Passed before there is a loop: the first files of a new state directory.
+START = ("durable.renamed", "durable.writing", "durable.written")
 BATCHES = 12
 
 
@@ -51,3 +53,34 @@ def kill_at(story: Story, points: list[str]) -> None:
     story.golden()
     story.nothing_left(died)
     assert not armed, f"never reached: {sorted(armed)}"
+
+
+@pytest.mark.parametrize("kind", ["error", "enospc"])
+@pytest.mark.parametrize("part", range(3))
+def test_an_error_at_any_step_boundary_is_said_and_tried_again(story: Story, kind: str, part: int) -> None:
+    """Every point fails once, in one go: each failure is named, none ends the agent, the end is the same."""
+    points = [name for name in POINTS[part::3] if name not in START]
+    terms = {"error": "1*error(on purpose)", "enospc": "1*enospc"}[kind]
+    story.start(";".join([*BEFORE.values(), *(f"{name}:{terms}" for name in points)]))
+
+    def died() -> None:
+        raise AssertionError(f"the agent ended\n{story.device.output[-4000:]}")
+
+    story.tell(died)
+    story.golden()
+    story.nothing_left(died)
+    said = story.device.output
+    assert ("on purpose" if kind == "error" else "No space left on device") in said
+    assert "this is a defect of reconciler" not in said, said[-4000:]
+
+
+@pytest.mark.parametrize("point", START)
+def test_an_error_before_the_first_turn_ends_the_agent_with_one_line(story: Story, point: str) -> None:
+    """The first files of an instance have nothing to fall back on: it is said, and the next start works."""
+    story.begin()
+    story.start(f"{point}:1*enospc")
+    assert story.device.ended() == 1
+    assert "No space left on device" in story.device.output
+    story.start()
+    story.converge(lambda: None)
+    story.golden_at_first()
