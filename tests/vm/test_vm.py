@@ -1,7 +1,7 @@
-"""Run the tests marked `cgroup` once more where cgroup version 2 is all there is: in the virtual machine.
+"""Run the tests marked `cgroup` once more where cgroup version 2 is all there is, and the service under a real systemd.
 
-The host of a developer or of CI may have version 1, or both side by side; devices have version 2. The guest is emulated
-where the hardware does not help, so it gets only these tests, and ten times the patience.
+The host of a developer or of CI may have version 1, or both side by side; devices have version 2, and systemd. It
+is emulated where the hardware does not help, so it gets only these tests, and ten times the patience.
 """
 
 import subprocess
@@ -15,13 +15,24 @@ CLONE = Path(__file__).resolve().parents[2]
 RUNNER = CLONE / "tests" / "vm" / "run-in-vm.sh"
 LIMIT = 1000  # seconds; the whole of `make test` has 20 minutes
 
+PYTEST = (
+    ".venv/bin/python",
+    "-m",
+    "pytest",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "--require-kernel",
+    "--junitxml=/out/report.xml",
+)
+
 pytestmark = pytest.mark.vm
 
 
-def run(*command: str, out: Path) -> subprocess.CompletedProcess[str]:
+def run(*command: str, out: Path, init: str = "fast") -> subprocess.CompletedProcess[str]:
     """Run `command` in the guest; what it leaves in /out comes back in `out`."""
     return subprocess.run(
-        [RUNNER, "-t", str(LIMIT), "-o", out, "--", *command],
+        [RUNNER, "-t", str(LIMIT), "-o", out, "-i", init, "--", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -49,12 +60,27 @@ def test_limits_hold_on_cgroup_version_2(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     tests = ["tests/kernel", "tests/e2e", "tests/hostile", "tests/faults"]
-    python = ".venv/bin/python"
-    quiet = ["-q", "-p", "no:cacheprovider", "-n", "2", "--require-kernel", "--junitxml=/out/report.xml"]
-    done = run(python, "-m", "pytest", "-m", "cgroup", *quiet, *tests, out=tmp_path)
-    report = tmp_path / "report.xml"
+    done = run(*PYTEST, "-n", "2", "-m", "cgroup", *tests, out=tmp_path)
+    passed(done, tmp_path / "report.xml", "cgroup version 2", record_property)
+
+
+def test_containers_outlive_the_service_under_systemd(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    done = run(*PYTEST, "tests/vm/systemd_guest.py", out=tmp_path, init="systemd")
+    passed(done, tmp_path / "report.xml", "systemd", record_property)
+
+
+def passed(
+    done: subprocess.CompletedProcess[str],
+    report: Path,
+    what: str,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """Fail with what the guest said unless it ran tests and all of them passed."""
     assert report.exists(), f"the guest ended with {done.returncode}:\n{done.stdout[-6000:]}"
     line, bad = results(report)
-    record_property("virtual machine", f"cgroup version 2: {line}")
+    record_property("virtual machine", f"{what}: {line}")
+    assert not line.startswith("0 passed"), done.stdout[-3000:]
     assert not bad, f"{line}\n\n" + "\n\n".join(bad)
     assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}"
