@@ -14,13 +14,15 @@ from reconciler.linux import path, process
 from reconciler.shim.program import Process
 from reconciler.shim.step import Step, StepError, reason
 
+_NULL = os.makedev(1, 3)
 _DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def set_stdio(stdio: tuple[int, int, int], uid: int) -> None:
     """Make `stdio` the descriptors 0 to 2, and pipes, sockets and terminals among them the user's own.
 
-    Without the latter a program that is not root can't open /dev/stdout again, which images do.
+    Without the latter a program that is not root can't open /dev/stdout again, which images do. Call it in the
+    container's root: where one of them is the host's null device, it becomes the one in there.
     """
     with Step("stdio"):
         # Away from 0 to 2 first: stdio=(1, 0, 2) must not overwrite one before it is used
@@ -28,12 +30,33 @@ def set_stdio(stdio: tuple[int, int, int], uid: int) -> None:
         for number, fd in enumerate(high):
             os.dup2(fd, number)
             os.close(fd)
+        for fd in (0, 1, 2):
+            if _is_null(fd):
+                _reopen_null(fd)
         if uid == 0:
             return
         for fd in (0, 1, 2):
             mode = os.fstat(fd).st_mode
             if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and os.isatty(fd)):
                 os.fchown(fd, uid, -1)
+
+
+def _is_null(fd: int) -> bool:
+    info = os.fstat(fd)
+    return stat.S_ISCHR(info.st_mode) and info.st_rdev == _NULL
+
+
+def _reopen_null(fd: int) -> None:
+    """Put the root's own /dev/null in the place of the host's: root inside could chmod the host's through it."""
+    access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    # O_NONBLOCK: what a container has put there may be anything, and is only looked at before it is refused
+    own = os.open("/dev/null", access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        if not _is_null(own):
+            raise OSError(errno.ENODEV, "the container's /dev/null is not the null device")
+        os.dup2(own, fd)
+    finally:
+        os.close(own)
 
 
 def change_directory(cwd: str) -> None:
