@@ -6,6 +6,7 @@ identity record before the first process, so that a crash at any point leaves ei
 record, which `sweep` clears away, or a container that the next turn sees as lost.
 """
 
+import json
 import os
 import resource
 import secrets
@@ -212,8 +213,14 @@ class Containers:
         for other in record.records(self._layout):
             path = self._layout.hosts(other.id)
             if other.app == app and path.exists():
-                hostname = self._layout.hostname(other.id).read_text().strip()
-                update_hosts(path, render_hosts(members, other.name, hostname))
+                update_hosts(path, render_hosts(members, other.name, self._hostname(other.id)))
+
+    def _hostname(self, container_id: str) -> str:
+        """From the bundle, and not from the file that the container sees as /etc/hostname and may write to."""
+        try:
+            return str(json.loads(self._layout.config(container_id).read_bytes())["hostname"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""  # deleted or damaged: that container is made again in a later turn
 
     # --- stop ------------------------------------------------------------------------------------------------------
 

@@ -103,6 +103,10 @@ def update_hosts(path: Path, content: bytes) -> bool:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         size = os.fstat(fd).st_size
+        if size > _LARGEST_FILE:
+            # Root inside may write to it, and make it as large as it likes: that is not what is padded here.
+            size = len(content)
+            os.ftruncate(fd, size)
         if size == len(content) and os.pread(fd, size, 0) == content:
             return False
         padded = content + b"\n" * (size - len(content))

@@ -108,6 +108,18 @@ class TestUpdatingInPlace:
         assert not update_hosts(path, b"a\n")
         assert path.stat().st_mtime_ns == before
 
+    def test_a_file_that_somebody_made_huge_is_cut_first(self) -> None:
+        path = Path(f"/dev/shm/hosts-{os.getpid()}")
+        try:
+            with path.open("wb") as file:
+                file.truncate(1 << 40)  # more than could be padded
+            inode = path.stat().st_ino
+            assert update_hosts(path, b"a\n")
+            assert path.read_bytes() == b"a\n"
+            assert path.stat().st_ino == inode
+        finally:
+            path.unlink()
+
     def test_does_not_follow_a_link(self, tmp_path: Path) -> None:
         (tmp_path / "target").write_bytes(b"precious\n")
         (tmp_path / "hosts").symlink_to(tmp_path / "target")
