@@ -31,6 +31,8 @@ _T = TypeVar("_T")
 class Podman:
     """podman with its storage on the run's disk. cgroups by cgroupfs: there is no systemd in the place."""
 
+    program = "podman"
+
     def __init__(self, place: Place) -> None:
         self._place = place
         self.label = version("podman")
@@ -72,6 +74,8 @@ class Podman:
 
 class Docker:
     """A dockerd of the run's own: its data on the run's disk, its sockets in the place, its bridge in our namespace."""
+
+    program = "docker"
 
     def __init__(self, place: Place) -> None:
         self._place = place

@@ -40,7 +40,7 @@ def run(session: Session) -> list[Row]:
 
     def row(name: str, told: str, figures: dict[str, Figure]) -> Row:
         return Row(
-            f"pull/{name}",
+            name,
             f"{what}, {told}",
             "s",
             figures[_OURS],
@@ -49,8 +49,8 @@ def run(session: Session) -> list[Row]:
         )
 
     return [
-        row("wall", "wall", {name: walls(found) for name, found in samples.items()}),
-        row("cpu", "CPU", {name: cpus(found) for name, found in samples.items()}),
+        row("pull/wall", "wall", {name: walls(found) for name, found in samples.items()}),
+        row("pull/cpu", "CPU", {name: cpus(found) for name, found in samples.items()}),
     ]
 
 

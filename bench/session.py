@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from bench.measure import Moments
+from bench.measure import Moments, Sample
 from bench.peers import Peers
 from bench.place import Place
 from bench.subject import Instance, build_first, build_image
@@ -27,6 +27,9 @@ class Session:
         self._rounds = rounds
         self._stack = ExitStack()
         self._instances = 0
+        self.fifty: dict[
+            str, tuple[Sample, int]
+        ] = {}  # by peer: fifty containers up, and the memory they cost
         self.peers = Peers(place)
         self._stack.callback(self.peers.close)
 
