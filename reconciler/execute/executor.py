@@ -125,6 +125,7 @@ class Executor:
             match step:
                 case ConfigureNetwork():
                     network = self._device(step)
+                    self._wake()  # where no lane follows, nothing else would ask for the turn that sees it done
                 case CollectGarbage():
                     self._collect(step)
                 case _:

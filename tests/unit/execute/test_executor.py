@@ -98,7 +98,11 @@ class Bench:
         self.engine = Recorder()
         self.outcomes: list[Outcome] = []
         self.ends: list[LaneEnd] = []
-        self.executor = Executor(self.engine, self._report, lambda: None, workers=workers, pulls=2)
+        self.wakes = 0
+        self.executor = Executor(self.engine, self._report, self._wake, workers=workers, pulls=2)
+
+    def _wake(self) -> None:
+        self.wakes += 1
 
     def _report(self, event: Outcome | LaneEnd) -> None:
         if isinstance(event, LaneEnd):
@@ -240,6 +244,11 @@ def test_nothing_starts_without_the_rules_that_isolate_it(bench: Bench) -> None:
     bench.finish()
     assert bench.engine.calls == ["network", "remove 1"]
     assert ("", bench.outcomes[0]) in [(end.app, end.failed) for end in bench.ends]
+
+
+def test_a_network_step_that_nothing_follows_asks_for_the_next_turn(bench: Bench) -> None:
+    bench.run(ConfigureNetwork(("a",), ()))
+    assert bench.wakes == 1
 
 
 def test_garbage_is_collected_in_the_background(bench: Bench) -> None:
