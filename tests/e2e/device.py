@@ -217,17 +217,22 @@ class Device:
 
     # --- the end -------------------------------------------------------------------------------------------------
 
+    def finish(self) -> None:
+        """Kill the agent and remove the instance with its own program."""
+        if self._agent is not None:
+            self._agent.kill()
+            self._agent.wait()
+            self._agent = None
+        if (self.state / "instance").exists():
+            self.reconciler("uninstall", "--yes", timeout=120)
+
     def close(self) -> None:
         """Remove the instance with its own program, then the namespace.
 
         Fails if anything would not go, or if the agent ever printed a traceback.
         """
         try:
-            if self._agent is not None:
-                self._agent.kill()
-                self._agent.wait()
-            if (self.state / "instance").exists():
-                self.reconciler("uninstall", "--yes", timeout=120)
+            self.finish()
         finally:
             for helper in self._helpers:
                 helper.terminate()

@@ -224,5 +224,5 @@ class Story:
             found += [f"lease {app}" for app in json.loads(layout.leases.read_text()).get("apps", {})]
         mounts = Path("/proc/self/mountinfo").read_text()
         found += [f"mount {line}" for line in mounts.splitlines() if str(device.root) in line]
-        temporary = [path for path in device.state.rglob(".*") if path.is_file()]
-        return found + [f"temporary {path}" for path in temporary]
+        names = (f"{where}/{name}" for where, _, names in os.walk(device.state) for name in names)
+        return found + [f"temporary {name}" for name in names if "/." in name and "/trash/" not in name]

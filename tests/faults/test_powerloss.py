@@ -1,0 +1,203 @@
+"""R3: the power is cut while images are pulled and containers are made, and the device comes back by itself.
+
+The state directory is on an ext4 in a loop device. FS_IOC_SHUTDOWN stops that file system at once: nothing that was not
+on the disk by then gets there. Then everything dies, the disk is mounted again (the journal is replayed), and the next
+agent has to find only whole layers, whole blobs and files that it can read, and bring everything up without help.
+"""
+
+import fcntl
+import os
+import random
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reconciler.engine.layout import Layout
+from reconciler.engine.store import Store
+from tests.e2e.device import Device
+from tests.images import Built, busybox, directory, file, layer
+
+pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.network]
+
+_SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN, _IOR('X', 125, __u32)
+_NO_LOG_FLUSH = 2  # what is in the journal's memory is lost too
+
+
+class Disk:
+    """An ext4 of its own, whose power can be cut."""
+
+    def __init__(self, path: Path) -> None:
+        self.mount_point = path / "disk"
+        self._image = path / "disk.img"
+        self.mount_point.mkdir()
+        with self._image.open("wb") as image:
+            image.truncate(96 << 20)
+        run("mkfs.ext4", "-q", "-F", str(self._image))
+        self.mount()
+
+    def mount(self) -> None:
+        run("mount", "-o", "loop", str(self._image), str(self.mount_point))
+
+    def cut(self) -> None:
+        fd = os.open(self.mount_point, os.O_RDONLY)
+        try:
+            fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
+        finally:
+            os.close(fd)
+
+    def unmount(self) -> None:
+        """Unmount, once the last process that uses it has gone."""
+        deadline = time.monotonic() + 10
+        while subprocess.run(["umount", str(self.mount_point)], capture_output=True, check=False).returncode:
+            assert time.monotonic() < deadline, "the disk stays in use"
+            time.sleep(0.05)
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def layered(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """An image of six layers with files of all sizes, so that there is much to be cut in the middle of."""
+    dice = random.Random(6)
+    layers = []
+    for number in range(5):
+        entries = [directory(f"./data{number}")]
+        for position in range(40):
+            size = dice.choice([0, 1, 100, 4096, 20_000, 100_000])
+            entries.append(file(f"./data{number}/file{position}", dice.randbytes(size)))
+        layers.append(layer(entries, level=1))
+    return busybox(tmp_path_factory.mktemp("layered") / "layout", more=layers)
+
+
+@pytest.fixture
+def disk(device: Device, layered: Built) -> Iterator[Disk]:
+    """Move the device's state directory to a disk of its own."""
+    made = Disk(device.root)
+    device.state = made.mount_point / "state"
+    device.configure(bundles=[str(layered.layout)], interval="1s")
+    try:
+        yield made
+        device.finish()
+    finally:
+        made.unmount()
+
+
+def spec(image: Built, mark: str = "") -> str:
+    containers = "\n".join(
+        f"  {name}: {{image: 'box.example/box:1@{image.digest}', command: [sleep, '1000'], init: true,"
+        f" environment: {{MARK: '{mark}'}}, volumes: ['data:/keep'],"
+        " limits: {memory: 16Mi}, stop_grace_period: 0s}"
+        for name in ("a", "b")
+    )
+    return f"apiVersion: reconciler/v1\nkind: App\nname: web\nvolumes: {{data: {{}}}}\ncontainers:\n{containers}\n"
+
+
+def power_cut(device: Device, disk: Disk) -> None:
+    """The disk first, then every process, then all that lives in memory only."""
+    disk.cut()
+    device.stop(signal.SIGKILL)
+    for group in Path("/sys/fs/cgroup").glob(f"**/reconciler-{name_of(device)}/*/cgroup.procs"):
+        for pid in group.read_text().split():
+            try:
+                os.kill(int(pid), signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+    disk.unmount()
+    for path in Path("/sys/fs/cgroup").glob(f"**/reconciler-{name_of(device)}/*/"):
+        path.rmdir()  # a reboot has none of them
+    shutil.rmtree(device.run, ignore_errors=True)
+    device.inside(["nft", "flush", "ruleset"])
+    for link in re.findall(r"\d+: (rc[^:@]*)", device.inside(["ip", "-o", "link"]).stdout):
+        device.inside(["ip", "link", "del", link])
+    disk.mount()
+
+
+_names: dict[Path, str] = {}
+
+
+def name_of(device: Device) -> str:
+    """The instance's name, as it was before its disk could no longer be read."""
+    return _names.get(device.root, "none")
+
+
+def whole(device: Device) -> None:
+    """Whatever claims to be complete is."""
+    store = Store(Layout(device.state, device.run))
+    for chain_id in store.layers():
+        assert list(store.damaged_files(chain_id)) == [], f"half a layer: {chain_id}"
+    for blob in store.blobs():
+        store.read_blob(blob.digest)
+
+
+@pytest.mark.parametrize("after", [0.35, 0.5, 0.65, 0.9])
+def test_a_power_cut_while_everything_is_new_leaves_nothing_half(
+    device: Device, disk: Disk, layered: Built, after: float
+) -> None:
+    device.spec("web", spec(layered))
+    device.start()
+    time.sleep(after)
+    remember(device)
+    power_cut(device, disk)
+    if (device.state / "layers").exists():
+        whole(device)
+    device.start()
+    device.running("web/a", timeout=30)
+    device.running("web/b", timeout=30)
+    remember(device)
+    whole(device)
+
+
+def test_what_was_finished_is_on_the_disk(device: Device, disk: Disk, layered: Built) -> None:
+    """The power goes right after convergence: images, volumes and the last good spec are there, without any source."""
+    device.spec("web", spec(layered))
+    device.start()
+    device.logged("converged")
+    remember(device)
+    with (device.state / "volumes/web/data/data/old").open("w") as kept:
+        kept.write("x")
+        kept.flush()
+        os.fsync(
+            kept.fileno()
+        )  # commits the journal too: names without their content are what a bad writer leaves
+    power_cut(device, disk)
+    whole(device)
+    device.configure(bundles=[], interval="1s")
+    device.spec("web", "{")  # and the spec can't be read any more
+    device.start()
+    device.running("web/a", timeout=30)
+    device.running("web/b", timeout=30)
+    remember(device)
+    assert (device.state / "volumes/web/data/data/old").read_text() == "x"
+
+
+def test_a_power_cut_during_an_update_is_recovered_from(device: Device, disk: Disk, layered: Built) -> None:
+    device.spec("web", spec(layered))
+    device.start()
+    device.logged("converged")
+    remember(device)
+    device.spec("web", spec(layered, "new"))
+    time.sleep(0.15)
+    power_cut(device, disk)
+    whole(device)
+    device.start()
+    device.running("web/a", timeout=30)
+    device.until(lambda: device.reconciler("apply", check=False).returncode == 0)
+    for name in ("web/a", "web/b"):
+        assert "MARK=new" in device.reconciler("exec", name, "env").stdout
+
+
+def remember(device: Device) -> None:
+    try:
+        _names[device.root] = device.instance
+    except OSError:
+        pass  # it has no name yet, and so no cgroups
