@@ -31,6 +31,7 @@ from reconciler.engine.store import Store
 from reconciler.engine.zygote import Zygote
 from reconciler.errors import NotFoundError, ReconcilerError, TimedOutError
 from reconciler.failpoint import failpoint
+from reconciler.linux import process
 from reconciler.state.desired import Container, Settings, VolumeMount
 
 _KILL_TIMEOUT = 10.0
@@ -235,7 +236,7 @@ class Containers:
         self._layout.stopping(container_id).touch(mode=0o600)
         failpoint("stop.marked")
         try:
-            signal.pidfd_send_signal(init, signal.Signals[signal_name])
+            signal.pidfd_send_signal(init, _signal_number(signal_name))
         except ProcessLookupError:
             os.close(init)
             return None
@@ -380,6 +381,14 @@ class Containers:
 
 def _volumes(desired: Container) -> Iterable[str]:
     return {mount.volume for mount in desired.identity.mounts if isinstance(mount, VolumeMount)}
+
+
+def _signal_number(name: str) -> int:
+    """The number of a stop signal as a spec or an image writes it; SIGTERM for what an image has made up."""
+    try:
+        return process.signal_number(name)
+    except ValueError:
+        return signal.SIGTERM
 
 
 def _end(pidfd: int, grace: float) -> None:

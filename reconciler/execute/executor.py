@@ -166,7 +166,13 @@ class Executor:
             if lane.app in self._lanes:
                 return
             self._lanes[lane.app] = lane
-        self._submit(lane)
+        try:
+            self._submit(lane)
+        except RuntimeError:  # no thread can be started; the lane may be taken up by a thread that there is
+            with self._lock:
+                lane.cancelled = True
+                self._lanes.pop(lane.app, None)
+            raise
 
     def _submit(self, lane: Lane) -> None:
         with self._lock:  # `close` sets the mark under the same lock, before the pool refuses work
@@ -174,7 +180,17 @@ class Executor:
                 self._pool.submit(self._advance, lane)
 
     def _advance(self, lane: Lane) -> None:
-        """Run steps until the lane ends or has to wait for something."""
+        """Run steps until the lane ends or has to wait for something. It ends whatever happens, or its app would be
+        left alone for ever.
+        """
+        step = lane.steps[0] if lane.steps else None
+        try:
+            self._run_steps(lane)
+        except Exception as error:  # noqa: BLE001 - a part of the one broad catch, `_perform`
+            if step is not None:
+                self._end(lane, Outcome(step, f"{type(error).__name__}: {error}", _REPORT_BUG, False))
+
+    def _run_steps(self, lane: Lane) -> None:
         while lane.steps and not lane.cancelled:
             step = lane.steps[0]
             match step:
@@ -219,7 +235,8 @@ class Executor:
 
     def _end(self, lane: Lane, failed: Outcome | None) -> None:
         with self._lock:
-            self._lanes.pop(lane.app, None)
+            if self._lanes.get(lane.app) is lane:
+                del self._lanes[lane.app]
         cancelled, seconds = lane.cancelled and failed is None, time.monotonic() - lane.began
         self._report(LaneEnd(lane.app, lane.digest, failed, cancelled, seconds, frozenset(lane.performed)))
         self._wake()

@@ -267,6 +267,13 @@ def test_a_defect_in_one_lane_is_reported_and_does_not_stop_the_others(bench: Be
     assert "start b/web" in bench.engine.calls
 
 
+def test_a_defect_while_something_is_asked_to_end_ends_the_lane(bench: Bench) -> None:
+    bench.engine.fail["signal 1 SIGTERM"] = KeyError("SIGTERM")
+    bench.run(StopContainer("a", "web", "1", "SIGTERM", 1))
+    bench.finish()
+    assert [(end.app, end.failed is not None) for end in bench.ends] == [("a", True)]
+
+
 def test_closing_leaves_waiting_lanes_where_they_are() -> None:
     made = Bench()
     read, write = os.pipe()
