@@ -71,8 +71,8 @@ class Resolver:
     """Digest -> image, for ever once known.
 
     Each registry has threads of its own, so that one that hangs holds up only what comes from it; and what one registry
-    says of a digest is not held against the same digest elsewhere. `background` false looks up at once, in the caller's thread; without `images` nothing is looked up at all.
-    With `keep` what was found is stored.
+    says of a digest is not held against the same digest elsewhere. `background` false looks up at once, in the
+    caller's thread; without `images` nothing is looked up at all. With `keep` what was found is stored.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class Reader:
     def read(self, *, allow_empty: bool = False) -> Intent:
         """Read the source and return what is desired now.
 
-        With `allow_empty` the shrink guard lets everything through.
+        With `allow_empty` the shrink guard lets everything through that could be read.
         """
         snapshot = self._source.snapshot()
         unkept = ""
@@ -211,7 +211,7 @@ class Reader:
         for app, kept in good.items():
             if app in apps:
                 continue
-            if snapshot.problem and not allow_empty:
+            if snapshot.problem:  # what can't be read was not removed, whatever was allowed
                 stale[app] = snapshot.problem
             elif kept.path in loaded.failed:
                 errors = [p for p in loaded.failed[kept.path] if p.severity == "error"]
@@ -292,10 +292,10 @@ class Reader:
 
     def _hold_all(self, snapshot: Snapshot, loaded: Loaded, allow_empty: bool) -> str:
         """Why apps that nobody knows a spec of are left alone: they may be what can't be read now."""
-        if allow_empty:
-            return ""
         if snapshot.problem:
             return snapshot.problem
+        if allow_empty:
+            return ""
         known = {kept.path for kept in self._last_good().values()}
         unknown = sorted(path for path in loaded.failed if path not in known)
         return f"{unknown[0]}: can't be read, and may be theirs" if unknown else ""

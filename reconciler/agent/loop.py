@@ -23,11 +23,12 @@ from reconciler.engine.process import boot_id
 from reconciler.errors import ReconcilerError
 from reconciler.execute.executor import Executor, LaneEnd
 from reconciler.plan.diff import plan as make_plan
-from reconciler.plan.steps import Outcome, Plan
+from reconciler.plan.steps import ConfigureNetwork, Outcome, Plan
 from reconciler.state.desired import App, Desired
 from reconciler.state.generation import AppliedApp, Generation
 from reconciler.state.observed import Failure, Now, Observed, Published
 
+_PAUSE_FIRST = 1.0  # seconds after a turn that came to nothing; doubled each time, up to the interval
 _SETTLE = 0.03  # seconds in which wake-ups that belong together are gathered into one turn
 
 
@@ -70,6 +71,9 @@ class Listener(Protocol):
     def problem(self, text: str) -> None:
         """Something that the agent does for itself failed; it goes on, and tries again in a later turn."""
 
+    def broken_turn(self, text: str) -> None:
+        """A turn came to nothing: what is there could not be seen, or the device refused; the next one tries again."""
+
 
 class Agent:
     """The loop over one source and one state directory. The caller holds the state lock."""
@@ -79,6 +83,8 @@ class Agent:
         self._listener = listener
         self._awake = threading.Event()
         self._stop = False
+        self._stopped = threading.Event()
+        self._prepared = False
         self._allow_empty = False
         self._forget = False
         self._longest = min(parts.device.interval, watchdog_interval() or parts.device.interval)
@@ -96,6 +102,7 @@ class Agent:
         self._sweeper = Sweeper(parts.store, listener.problem)
         self._turns = 0
         self._changed = threading.Condition()
+        self._trouble: tuple[int, str] | None = None
         self.last: Turn | None = None
 
     # --- from any thread -------------------------------------------------------------------------------------------
@@ -107,10 +114,14 @@ class Agent:
     def stop(self) -> None:
         """Leave the loop after this turn; containers go on."""
         self._stop = True
+        self._stopped.set()
         self._awake.set()
 
     def reconcile(self, *, allow_empty: bool = False) -> int:
-        """Ask for a turn that tries everything again at once; return the number of the last turn before it."""
+        """Ask for a turn that tries everything again at once; return the number of the last turn before it.
+
+        That may be one that is under way: it has read the source already, and is not the one that was asked for.
+        """
         number = self._turns
         self._allow_empty = self._allow_empty or allow_empty
         self._resolver.forget_failures()
@@ -118,13 +129,20 @@ class Agent:
         self._awake.set()
         return number
 
-    def wait_for(self, condition: Callable[[Turn], bool], timeout: float) -> Turn | None:
-        """Wait until a turn satisfies `condition`; None if none did in time."""
+    def wait_for(
+        self, condition: Callable[[Turn], bool], timeout: float, *, after: int | None = None
+    ) -> Turn | None:
+        """Wait until a turn satisfies `condition`; None if none did in time.
+
+        With `after`, raise ReconcilerError once a turn later than that number comes to nothing.
+        """
         deadline = time.monotonic() + timeout
         with self._changed:
             while True:
                 if self.last is not None and condition(self.last):
                     return self.last
+                if after is not None and self._trouble is not None and self._trouble[0] > after:
+                    raise ReconcilerError(self._trouble[1], transient=True)
                 left = deadline - time.monotonic()
                 if left <= 0 or self._stop:
                     return None
@@ -133,21 +151,62 @@ class Agent:
     # --- the loop --------------------------------------------------------------------------------------------------
 
     def run(
-        self, until: Callable[[Turn], bool] = lambda _: False, *, alive: Callable[[], None] = lambda: None
+        self,
+        until: Callable[[Turn], bool] | None = None,
+        *,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
-        """Turn until `stop`, or until a turn satisfies `until`. `alive` is called once a turn (a watchdog)."""
+        """Turn until `stop`, or until a turn satisfies `until`. `alive` is called once a turn (a watchdog).
+
+        Without `until` no failure ends the loop: a turn that comes to nothing is reported and tried again, first soon
+        and then less often. With it there is somebody to be told: the error is raised.
+        """
+        pause, network = _PAUSE_FIRST, False
+        while not self._stop:
+            self._awake.clear()
+            try:
+                turn = self.turn()
+            except (
+                OSError,
+                ReconcilerError,
+                RuntimeError,
+            ) as error:  # RuntimeError: no thread can be started
+                if until is not None:
+                    raise
+                self._broken(error)
+                alive()
+                self._stopped.wait(min(pause, self._longest))  # whatever wakes it meanwhile: never a hot loop
+                pause *= 2
+                continue
+            pause = _PAUSE_FIRST
+            alive()
+            if until is not None and until(turn):
+                return
+            if self._awake.wait(self._patience(turn)):
+                # A network that is configured again and again (somebody else undoes it) wakes us each time
+                again, network = network and _configures(turn.plan), _configures(turn.plan)
+                settle = _SETTLE if turn.busy or turn.plan.steps else 0
+                self._stopped.wait(_PAUSE_FIRST if again else settle)
+
+    def _broken(self, error: Exception) -> None:
+        """Say that a turn came to nothing, also to those who wait for it."""
+        text = (
+            str(error) if isinstance(error, OSError | ReconcilerError) else f"{type(error).__name__}: {error}"
+        )
+        self._listener.broken_turn(text)
+        with self._changed:
+            self._trouble = (self._turns, text)
+            self._changed.notify_all()
+
+    def _prepare(self) -> None:
+        """What comes before the first turn that works: no container may be made without it."""
+        if self._prepared:
+            return
         self._parts.prepare_host()
         warm = threading.Thread(target=self._warm_up, name="warm-up")
         warm.start()  # the zygote takes a tenth of a second, which the first container need not wait for
         self._keep("clean-up", self._clean_up)
-        while not self._stop:
-            self._awake.clear()
-            turn = self.turn()
-            alive()
-            if until(turn):
-                return
-            if self._awake.wait(self._patience(turn)):
-                time.sleep(_SETTLE if turn.busy or turn.plan.steps else 0)
+        self._prepared = True
 
     def _clean_up(self) -> None:
         """Clear away what an interrupted agent, or a step that failed, left half done. Only while no lane runs."""
@@ -164,10 +223,13 @@ class Agent:
     def turn(self) -> Turn:
         """Observe, plan and dispatch once."""
         began = time.monotonic()
+        self._turns += 1
+        number, allow_empty = self._turns, self._allow_empty
+        self._prepare()
         self._drain()
         if self._untidy and self._executor.idle:  # a sweep would take what a lane is just making
             self._untidy = not self._keep("clean-up", self._clean_up)
-        intent = self._reader.read(allow_empty=self._allow_empty)
+        intent = self._reader.read(allow_empty=allow_empty)
         read = time.monotonic()
         busy = (
             self._executor.busy
@@ -184,9 +246,8 @@ class Agent:
         self._forget_healed(plan, busy)
         planned = time.monotonic()
         self._executor.dispatch(plan, digests)
-        self._turns += 1
         turn = Turn(
-            number=self._turns,
+            number=number,
             now=now,
             intent=intent,
             observed=observed,
@@ -200,12 +261,13 @@ class Agent:
         self._exits.watch(
             layout.shim_record(container.id) for same in observed.containers.values() for container in same
         )
-        if turn.finished:
+        if turn.finished and allow_empty:
             self._allow_empty = False
         self._sweeper.sweep()
         self._listener.turn(turn)
         with self._changed:
             self.last = turn
+            self._trouble = None
             self._changed.notify_all()
         return turn
 
@@ -257,6 +319,9 @@ class Agent:
             failure = self._failures.get(end.app)
             if failure is not None and (failure.digest != end.digest or failure.step in end.performed):
                 del self._failures[end.app]  # a repair beside it is no reason to try the failed step again
+        self._keep_failures()
+
+    def _keep_failures(self) -> None:
         if self._failures != self._kept_failures:
             failures = dict(self._failures)
             if self._keep("failures", lambda: write_failures(self._parts.layout, self._boot, failures)):
@@ -281,7 +346,7 @@ class Agent:
         if healed:
             for app in healed:
                 del self._failures[app]
-            write_failures(self._parts.layout, self._boot, self._failures)
+            self._keep_failures()
 
     def _failure(self, end: LaneEnd, outcome: Outcome) -> Failure:
         last = self._failures.get(end.app)
@@ -314,6 +379,10 @@ class Agent:
             return
         self._generations = [*self._generations, generation][-max(1, keep) :]
         self.wake()  # what only the oldest generation wanted may be garbage now
+
+
+def _configures(plan: Plan) -> bool:
+    return any(isinstance(step, ConfigureNetwork) for step in plan.steps)
 
 
 def wanted_ports(desired: Desired) -> list[Published]:

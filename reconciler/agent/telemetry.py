@@ -95,6 +95,11 @@ class Telemetry:
             self.tally.lane(end.seconds)
         self._console.lane(end)
 
+    def broken_turn(self, text: str) -> None:
+        self.tally.broken_turn()
+        self._events.append(time.time(), "failed", "device", f"turn: {text}")
+        self._console.broken_turn(text)
+
     def problem(self, text: str) -> None:
         self._events.append(time.time(), "failed", "device", text)
         self._console.problem(text)

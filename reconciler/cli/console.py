@@ -29,6 +29,7 @@ class Console:
         self._guard = ""
         self._unkept = ""
         self._problem = ""
+        self._trouble = ""
         self._converged = False
         self.failed = 0
         self.performed = 0
@@ -36,16 +37,24 @@ class Console:
     def say(self, line: str) -> None:
         """Print one line, with the time before it."""
         stamp = time.strftime("%H:%M:%S ") if self._stamps else ""
+        self._print(f"{stamp}{line}")
+
+    def _print(self, text: str) -> None:
         with self._lock:
-            print(f"{stamp}{line}", file=self._stream, flush=True)
+            try:
+                print(text, file=self._stream, flush=True)
+            except OSError:
+                pass  # the terminal is gone, or the disk behind it is full: the work goes on all the same
 
     def turn(self, turn: Turn) -> None:
         intent = turn.intent
+        if self._trouble:
+            self._trouble = ""
+            self.say("turn: works again")
         if intent.problems != self._problems:
             self._problems = intent.problems
             for problem in intent.problems:
-                with self._lock:
-                    print(problem.render(), file=self._stream, flush=True)
+                self._print(problem.render())
             for app, reason in sorted(intent.stale.items()):
                 self.say(f"{app}: keeps running its last good spec: {reason}")
         if intent.source_problem != self._source_problem:
@@ -94,6 +103,11 @@ class Console:
         if text != self._problem:
             self._problem = text
             self.say(text)
+
+    def broken_turn(self, text: str) -> None:
+        if text != self._trouble:
+            self._trouble = text
+            self.say(f"turn: {text}")
 
     def progress(self, progress: Progress) -> None:
         """A layer has arrived: one line each, however long the download took."""

@@ -104,6 +104,11 @@ class Tally:
             for key in [key for key in self._drift if key[0] not in apps]:
                 del self._drift[key]
 
+    def broken_turn(self) -> None:
+        """Count a turn that came to nothing: nothing is known of what it saw."""
+        with self._lock:
+            self._turns["error"] += 1
+
     def _compare(self, observed: Observed) -> None:
         """Find what came to pass between two turns: a container of a name that has another id was restarted."""
         now: dict[str, _Seen] = {}
