@@ -18,7 +18,7 @@ from reconciler.engine.store import Store
 from reconciler.errors import ReconcilerError, UsageError
 from reconciler.report.progress import PullProgress
 from reconciler.report.tables import size, table
-from reconciler.spec.reference import Digest, Reference
+from reconciler.spec.reference import Digest, InvalidReferenceError, Reference
 
 
 def images(args: argparse.Namespace) -> int:
@@ -78,10 +78,17 @@ def image_items(layout: Layout) -> list[dict[str, Any]]:
     return sorted(items, key=lambda item: (item["reference"], item["digest"]))
 
 
+def _reference(text: str) -> Reference:
+    try:
+        return Reference.parse(text)
+    except InvalidReferenceError as error:
+        raise UsageError(str(error), hint=error.hint) from error
+
+
 def pull(args: argparse.Namespace) -> int:
     """Fetch an image, verify and unpack it; show how far it is."""
     layout, device = layout_of(args), device_of(args)
-    reference = Reference.parse(args.reference)
+    reference = _reference(args.reference)
     if reference.digest is None:
         raise UsageError(f"{reference}: not pinned by digest", hint=f"run: reconciler digest {reference}")
     if client.running(layout):
@@ -121,7 +128,7 @@ def _pull_by_agent(layout: Layout, reference: Reference) -> str:
 def digest(args: argparse.Namespace) -> int:
     """Print the reference with the digest that its tag has now, ready to be pasted into a spec."""
     layout, device = layout_of(args), device_of(args)
-    reference = Reference.parse(args.reference)
+    reference = _reference(args.reference)
     if reference.tag is None:
         raise UsageError(f"{reference}: no tag to look up")
     found = open_images(layout, device, Store(layout)).digest(reference)
