@@ -42,7 +42,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help=f"only this one, may be repeated ({told})",
     )
     parser.add_argument("--rounds", metavar="N", type=int, help="how often each contestant has its turn")
-    parser.add_argument("--quick", action="store_true", help="about a minute: few rounds, fewer peers")
+    parser.add_argument("--quick", action="store_true", help="a minute or two: few rounds, fewer peers")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there too")
     parser.add_argument(
         "--disk",
@@ -86,7 +86,7 @@ def measure(options: argparse.Namespace, chosen: list[str]) -> int:
     }
     with Session(place, rounds=options.rounds, quick=options.quick) as session:
         for name in chosen:
-            session.say(f"{BENCHMARKS[name][0]} ...")
+            session.say(f"{time.monotonic() - began:3.0f} s: {BENCHMARKS[name][0]} ...")
             try:
                 found = BENCHMARKS[name][1](session)
             except BenchError as error:

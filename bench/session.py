@@ -41,7 +41,7 @@ class Session:
 
     def rounds(self, usual: int) -> int:
         """How often to repeat what is usually repeated `usual` times."""
-        return self._rounds or (max(3, usual // 4) if self.quick else usual)
+        return self._rounds or ((usual + 2) // 3 if self.quick else usual)
 
     def say(self, text: str) -> None:
         """Tell whoever watches; results go to standard output, this does not."""

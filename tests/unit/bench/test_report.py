@@ -1,4 +1,4 @@
-"""What a benchmark's row says of its targets: ratios by medians, the right rival, no verdict where nothing can be told."""
+"""What a row says of its targets: ratios by medians, the right rival, and verdicts only where one can be told."""
 
 import json
 from pathlib import Path
