@@ -2,10 +2,12 @@
 
 `contain` starts the run again inside new pid, mount, network, ipc and uts namespaces. Whatever it starts there ends
 with its first process, whatever it mounts or configures goes with the namespaces; only cgroup directories outlive
-them, and those it notes before it makes them, for `contain` to remove. Unpacking happens on a journaled ext4 on a loop
-device: its file has no name any more once it is mounted, so that a killed run leaves no image behind.
+them, and those it notes before it makes them, for `contain` to remove, or for the next run where it was killed.
+Unpacking happens on a journaled ext4 on a loop device: its file has no name any more once it is mounted, so that a
+killed run leaves no image behind.
 """
 
+import fcntl
 import os
 import shutil
 import signal
@@ -13,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,12 +25,14 @@ from typing import Final
 from bench.measure import BenchError
 
 _UNSHARE: Final = (
+    *("setpriv", "--pdeathsig", "KILL"),
     *("unshare", "--fork", "--kill-child", "--pid", "--mount-proc", "--mount", "--propagation", "private"),
     *("--net", "--ipc", "--uts"),
 )
 # The first process of a pid namespace inherits every orphan and has to reap it; a waiting shell does.
 _INIT: Final = ("/bin/sh", "-c", '"$@"; exit $?', "sh")
 _DISK_SIZE: Final = 6 << 30  # bytes; sparse, so that it takes what is written only
+_PREFIX: Final = "rcbench-"
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _PRIVATE_COPIES: Final = (
     Path("/etc"),
@@ -69,7 +74,8 @@ def contain(arguments: Sequence[str], disk: Path) -> int:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, ended)
-    with tempfile.TemporaryDirectory(prefix="rcbench-") as name:
+    _finish_killed_runs()
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name, _held(Path(name)):
         outside = Path(name)
         (outside / "cgroups").touch()
         (outside / "namespaces").write_text(_namespaces(), encoding="utf-8")
@@ -80,6 +86,31 @@ def contain(arguments: Sequence[str], disk: Path) -> int:
             return subprocess.run(command, check=False).returncode
         finally:
             _remove_cgroups((outside / "cgroups").read_text(encoding="utf-8").split())
+
+
+@contextmanager
+def _held(outside: Path) -> Iterator[None]:
+    """Hold the lock that says that the run of this directory goes on."""
+    fd = os.open(outside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _finish_killed_runs() -> None:
+    """Remove what a run that was killed has left: empty cgroups, and the directory that names them."""
+    for outside in sorted(Path(tempfile.gettempdir()).glob(f"{_PREFIX}*")):
+        notes = outside / "cgroups"
+        if not notes.is_file():
+            continue  # just begun, or not ours
+        try:
+            with _held(outside):
+                _remove_cgroups(notes.read_text(encoding="utf-8").split())
+                shutil.rmtree(outside)
+        except BlockingIOError:
+            continue  # it goes on
 
 
 def arrange(outside: Path, disk: Path) -> Place:
