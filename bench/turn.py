@@ -39,6 +39,9 @@ class _Silent:
     def problem(self, text: str) -> None:
         """Ignore it."""
 
+    def broken_turn(self, text: str) -> None:
+        """Ignore it."""
+
 
 def run(session: Session) -> list[Row]:
     with session.instance() as instance:
