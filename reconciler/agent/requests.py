@@ -4,8 +4,10 @@ Each route is called on a thread of the server; it wakes the loop and waits, or 
 Failures are raised as ReconcilerErrors, and the server turns them into an answer with the exit code.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
 
 from reconciler.agent import reading
 from reconciler.agent.loop import Agent, Turn
@@ -13,8 +15,11 @@ from reconciler.agent.parts import Parts
 from reconciler.engine import volumes
 from reconciler.engine.progress import Progress
 from reconciler.engine.record import records
-from reconciler.errors import TimedOutError, UsageError
+from reconciler.errors import BlockedError, TimedOutError, UsageError
 from reconciler.spec.reference import Reference
+
+_WAITING: Final = 5  # of the eight threads of the server
+_LONGEST_WAIT: Final = 86400 * 7
 
 Route = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -27,6 +32,7 @@ class Requests:
         self._parts = parts
         self._status = status
         self._pulling: dict[str, Progress] = {}
+        self._waiting = threading.BoundedSemaphore(_WAITING)
 
     def routes(self) -> dict[tuple[str, str], Route]:
         """(method, path) -> function."""
@@ -48,17 +54,20 @@ class Requests:
 
     def reconcile(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Have a turn now; with `wait` set to `tried` or `converged`, answer once that is so."""
-        timeout = float(body.get("timeout", 300.0))
-        wait = body.get("wait", "")
-        before = self._agent.reconcile(allow_empty=bool(body.get("allow_empty", False)))
-        conditions: dict[object, Callable[[Turn], bool]] = {
-            "": lambda turn: turn.number > before,
-            "tried": lambda turn: turn.number > before and turn.finished,
-            "converged": lambda turn: turn.number > before and turn.converged,
-        }
-        if wait not in conditions:
+        timeout = _seconds(body, "timeout", 300.0)
+        wait, allow_empty = _text(body, "wait"), _flag(body, "allow_empty")
+        if wait not in ("", "tried", "converged"):
             raise UsageError(f"wait: {wait!r} is not tried or converged")
-        turn = self._agent.wait_for(conditions[wait], timeout)
+        with self._slot():
+            before = self._agent.reconcile(allow_empty=allow_empty)
+            conditions: dict[str, Callable[[Turn], bool]] = {
+                "": lambda turn: turn.number > before,
+                "tried": lambda turn: turn.number > before and turn.finished,
+                "converged": lambda turn: turn.number > before and turn.converged,
+            }
+            # Who waits for the end goes on waiting while a turn comes to nothing; the others are told.
+            after = None if wait == "converged" else before
+            turn = self._agent.wait_for(conditions[wait], timeout, after=after)
         if turn is None:
             raise TimedOutError(
                 f"reconcile: not {wait or 'begun'} after {timeout:g} s", hint="run: reconciler status"
@@ -67,12 +76,25 @@ class Requests:
 
     def pull(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Fetch an image, verify and unpack it."""
-        reference = Reference.parse(str(body.get("reference", "")))
-        image = self._parts.images.resolve(reference)
-        self._pulling.clear()
-        self._parts.images.pull(image, reference, self._note)
+        reference = Reference.parse(_text(body, "reference"))
+        with self._slot():
+            image = self._parts.images.resolve(reference)
+            self._pulling.clear()
+            self._parts.images.pull(image, reference, self._note)
         self._agent.wake()
         return {"reference": str(reference), "digest": str(image.manifest)}
+
+    @contextmanager
+    def _slot(self) -> Iterator[None]:
+        """Be one of those who make a thread of the server wait; the others are for quick questions."""
+        if not self._waiting.acquire(blocking=False):
+            raise BlockedError(
+                f"agent: {_WAITING} others wait for it already", hint="try again later", transient=True
+            )
+        try:
+            yield
+        finally:
+            self._waiting.release()
 
     def _note(self, progress: Progress) -> None:
         self._pulling[str(progress.layer)] = progress
@@ -100,7 +122,7 @@ class Requests:
 
     def remove_volume(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Delete a volume that nothing uses or wants."""
-        app, _, name = str(body.get("name", "")).partition("/")
+        app, _, name = _text(body, "name").partition("/")
         remove_volume(self._parts, app, name, wanted=self._wanted(app))
         return {"removed": f"{app}/{name}"}
 
@@ -112,12 +134,37 @@ class Requests:
 
 def remove_volume(parts: Parts, app: str, name: str, *, wanted: tuple[str, ...]) -> None:
     """Delete the volume, or refuse: containers that mount it, or a spec that declares it."""
-    users = [
-        record.full_name for record in records(parts.layout) if record.app == app and name in record.volumes
-    ]
-    if name in wanted and not users:
-        users = [f"the spec of {app}"]
-    volumes.remove(parts.layout, app, name, users=tuple(users))
+    with parts.store.claims:
+        users = [
+            record.full_name
+            for record in records(parts.layout)
+            if record.app == app and name in record.volumes
+        ]
+        if name in wanted and not users:
+            users = [f"the spec of {app}"]
+        volumes.remove(parts.layout, app, name, users=tuple(users))
+    parts.store.empty_trash()
+
+
+def _text(body: Mapping[str, Any], key: str) -> str:
+    value = body.get(key, "")
+    if not isinstance(value, str):
+        raise UsageError(f"{key}: expected a string")
+    return value
+
+
+def _flag(body: Mapping[str, Any], key: str) -> bool:
+    value = body.get(key, False)
+    if not isinstance(value, bool):
+        raise UsageError(f"{key}: expected true or false")
+    return value
+
+
+def _seconds(body: Mapping[str, Any], key: str, default: float) -> float:
+    value = body.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LONGEST_WAIT:
+        raise UsageError(f"{key}: expected seconds, at most {_LONGEST_WAIT}")
+    return float(value)
 
 
 def summary(turn: Turn) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class LocalEngine:
         failpoint("network.removed")
 
     def collect(self, kind: str, name: str) -> bool:
-        with self._store.exclusive():
+        with self._store.exclusive(), self._store.claims:
             used = {layer for found in record.records(self._layout) for layer in found.layers}
             match kind:
                 case "layer":

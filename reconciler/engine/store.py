@@ -48,6 +48,8 @@ class Store:
         self._records: dict[str, tuple[tuple[int, int, int], LayerRecord | None]] = {}
         self._images: dict[Digest, Image] = {}
         self._commit = threading.Lock()
+        # Held while a container lays claim to layers and volumes by its record, and while what no record names goes
+        self.claims = threading.Lock()
 
     def prepare(self) -> None:
         """Make the directories of an empty store; succeeds if they are there. It is a valid OCI image layout."""

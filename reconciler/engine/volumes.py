@@ -4,18 +4,25 @@ A volume is made empty with a `pending` mark; the first container that mounts it
 the mark away (Docker's copy-up). Removal is for people only (`reconciler volume rm`).
 """
 
+import errno
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from reconciler.engine import trash
 from reconciler.engine.durable import replace_json, sync_directory
 from reconciler.engine.layout import Layout
 from reconciler.errors import BlockedError, NotFoundError
 from reconciler.failpoint import failpoint
+from reconciler.linux.path import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+# A directory was removed, or replaced, or is too deep for a path.
+_AT_WORK: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG, errno.ESTALE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,26 +91,54 @@ def size(layout: Layout, app: str, name: str) -> int:
 
 
 def tree_size(path: Path) -> int:
-    """Bytes that a directory and all below it take on disk, 0 where it is gone; it may change meanwhile."""
+    """Bytes that a directory and all below it take on disk, 0 where it is gone; it may change meanwhile.
+
+    A container writes in there: no link is followed, also not one that takes a directory's place while this looks, and
+    what lies deeper than a path can name (PATH_MAX) is not counted.
+    """
+    try:
+        root = os.open(path, _DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
     total = 0
-    pending = [str(path)]
-    while pending:
-        try:
-            with os.scandir(pending.pop()) as entries:
-                for entry in entries:
-                    status = entry.stat(follow_symlinks=False)
-                    total += status.st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-        except (FileNotFoundError, NotADirectoryError):
-            continue  # somebody is at work in there
+    pending = ["."]
+    try:
+        while pending:
+            where = pending.pop()
+            try:
+                total += _directory_size(root, where, pending)
+            except OSError as error:
+                if error.errno not in _AT_WORK:
+                    raise
+    finally:
+        os.close(root)
+    return total
+
+
+def _directory_size(root: int, where: str, pending: list[str]) -> int:
+    directory = openat2(root, where, _DIRECTORY, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+    total = 0
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                try:
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                except FileNotFoundError:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(f"{where}/{entry.name}")
+    finally:
+        os.close(directory)
     return total
 
 
 def remove(layout: Layout, app: str, name: str, *, users: tuple[str, ...]) -> None:
-    """Delete the volume and its data for good. Refused while `users` (containers that mount it) exist."""
+    """Throw the volume and its data into the trash. Refused while `users` (containers that mount it) exist.
+
+    The names come from people: only what a listing shows is a volume, never a path that leads elsewhere.
+    """
     root = layout.volume(app, name)
-    if not root.exists():
+    if app not in _names(layout.volumes) or name not in _names(layout.volumes / app):
         raise NotFoundError(f"volume {app}/{name}: not found", hint="run: reconciler volume ls")
     if users:
         raise BlockedError(
@@ -111,10 +146,7 @@ def remove(layout: Layout, app: str, name: str, *, users: tuple[str, ...]) -> No
             hint="remove the container from the spec first",
         )
     layout.trash.mkdir(mode=0o700, exist_ok=True)
-    doomed = layout.trash / f"volume-{app}-{name}-{os.urandom(6).hex()}"
-    root.rename(doomed)
-    sync_directory(root.parent)
-    shutil.rmtree(doomed)
+    trash.discard(root, layout.trash)
     try:
         root.parent.rmdir()
     except OSError:

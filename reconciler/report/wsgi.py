@@ -88,6 +88,9 @@ def api_application(routes: Mapping[tuple[str, str], Handler]) -> Application:
                 "transient": error.transient,
             }
             return _json(environ, start, status, failure)
+        except OSError as error:
+            failure = {"error": str(error), "exit_code": 1, "transient": True}
+            return _json(environ, start, "500 Internal Server Error", failure)
 
     return application
 
