@@ -108,12 +108,28 @@ def render(
     return config
 
 
-def config_mount(desired: Container, name: str) -> ConfigMount:
-    """Return the mount that shows config `name`; its ids and mode are those of the file. KeyError if none does."""
+def config_files(desired: Container) -> dict[str, ConfigMount]:
+    """Return the files that the config mounts show, by name, each with a mount whose ids and mode are the file's.
+
+    A config that is shown twice with different ids or modes is two files: they belong to the inode, not to the mount.
+    """
+    files: dict[str, ConfigMount] = {}
     for mount in desired.identity.mounts:
-        if isinstance(mount, ConfigMount) and mount.config == name:
-            return mount
-    raise KeyError(name)
+        if isinstance(mount, ConfigMount):
+            files.setdefault(_config_file(desired, mount), mount)
+    return files
+
+
+def _config_file(desired: Container, mount: ConfigMount) -> str:
+    # The name of the config, which the spec's grammar keeps free of slashes and dots
+    ways: list[tuple[int, int, int]] = []
+    for other in desired.identity.mounts:
+        if isinstance(other, ConfigMount) and other.config == mount.config:
+            way = (other.uid, other.gid, other.mode)
+            if way not in ways:
+                ways.append(way)
+    number = ways.index((mount.uid, mount.gid, mount.mode))
+    return f"{mount.config}.{number}" if number else mount.config
 
 
 # --- process -------------------------------------------------------------------------------------------------------
@@ -223,6 +239,7 @@ def _own_mount(desired: Container, mount: Mount, id: str, layout: Layout) -> dic
             access = "ro" if mount.read_only else "rw"
             return _mount(mount.target, "bind", str(source), "bind", *_PRIVATE, *_DATA, access)
         case BindMount():
+            _check_source(desired, mount.source, layout)
             access = "ro" if mount.read_only else "rw"
             return _mount(mount.target, "bind", mount.source, "rbind", *_PRIVATE, *_DATA, access)
         case TmpfsMount():
@@ -230,11 +247,29 @@ def _own_mount(desired: Container, mount: Mount, id: str, layout: Layout) -> dic
                 mount.target, "tmpfs", "tmpfs", *_DATA[::-1], f"mode={mount.mode:04o}", f"size={mount.size}"
             )
         case ConfigMount():
-            # The file has the name of the config, which the spec's grammar keeps free of slashes.
-            source = layout.configs(id) / mount.config
+            source = layout.configs(id) / _config_file(desired, mount)
             return _mount(mount.target, "bind", str(source), "bind", *_PRIVATE, *_DATA, "ro")
         case _:
             assert_never(mount)
+
+
+def _check_source(desired: Container, source: str, layout: Layout) -> None:
+    """Refuse what would hand over the device itself, whatever the device's settings allow: its control sockets are in
+    the run directory, every other app's data in the state directory, and the host's root behind /proc/1/root.
+    """
+    for own, what in (
+        (str(layout.state), "the agent's own files are there"),
+        (str(layout.run), "the agent's own sockets are there"),
+        ("/proc", "the whole device is behind it"),
+    ):
+        if _inside(source, own) or _inside(own, source):
+            raise ReconcilerError(
+                f"{desired.full_name}: bind of {source}: {what}", hint="mount a directory that holds less"
+            )
+
+
+def _inside(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
 def _mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ identity record before the first process, so that a crash at any point leaves ei
 record, which `sweep` clears away, or a container that the next turn sees as lost.
 """
 
-import json
 import os
 import resource
 import secrets
@@ -18,13 +17,12 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from reconciler.engine import bundle, cgroup, cgroup_limits, record
+from reconciler.engine import bundle, cgroup, cgroup_limits, etc, record
 from reconciler.engine.control import Control
 from reconciler.engine.durable import replace_bytes, replace_json
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.networks import Networks
-from reconciler.engine.network.resolv import host_resolv_conf, render_hosts, update_hosts
 from reconciler.engine.process import open_pidfd, read_shim
 from reconciler.engine.snapshot import Uppers
 from reconciler.engine.store import Store
@@ -76,7 +74,7 @@ class Containers:
             failpoint("create.directories")
             address = self._networks.lease(desired.app, desired.name)
             failpoint("create.leased")
-            self._write_names(container_id, desired)
+            etc.write(layout, container_id, desired, self._networks.members(desired.app))
             group = cgroup.create(self._hierarchies(), self._parent, container_id, desired.settings.limits)
             failpoint("create.limited")
             layers = tuple(layer.chain_id for layer in desired.image.layers)
@@ -94,25 +92,27 @@ class Containers:
             )
             replace_json(layout.config(container_id), config, durable=False)
             failpoint("create.configured")
-            record.write(
-                layout,
-                record.Record(
-                    id=container_id,
-                    app=desired.app,
-                    name=desired.name,
-                    fingerprint=desired.fingerprint,
-                    settings=desired.settings,
-                    image=str(desired.image.config),
-                    manifest=str(desired.image.manifest),
-                    reference=desired.reference,
-                    layers=tuple(chain_id.hex for chain_id in layers),
-                    volumes=tuple(sorted(_volumes(desired))),
-                    address=str(address),
-                    created=time.time(),
-                    attempt=attempt,
-                    restarts=restarts,
-                ),
-            )
+            with self._store.claims:
+                self._demand(desired)
+                record.write(
+                    layout,
+                    record.Record(
+                        id=container_id,
+                        app=desired.app,
+                        name=desired.name,
+                        fingerprint=desired.fingerprint,
+                        settings=desired.settings,
+                        image=str(desired.image.config),
+                        manifest=str(desired.image.manifest),
+                        reference=desired.reference,
+                        layers=tuple(chain_id.hex for chain_id in layers),
+                        volumes=tuple(sorted(_volumes(desired))),
+                        address=str(address),
+                        created=time.time(),
+                        attempt=attempt,
+                        restarts=restarts,
+                    ),
+                )
             failpoint("create.recorded")
             created = self._zygote.create(
                 layout.container(container_id), layout.run_container(container_id), timeout=_CREATE_TIMEOUT
@@ -122,6 +122,21 @@ class Containers:
             undo.pop_all()
         self._made[desired.app, desired.name] = container_id
         return container_id
+
+    def _demand(self, desired: Container) -> None:
+        """Raise where a layer or a volume has gone since the plan was made."""
+        gone = [
+            f"layer {layer.chain_id.short}"
+            for layer in desired.image.layers
+            if not self._store.has_layer(layer.chain_id)
+        ]
+        gone += [
+            f"volume {volume}"
+            for volume in sorted(_volumes(desired))
+            if not self._layout.volume_data(desired.app, volume).is_dir()
+        ]
+        if gone:
+            raise ReconcilerError(f"{desired.full_name}: {gone[0]} has just been removed", transient=True)
 
     @property
     def _parent(self) -> str:
@@ -139,23 +154,11 @@ class Containers:
             directory.mkdir(mode=0o700)
         layers = desired.image.layers
         self._uppers.make(container_id, layout.layer(layers[-1].chain_id) if layers else None)
-        for name, content in desired.configs.items():
+        for name, mount in bundle.config_files(desired).items():
             path = layout.configs(container_id) / name
-            mount = bundle.config_mount(desired, name)
-            path.write_bytes(content)
+            path.write_bytes(desired.configs[mount.config])
             os.chown(path, mount.uid, mount.gid)
             path.chmod(mount.mode)
-
-    def _write_names(self, container_id: str, desired: Container) -> None:
-        """Write /etc/hosts, /etc/resolv.conf and /etc/hostname, as files of the run directory that are bind-
-        mounted.
-        """
-        layout = self._layout
-        hosts = render_hosts(self._networks.members(desired.app), desired.name, desired.identity.hostname)
-        replace_bytes(layout.hosts(container_id), hosts, mode=0o644, durable=False)
-        replace_bytes(layout.resolv_conf(container_id), host_resolv_conf(), mode=0o644, durable=False)
-        hostname = desired.identity.hostname.encode() + b"\n"
-        replace_bytes(layout.hostname(container_id), hostname, mode=0o644, durable=False)
 
     # --- start -----------------------------------------------------------------------------------------------------
 
@@ -169,7 +172,7 @@ class Containers:
             return
         self.attach(found)
         failpoint("start.attached")
-        self._tell_siblings(app)
+        etc.tell_siblings(self._layout, app, self._networks.members(app))
         failpoint("start.told")
         with Control.connect(self._layout.control_socket(found.id)) as control:
             control.start()
@@ -205,23 +208,6 @@ class Containers:
             ) from error
         finally:
             os.close(pidfd)
-
-    def _tell_siblings(self, app: str) -> None:
-        """Bring every running sibling's /etc/hosts up to date, in place."""
-        members = self._networks.members(app)
-        if len(members) < 2:
-            return
-        for other in record.records(self._layout):
-            path = self._layout.hosts(other.id)
-            if other.app == app and path.exists():
-                update_hosts(path, render_hosts(members, other.name, self._hostname(other.id)))
-
-    def _hostname(self, container_id: str) -> str:
-        """From the bundle, and not from the file that the container sees as /etc/hostname and may write to."""
-        try:
-            return str(json.loads(self._layout.config(container_id).read_bytes())["hostname"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""  # deleted or damaged: that container is made again in a later turn
 
     # --- stop ------------------------------------------------------------------------------------------------------
 

@@ -206,6 +206,45 @@ def test_two_mounts_on_one_target_are_refused() -> None:
         render(replace(PLAIN, identity=identity))
 
 
+def test_a_config_shown_twice_with_other_owners_is_two_files() -> None:
+    shown = (
+        ConfigMount("conf", "/a", "c" * 64, uid=5, mode=0o400),
+        ConfigMount("conf", "/b", "c" * 64),
+        ConfigMount("conf", "/c", "c" * 64, uid=5, mode=0o400),
+        ConfigMount("more", "/d", "d" * 64),
+    )
+    desired = replace(PLAIN, identity=replace(PLAIN.identity, mounts=shown))
+    files = bundle.config_files(desired)
+    assert {name: (mount.config, mount.uid, mount.mode) for name, mount in files.items()} == {
+        "conf": ("conf", 5, 0o400),
+        "conf.1": ("conf", 0, 0o444),
+        "more": ("more", 0, 0o444),
+    }
+    found = mounts(render(desired))
+    assert [Path(found[target]["source"]).name for target in ("/a", "/b", "/c", "/d")] == [
+        *("conf", "conf.1", "conf", "more")
+    ]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("/", "/proc", "/proc/1/root", "/var/lib", "/run", "/run/reconciler/agent.sock"),
+        *("/var/lib/reconciler", "/var/lib/reconciler/volumes/a"),
+    ],
+)
+def test_y7_a_bind_that_hands_over_the_device_is_refused_whatever_is_allowed(source: str) -> None:
+    desired = replace(PLAIN, identity=replace(PLAIN.identity, mounts=(BindMount(source, "/x"),)))
+    with pytest.raises(ReconcilerError, match=f"web/page: bind of {source}: "):
+        render(desired)
+
+
+@pytest.mark.parametrize("source", ["/run/reconcilers", "/var/lib/reconciler2/x", "/srv", "/process"])
+def test_a_bind_beside_it_is_allowed(source: str) -> None:
+    desired = replace(PLAIN, identity=replace(PLAIN.identity, mounts=(BindMount(source, "/x"),)))
+    assert mounts(render(desired))["/x"]["source"] == source
+
+
 def test_the_swap_of_the_specification_is_the_sum() -> None:
     assert render(FULL)["linux"]["resources"] == {
         "cpu": {"quota": 150_000, "period": 100_000},
