@@ -101,7 +101,15 @@ def _targets(container: Container, at: Path) -> Iterable[Finding]:
 
 def _binds(container: Container, at: Path, allowed: Sequence[str]) -> Iterable[Finding]:
     for index, mount in enumerate(container.volumes):
-        if isinstance(mount, BindMount) and not inside(mount.source, allowed):
+        if not isinstance(mount, BindMount):
+            continue
+        if mount.source == "/" or inside(mount.source, ("/proc",)):
+            yield Finding(
+                (*at, "volumes", index),
+                f"{mount.source} can't be mounted: the whole device is behind it",
+                hint="mount a directory that holds less",
+            )
+        elif not inside(mount.source, allowed):
             yield Finding(
                 (*at, "volumes", index),
                 f"the device does not allow {mount.source} to be mounted",
