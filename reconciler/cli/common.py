@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 
 def layout_of(args: argparse.Namespace) -> Layout:
-    """The layout that --state and --run name; absolute, whatever the working directory becomes."""
-    return Layout(Path(os.path.abspath(args.state)), Path(os.path.abspath(args.run)))
+    """The layout that --state and --run name; absolute, whatever the working directory becomes.
+
+    Links are resolved here, once: where something is mounted from them, the shim follows none.
+    """
+    return Layout(Path(os.path.realpath(args.state)), Path(os.path.realpath(args.run)))
 
 
 def device_of(args: argparse.Namespace) -> "Device":
