@@ -11,13 +11,17 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from reconciler.engine.durable import replace_json
 from reconciler.engine.layout import Layout
 from reconciler.failpoint import failpoint
 from reconciler.state.generation import AppliedApp, Generation
 from reconciler.state.observed import Failure
+
+# How a file shows that it is none of ours any more: the last ones come from JSON of another shape, nested too deep, or
+# with a number like 1e999.
+_DAMAGED: Final = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +42,16 @@ def read_last_good(layout: Layout) -> dict[str, LastGood]:
         try:
             value = json.loads((layout.lastgood_root / name).read_bytes())
             good = LastGood(
-                app=value["app"],
-                path=value["path"],
-                digest=value["digest"],
+                app=str(value["app"]),
+                path=str(value["path"]),
+                digest=str(value["digest"]),
                 content=base64.b64decode(value["content"], validate=True),
                 configs=tuple(
                     (str(path), base64.b64decode(content, validate=True))
                     for path, content in value["configs"]
                 ),
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except _DAMAGED:
             continue
         if f"{good.app}.json" == name:
             found[good.app] = good
@@ -79,9 +83,21 @@ def read_failures(layout: Layout, boot: str) -> dict[str, Failure]:
         value = json.loads(layout.failures.read_bytes())
         if value["boot"] != boot:
             return {}
-        return {app: Failure(**failure) for app, failure in value["failures"].items()}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {app: _failure(failure) for app, failure in value["failures"].items()}
+    except _DAMAGED:
         return {}
+
+
+def _failure(value: dict[str, Any]) -> Failure:
+    return Failure(
+        step=str(value["step"]),
+        error=str(value["error"]),
+        hint=str(value["hint"]),
+        transient=bool(value["transient"]),
+        count=int(value["count"]),
+        at=float(value["at"]),
+        digest=str(value["digest"]),
+    )
 
 
 def write_failures(layout: Layout, boot: str, failures: Mapping[str, Failure]) -> None:
@@ -97,7 +113,7 @@ def read_generations(layout: Layout) -> list[Generation]:
     for name in _names(layout.generations):
         try:
             found.append(_generation(json.loads((layout.generations / name).read_bytes())))
-        except (OSError, ValueError, KeyError, TypeError):
+        except _DAMAGED:
             continue
     return sorted(found, key=lambda generation: generation.number)
 
@@ -106,11 +122,13 @@ def write_generation(layout: Layout, generation: Generation, keep: int) -> None:
     """Write a new generation, durably, and let go of all but the newest `keep`."""
     replace_json(layout.generation(generation.number), {"version": 1, **asdict(generation)})
     failpoint("generation.written")
-    numbers = sorted(
-        int(name.removesuffix(".json")) for name in _names(layout.generations) if name[0].isdigit()
-    )
+    names = [name.removesuffix(".json") for name in _names(layout.generations)]
+    numbers = sorted(int(name) for name in names if name.isascii() and name.isdigit())
     for number in numbers[: -max(1, keep)]:
-        layout.generation(number).unlink(missing_ok=True)
+        try:
+            layout.generation(number).unlink(missing_ok=True)
+        except IsADirectoryError:
+            continue  # damage; the new generation is there all the same
         failpoint("generation.forgotten")
 
 
@@ -122,12 +140,12 @@ def _generation(value: dict[str, Any]) -> Generation:
         created=float(value["created"]),
         apps=tuple(
             AppliedApp(
-                name=app["name"],
-                path=app["path"],
-                digest=app["digest"],
+                name=str(app["name"]),
+                path=str(app["path"]),
+                digest=str(app["digest"]),
                 images=tuple((str(a), str(b), str(c)) for a, b, c in app["images"]),
-                layers=tuple(app["layers"]),
-                blobs=tuple(app["blobs"]),
+                layers=tuple(str(layer) for layer in app["layers"]),
+                blobs=tuple(str(blob) for blob in app["blobs"]),
             )
             for app in apps
         ),
@@ -139,5 +157,5 @@ def _names(path: os.PathLike[str]) -> list[str]:
         return sorted(
             name for name in os.listdir(path) if name.endswith(".json") and not name.startswith(".")
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []

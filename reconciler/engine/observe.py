@@ -113,8 +113,10 @@ class Observer:
             path = self._layout.identity(container_id)
             try:
                 identity = self._records.get(path, lambda path: record.parse(path.read_bytes(), str(path)))
-            except (OSError, record.CorruptRecordError):
-                continue  # a leftover: `Containers.sweep` clears it away
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, record.CorruptRecordError):
+                # A leftover: `Containers.sweep` clears it away. Any other error says nothing about the container, and
+                # what can't be seen must not be made a second time.
+                continue
             seen.add(path)
             container = self._container(identity, hierarchies, attached)
             found.setdefault(container.full_name, []).append(container)
@@ -186,7 +188,7 @@ class Observer:
     def _read(cache: FileCache[_T | None], path: Path, parse: Callable[[Path], _T | None]) -> _T | None:
         try:
             return cache.get(path, parse)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     # --- predecessors --------------------------------------------------------------------------------------------

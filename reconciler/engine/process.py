@@ -1,9 +1,11 @@
 """Processes by identity, and what the shims' records say about them.
 
 A pid is checked against the start time and the boot before anything is done to it, and held by pidfd from then on.
-Reads only. A damaged record is None, never an exception: its container is lost, nobody else's.
+Reads only. A damaged record is None, never an exception: its container is lost, nobody else's. One that is there and
+can't be read (EMFILE, EIO) is an OSError: nothing is known of its container, least of all that it is lost.
 """
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -77,27 +79,35 @@ def alive(process: ProcessId) -> bool:
 
 
 def open_pidfd(process: ProcessId) -> int | None:
-    """Hold that very process, or give None where it is gone.
+    """Hold that very process, or give None where it is gone; OSError where that can't be told (EMFILE).
 
     Checked after opening: from then on the pid can't be reused without the descriptor telling.
     """
     try:
         fd = os.pidfd_open(process.pid)
-    except (ProcessLookupError, OSError):
-        return None
-    if not alive(process):
+    except OSError as error:
+        # EINVAL, and ENOENT since 6.15: the number is a thread's by now
+        if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
+            return None
+        raise
+    try:
+        there = alive(process)
+    except BaseException:
+        os.close(fd)
+        raise
+    if not there:
         os.close(fd)
         return None
     return fd
 
 
 def read_shim(path: Path) -> ShimRecord | None:
-    """Read shim.json; None where it is missing or damaged."""
+    """Read shim.json; None where it is missing or damaged, OSError where that can't be told (EMFILE, EIO)."""
     return _read(path, _shim)
 
 
 def read_exit(path: Path) -> ExitRecord | None:
-    """Read exit.json; None where it is missing or damaged."""
+    """Read exit.json; None where it is missing or damaged, OSError where that can't be told (EMFILE, EIO)."""
     return _read(path, _exit)
 
 
@@ -106,7 +116,9 @@ def _read(path: Path, parse: Callable[[dict[str, Any]], _T]) -> _T | None:
         with path.open("rb") as file:
             value = json.loads(file.read(_LARGEST))
         return parse(value)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
 
 

@@ -93,7 +93,7 @@ def parse(data: bytes, where: str) -> Record:
             attempt=int(value["attempt"]),
             restarts=int(value["restarts"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CorruptRecordError(
             f"{where}: not a container record: {type(error).__name__}: {error}"
         ) from error
@@ -108,7 +108,10 @@ def write(layout: Layout, record: Record) -> None:
 
 
 def records(layout: Layout) -> Iterator[Record]:
-    """Every container with a readable record, by id; reads each file."""
+    """Every container with a readable record, by id; reads each file.
+
+    OSError where a file is there and can't be read (EIO, EMFILE): such a container must not be taken for a leftover.
+    """
     try:
         ids = sorted(os.listdir(layout.containers))
     except FileNotFoundError:
@@ -116,7 +119,7 @@ def records(layout: Layout) -> Iterator[Record]:
     for container_id in ids:
         try:
             yield parse(layout.identity(container_id).read_bytes(), f"container {container_id[:12]}")
-        except (OSError, CorruptRecordError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, CorruptRecordError):
             continue
 
 
