@@ -226,8 +226,11 @@ class Store:
 
     def layers(self) -> Mapping[Digest, LayerRecord]:
         """Return the record of every complete layer."""
+        return self._layers(self._listing(self._layout.layers))
+
+    def _layers(self, names: Mapping[str, os.stat_result]) -> Mapping[Digest, LayerRecord]:
+        """Return the record of every complete layer of one listing: the next one may know of more."""
         found = {}
-        names = self._listing(self._layout.layers)
         for name, status in names.items():
             chain = name.removesuffix(".json")
             if chain == name or chain not in names:
@@ -356,7 +359,7 @@ class Store:
         """Return everything collectable and the room left, for a plan. Cheap: called in every turn of the loop."""
         stored = observed.StoredObject
         records = self._listing(self._layout.layers)
-        layers = self.layers()
+        layers = self._layers(records)
         objects = [
             stored("layer", chain_id.hex, record.size, records[f"{chain_id.hex}.json"].st_mtime)
             for chain_id, record in layers.items()
