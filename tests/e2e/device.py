@@ -26,9 +26,11 @@ _T = TypeVar("_T")
 class Device:
     """One device. `root` should be on a fast file system; its path is kept short for the sake of unix sockets."""
 
-    def __init__(self, root: Path, name: str) -> None:
+    def __init__(self, root: Path, name: str, *, namespace: str = "") -> None:
+        """A device on `root`; in a network namespace of its own, or in `namespace`, which is another's."""
         self.root = root
-        self.namespace = f"rct-{name}"
+        self.namespace = namespace or f"rct-{name}"
+        self._borrowed = bool(namespace)
         self.specs = root / "specs"
         self.state = root / "state"
         self.run = root / "run"
@@ -38,7 +40,8 @@ class Device:
         self.configure()
         self._agent: subprocess.Popen[bytes] | None = None
         self._helpers: list[subprocess.Popen[bytes]] = []
-        subprocess.run(["ip", "netns", "add", self.namespace], check=True)
+        if not self._borrowed:
+            subprocess.run(["ip", "netns", "add", self.namespace], check=True)
         self.inside(["ip", "link", "set", "lo", "up"])
 
     # --- commands ----------------------------------------------------------------------------------------------
@@ -237,7 +240,8 @@ class Device:
             for helper in self._helpers:
                 helper.terminate()
                 helper.wait(10)
-            subprocess.run(["ip", "netns", "del", self.namespace], check=False)
+            if not self._borrowed:
+                subprocess.run(["ip", "netns", "del", self.namespace], check=False)
             said = self.output
             shutil.rmtree(self.root, ignore_errors=True)
         assert not self.state.exists()

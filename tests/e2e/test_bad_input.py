@@ -341,6 +341,7 @@ def test_a_source_that_can_not_be_read_is_named_and_stops_nothing(ready: Device,
     assert ready.pid("good/main") == pid
     # A fresh agent on nothing waits for something, and removes nothing.
     ready.stop()
+    ready.log.unlink()
     ready.start()
     ready.logged(rf"source: {ready.specs}: ")
     assert ready.pid("good/main") == pid

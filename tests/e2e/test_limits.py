@@ -92,12 +92,12 @@ def test_hogs_meet_their_limits_and_nothing_else_is_touched(ready: Device, box: 
     assert re.search(r"^again .*degraded.*exit 137 \(OOM\)", told, re.MULTILINE), told
     assert re.search(r"^once .*degraded.*exit 137 \(OOM\)", told, re.MULTILINE), told
 
-    bomb = Groups(found["bomb/main"]["pid"])
+    bomb = Groups(ready.running("bomb/main"))
     assert bomb.read("pids.max") == "20"
     ready.until(lambda: bomb.count("pids.events", "max") > 0)
     assert int(bomb.read("pids.current")) <= 20
 
-    busy = Groups(found["busy/main"]["pid"])
+    busy = Groups(ready.running("busy/main"))
     before = busy.count("cpu.stat", "nr_throttled")
     ready.until(lambda: busy.count("cpu.stat", "nr_throttled") > before)
 
@@ -168,7 +168,7 @@ def test_a_limit_that_can_not_be_enforced_is_a_failed_step_of_its_own_app(ready:
         assert "limits.cpus: this machine cannot enforce it: the cgroup controller cpu is in no" in said
         ready.logged("boot with cgroup_enable=cpu, or mount it: ")
         assert not ready.pid("limited/main")
-        assert ready.pid("other/main")
+        assert ready.running("other/main")
         ready.stop()
     finally:
         if unified:

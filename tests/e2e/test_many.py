@@ -49,6 +49,11 @@ def neighbour(device: Device, patience: float) -> Iterator[Device]:
     assert check.leaks(3.0 * patience) == []
 
 
+def running(device: Device) -> int:
+    """How many containers run."""
+    return sum(item["state"] == "running" for item in device.ps().values())
+
+
 def answers(device: Device, port: int, text: str) -> None:
     """Wait until what listens on `port` says `text`; "" is nobody."""
     device.until(lambda: device.curl(f"http://127.0.0.1:{port}/") == text, message=f"for {text!r}")
@@ -61,12 +66,8 @@ def test_devices_in_one_network_never_meet(device: Device, neighbour: Device, bo
         one.spec("web", web("web", reference(box), port, f"device {number}"))
         one.start()
     for number, (one, port) in enumerate(both.items()):
-        one.until(
-            lambda one=one, port=port, number=number: (
-                one.curl(f"http://127.0.0.1:{port}/") == f"device {number}\n"
-            )
-        )
-    pids = {one: one.pid("web/main") for one in both}
+        answers(one, port, f"device {number}\n")
+    pids = {one: one.running("web/main") for one in both}
     assert len(set(pids.values())) == 2
     # The same name inside means one's own; what one removes is its own.
     for number, one in enumerate(both):
@@ -92,9 +93,7 @@ def test_apps_come_and_go_and_leave_nothing_behind(device: Device, box: Built) -
     for round_number in range(3):
         for number, name in enumerate(names):
             device.spec(name, web(name, reference(box), 9100 + number, f"{name} {round_number}"))
-        device.until(
-            lambda: sum(item["state"] == "running" for item in device.ps().values()) == 21, timeout=60
-        )
+        device.until(lambda: running(device) == 21, timeout=60)
         answers(device, 9119, f"app19 {round_number}\n")
         for name in names:
             (device.specs / f"{name}.yaml").unlink()
