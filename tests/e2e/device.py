@@ -243,7 +243,32 @@ class Device:
             if not self._borrowed:
                 subprocess.run(["ip", "netns", "del", self.namespace], check=False)
             said = self.output
+            left = self._processes()
             shutil.rmtree(self.root, ignore_errors=True)
+        assert not left
         assert not self.state.exists()
         assert not self.run.exists()
         assert "Traceback" not in said, said[-8000:]
+
+    def _processes(self) -> list[str]:
+        """What still runs with a file of this device open, wherever init has adopted it to; given a moment to end."""
+        deadline = time.monotonic() + 5 * PATIENCE
+        while True:
+            found = []
+            for process in Path("/proc").glob("[0-9]*"):
+                try:
+                    links = [os.readlink(link) for link in (process / "fd").iterdir()]
+                    title = (
+                        (process / "cmdline")
+                        .read_bytes()
+                        .replace(b"\0", b" ")
+                        .decode(errors="replace")
+                        .strip()
+                    )
+                except OSError:
+                    continue
+                if process.name != str(os.getpid()) and any(str(self.root) in link for link in links):
+                    found.append(f"{process.name} {title[:80]}")
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.05)
