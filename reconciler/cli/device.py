@@ -10,9 +10,9 @@ from reconciler.errors import BlockedError, NotFoundError
 
 def doctor(args: argparse.Namespace) -> int:
     """Print a line per check; exit 1 if something that containers need is missing."""
-    from reconciler.engine import doctor as checks
+    from reconciler.engine.doctor import checks
 
-    found = checks.checks(layout_of(args), quick=args.quick)
+    found = checks(layout_of(args), quick=args.quick)
     missing = [check for check in found if check.ok is False]
     if args.output == "json":
         items = [
