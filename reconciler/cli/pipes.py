@@ -1,10 +1,12 @@
 """Standard streams for a command in a container: none of the operator's terminals ever gets in.
 
-A program inside could type into the operator's terminal (TIOCSTI) or change its modes. Where a stream is a terminal, a
-pipe takes its place and a thread copies; anything else (a file, a pipe) is handed over as it is.
+A program inside could type into the operator's terminal (TIOCSTI) or change its modes, and it could open a file again
+through /proc/self/fd: for writing where it was given for reading. So only pipes and sockets are handed over as they
+are; for anything else a pipe takes its place and a thread copies.
 """
 
 import os
+import stat
 import sys
 import threading
 from contextlib import ExitStack
@@ -17,7 +19,7 @@ def standard(stack: ExitStack, *, interactive: bool) -> tuple[int, int, int]:
     if not interactive:
         stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, stdin)
-    elif os.isatty(0):
+    elif not _may_enter(0):
         read, write = os.pipe2(os.O_CLOEXEC)
         stack.callback(os.close, read)
         threading.Thread(target=_copy, args=(0, write, True), daemon=True).start()
@@ -27,8 +29,13 @@ def standard(stack: ExitStack, *, interactive: bool) -> tuple[int, int, int]:
     return stdin, _out(stack, 1), _out(stack, 2)
 
 
+def _may_enter(fd: int) -> bool:
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
 def _out(stack: ExitStack, fd: int) -> int:
-    if not os.isatty(fd):
+    if _may_enter(fd):
         (sys.stdout if fd == 1 else sys.stderr).flush()
         return fd
     read, write = os.pipe2(os.O_CLOEXEC)

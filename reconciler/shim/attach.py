@@ -28,6 +28,7 @@ _JOINED = (
     | namespace.CLONE_NEWNS
 )
 _PTMX = os.makedev(5, 2)
+_NULL = os.makedev(1, 3)
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441  # _IO('T', 0x41), since Linux 4.13
 
@@ -73,16 +74,24 @@ def size(asked: Section) -> tuple[int, int]:
 
 
 def check_stdio(fds: list[int]) -> tuple[int, int, int]:
-    """Refuse descriptors that would be a way out: a terminal can be typed into (TIOCSTI), a directory left by `..`."""
+    """Refuse descriptors that would be a way out: only pipes, sockets and the null device may enter.
+
+    A terminal can be typed into (TIOCSTI), a directory left by `..`, and a file opened again through /proc/self/fd: for
+    writing where it was given for reading, or to be chmod'ed.
+    """
     if len(fds) != 3:
         raise ConfigError("exec: expected three descriptors")
     for number, fd in enumerate(fds):
-        mode = os.fstat(fd).st_mode
-        if stat.S_ISDIR(mode) or stat.S_ISBLK(mode) or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
-            raise ConfigError(f"exec: descriptor {number}: a directory or device must not enter a container")
-        if stat.S_ISCHR(mode) and os.isatty(fd):
+        info = os.fstat(fd)
+        if stat.S_ISCHR(info.st_mode) and os.isatty(fd):
             raise ConfigError(
                 f"exec: descriptor {number}: a terminal must not enter a container; ask for one instead"
+            )
+        passes = stat.S_ISFIFO(info.st_mode) or stat.S_ISSOCK(info.st_mode)
+        passes = passes or (stat.S_ISCHR(info.st_mode) and info.st_rdev == _NULL)
+        if not passes or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
+            raise ConfigError(
+                f"exec: descriptor {number}: a file, directory or device must not enter a container"
             )
     return fds[0], fds[1], fds[2]
 

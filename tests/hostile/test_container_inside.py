@@ -1,10 +1,11 @@
 """A container that attacks from inside, with root's uid and the ten capabilities: nothing of the host's is in reach."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from reconciler.engine.process import CommandError
+from reconciler.engine.process import Command, CommandError
 from tests.kernel.shims import Host
 
 pytestmark = [pytest.mark.kernel, pytest.mark.hostile]
@@ -46,3 +47,19 @@ def swap(host: Host, decoy: str) -> None:
     case.until(b"done")
     with pytest.raises(CommandError, match="stdio"):
         case.exec("true")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_file_of_the_host_does_not_enter_by_exec(host: Host, tmp_path: Path, place: int) -> None:
+    """Through /proc/self/fd root inside could open it again for writing, and make it a program that is root's."""
+    case = host.case("/bin/sleep", "1000").start()
+    (tmp_path / "file").write_text("untouched")
+    fds = [os.open("/dev/null", os.O_RDWR) for _ in range(3)]
+    os.close(fds[place])
+    for wrong in (tmp_path / "file", tmp_path, Path("/dev/zero"), Path("/proc/version")):
+        fds[place] = os.open(wrong, os.O_RDONLY)
+        with case.control() as control, pytest.raises(CommandError, match=f"descriptor {place}"):
+            control.execute(Command(("true",)), (fds[0], fds[1], fds[2]))
+        os.close(fds[place])
+    for fd in {*fds} - {fds[place]}:
+        os.close(fd)
