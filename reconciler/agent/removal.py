@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from reconciler.agent.parts import Parts
+from reconciler.engine import trash
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.record import Record, records
 from reconciler.engine.scope import drop_scope
@@ -32,8 +33,8 @@ def remove_everything(parts: Parts, say: Callable[[str], None]) -> None:
     say("removed networks, port table and sysctls")
     parts.close()
     drop_scope(parts.cgroup_parent, Hierarchies.detect())
-    shutil.rmtree(parts.layout.run, ignore_errors=True)
-    shutil.rmtree(parts.layout.state)
+    trash.delete(parts.layout.run)
+    trash.delete(parts.layout.state)
     say(f"removed {parts.layout.state}")
 
 

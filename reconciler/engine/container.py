@@ -10,14 +10,13 @@ import os
 import resource
 import secrets
 import select
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from reconciler.engine import bundle, cgroup, cgroup_limits, etc, record
+from reconciler.engine import bundle, cgroup, cgroup_limits, etc, record, trash
 from reconciler.engine.control import Control
 from reconciler.engine.durable import replace_bytes, replace_json
 from reconciler.engine.hierarchies import Hierarchies
@@ -290,7 +289,7 @@ class Containers:
         if group is not None:
             cgroup.remove(group)
         failpoint("remove.ungrouped")
-        shutil.rmtree(self._layout.run_container(container_id), ignore_errors=True)
+        trash.delete(self._layout.run_container(container_id))  # the upper may be in it, however deep
         failpoint("remove.unrun")
         self._store.discard(self._layout.container(container_id))
         failpoint("remove.discarded")

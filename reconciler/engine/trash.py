@@ -5,6 +5,7 @@ half deleted is never taken for what it was. Works on any tree that a container 
 recursive, never through a symlink, never by a path deeper than one component.
 """
 
+import errno
 import os
 import secrets
 import stat
@@ -24,6 +25,19 @@ def discard(path: Path, trash: Path) -> None:
         return
     failpoint("trash.renamed")
     sync_directory(path.parent)
+
+
+def delete(path: Path) -> None:
+    """Delete `path`, of whatever kind, with all below it; succeeds if it is not there."""
+    try:
+        empty(path)
+        path.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        path.unlink(missing_ok=True)
 
 
 def empty(trash: Path) -> int:
