@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from types import FrameType
@@ -43,7 +44,7 @@ def agent(args: argparse.Namespace) -> int:
         loop = Agent(parts, source, telemetry)
         stack.callback(loop.close)
         notify = Notify()
-        _handle_signals(loop, console)
+        _handle_signals(loop)
         metrics = telemetry.serve(stack, Requests(loop, parts, telemetry.status).routes())
         stack.callback(reading.watch(source, loop.wake, duration(args.poll, "--poll"), console.say))
         replace_json(
@@ -68,12 +69,29 @@ def agent(args: argparse.Namespace) -> int:
     return 0
 
 
-def _handle_signals(loop: Agent, console: Console) -> None:
+def _handle_signals(loop: Agent) -> None:
+    """Stop the loop on SIGTERM and SIGINT, have it try everything again on SIGHUP.
+
+    The loop is told by a thread: a handler runs in the middle of the main thread's work, which may hold the very lock
+    that the telling takes.
+    """
+    read, write = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(write, False)
+
+    def tell() -> None:
+        while True:
+            for number in os.read(read, 64):
+                if number == signal.SIGHUP:
+                    loop.reconcile()
+                elif number in (signal.SIGTERM, signal.SIGINT):
+                    loop.stop()
+
     def stop(number: int, _: FrameType | None) -> None:
-        loop.stop()
         # A second one means it: what runs in threads (a download) would otherwise be waited for.
         signal.signal(number, signal.SIG_DFL)
 
+    threading.Thread(target=tell, name="signals", daemon=True).start()
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGHUP, lambda *_: loop.reconcile() and None)
+    signal.signal(signal.SIGHUP, lambda *_: None)
