@@ -8,6 +8,8 @@ def main() -> int:
     """Run the command line and return its exit code; never wait for a thread that a verb has left behind."""
     from reconciler.cli.main import run
 
+    # Whoever starts it: what should be narrower says so where it is made, and a volume must be 0755 under any umask.
+    os.umask(0o022)
     code = run(sys.argv[1:])
     threads = sys.modules.get("threading")
     if threads is not None and threads.active_count() > 1:
