@@ -101,13 +101,14 @@ class Cgroup:
 
 
 def read(file: Path) -> str:
-    """Read a control file; an empty text where it is not there, or its cgroup was removed meanwhile."""
+    """Read a control file; an empty text where it is not there, or its cgroup or its process went meanwhile."""
     try:
         return file.read_text()
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
-        if error.errno == errno.ENODEV:  # removed between open and read
+        # Between open and read the cgroup was removed, or the process of a /proc/PID/cgroup ended
+        if error.errno in (errno.ENODEV, errno.ESRCH):
             return ""
         raise
 

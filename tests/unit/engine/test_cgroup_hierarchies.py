@@ -1,10 +1,13 @@
 """Which hierarchies a machine has, read from the mount tables of machines of every kind."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from reconciler.engine.cgroup import Hierarchies, open_existing
+from reconciler.engine.hierarchies import read
 from reconciler.errors import UnsupportedError
 
 _HYBRID = """\
@@ -73,3 +76,14 @@ def test_a_scope_that_systemd_delegated_is_found_by_its_name(tmp_path: Path) -> 
     assert group.v2 == tmp_path / "unified/system.slice/reconciler-x.scope/id"
     assert group.path == "/system.slice/reconciler-x.scope/id"
     assert group.v1["memory"] == tmp_path / "memory/reconciler-x/id"
+
+
+def test_what_a_process_that_just_ended_was_in_reads_as_nothing() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        fd = os.open(f"/proc/{process.pid}/cgroup", os.O_RDONLY)
+    try:
+        with pytest.raises(ProcessLookupError):
+            os.read(fd, 1)
+        assert read(Path(f"/proc/self/fd/{fd}")) == ""
+    finally:
+        os.close(fd)
