@@ -104,7 +104,7 @@ def spec(image: Built, mark: str = "") -> str:
 
 def power_cut(device: Device, disk: Disk) -> None:
     """The disk first, then every process, then all that lives in memory only."""
-    disk.cut()
+    disk.cut()  # does nothing the second time
     device.stop(signal.SIGKILL)
     for group in Path("/sys/fs/cgroup").glob(f"**/reconciler-{name_of(device)}/*/cgroup.procs"):
         for pid in group.read_text().split():
@@ -201,3 +201,24 @@ def remember(device: Device) -> None:
         _names[device.root] = device.instance
     except OSError:
         pass  # it has no name yet, and so no cgroups
+
+
+def test_a_disk_that_fails_ends_neither_the_agent_nor_what_runs(
+    device: Device, disk: Disk, layered: Built
+) -> None:
+    """R5: from one moment on every access to the disk fails; it is said, nothing is stopped, nothing is made twice."""
+    device.spec("web", spec(layered))
+    device.start()
+    device.logged("converged")
+    remember(device)
+    pids = device.pid("web/a"), device.pid("web/b")
+    disk.cut()
+    device.spec("other", spec(layered).replace("name: web", "name: other"))
+    device.logged("Input/output error|Read-only file system")
+    time.sleep(3)
+    assert device.alive
+    assert all(Path(f"/proc/{pid}").exists() for pid in pids)
+    power_cut(device, disk)
+    device.start()
+    for name in ("web/a", "web/b", "other/a"):
+        device.running(name, timeout=30)
