@@ -65,6 +65,7 @@ class Containers:
 
     def create(self, desired: Container, *, attempt: int = 0, restarts: int = 0) -> str:
         """Make the container up to its first instruction and return its id; or leave nothing and raise."""
+        self._demand(desired)
         layout = self._layout
         container_id = secrets.token_hex(16)
         with ExitStack() as undo:
@@ -92,7 +93,7 @@ class Containers:
             replace_json(layout.config(container_id), config, durable=False)
             failpoint("create.configured")
             with self._store.claims:
-                self._demand(desired)
+                self._demand(desired)  # once more: from here on the record keeps them
                 record.write(
                     layout,
                     record.Record(
