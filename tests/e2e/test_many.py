@@ -89,7 +89,7 @@ def test_apps_come_and_go_and_leave_nothing_behind(device: Device, box: Built) -
     device.start()
     pid = device.running("stays/main")
     names = [f"app{number}" for number in range(20)]
-    seen: list[tuple[int, int, int]] = []
+    seen: list[tuple[int, int]] = []
     for round_number in range(3):
         for number, name in enumerate(names):
             device.spec(name, web(name, reference(box), 9100 + number, f"{name} {round_number}"))
@@ -99,11 +99,13 @@ def test_apps_come_and_go_and_leave_nothing_behind(device: Device, box: Built) -
             (device.specs / f"{name}.yaml").unlink()
         device.until(lambda: set(device.ps()) == {"stays/main"}, timeout=60)
         answers(device, 9119, "")
-        links = device.inside(["ip", "-o", "link"]).stdout.count("\n")
+        # The kernel takes the links of dead namespaces apart in its own time; lo, one bridge and one link stay.
+        device.until(
+            lambda: device.inside(["ip", "-o", "link"]).stdout.count("\n") == 3, message="for links to go"
+        )
         descriptors = len(os.listdir(f"/proc/{device.agent_pid}/fd"))
         containers = len(os.listdir(device.state / "containers")) + len(os.listdir(device.run / "containers"))
-        seen.append((links, descriptors, containers))
-    assert seen[1][0] == seen[2][0]
-    assert seen[1][2] == seen[2][2] == 2
-    assert seen[2][1] <= seen[0][1] + 2
+        seen.append((descriptors, containers))
+    assert seen[1][1] == seen[2][1] == 2
+    assert seen[2][0] <= seen[0][0] + 2
     assert device.pid("stays/main") == pid
