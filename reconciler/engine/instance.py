@@ -49,7 +49,7 @@ def prepare(layout: Layout) -> str:
 def read_id(layout: Layout) -> str:
     """The instance id, or an error that says that there is no state here."""
     try:
-        text = layout.instance.read_text(encoding="ascii").strip()
+        text = layout.instance.read_text(encoding="ascii", errors="replace").strip()
     except FileNotFoundError as error:
         raise ReconcilerError(
             f"{layout.state}: no agent has run with this state directory",
@@ -58,7 +58,10 @@ def read_id(layout: Layout) -> str:
     except PermissionError as error:
         raise ReconcilerError(f"{layout.state}: permission denied", hint="run it as root") from error
     if len(text) != 16 or not all(c in "0123456789abcdef" for c in text):
-        raise ReconcilerError(f"{layout.instance}: not an instance id: {text[:40]!r}")
+        raise ReconcilerError(
+            f"{layout.instance}: not an instance id: {text[:40]!r}",
+            hint="write it back: it is what follows reconciler- in the names of this device's cgroups",
+        )
     return text
 
 

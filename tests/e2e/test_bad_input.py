@@ -493,3 +493,37 @@ def test_a_damaged_file_of_a_container_costs_that_container_at_most(
             before = now
             path = roots[root] / "containers" / before["id"] / file_name
     assert ready.pid("other/main") == other
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_identity_of_the_device_is_never_guessed(ready: Device, box: Built, damage: str) -> None:
+    """Every name in the kernel comes from it: with another one, all that runs would be somebody else's."""
+    pid = ready.pid("good/main")
+    ready.stop()
+    path = ready.state / "instance"
+    kept = path.read_bytes()
+    DAMAGE[damage](path)
+    ready.log.unlink()
+    ready.start()
+    assert ready.ended() == 1
+    assert f"{path}: " in ready.output
+    assert Path(f"/proc/{pid}").exists()
+    if path.is_dir():
+        path.rmdir()
+    path.write_bytes(kept)  # as the hint says
+    ready.start()
+    ready.logged("converged")
+    assert ready.pid("good/main") == pid
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_key_is_made_again_or_named(ready: Device, box: Built, damage: str) -> None:
+    config = "    configs: [{source: one, target: /one}]\nconfigs: {one: {content: text}}"
+    ready.spec("good", app("good", reference(box), extra=config))
+    ready.until(lambda: ready.ps()["good/main"]["up_to_date"] and ready.pid("good/main"))
+    ready.stop()
+    DAMAGE[damage](ready.state / "key")
+    ready.log.unlink()
+    ready.start()
+    ready.until(lambda: "converged" in ready.output or f"{ready.state / 'key'}" in ready.output)
+    assert ready.running("good/main")
