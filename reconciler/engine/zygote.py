@@ -140,7 +140,7 @@ class Zygote:
             stderr = os.open(self._stderr, flags, 0o600)
             try:
                 return subprocess.Popen(
-                    _command(requests, interpreter),
+                    _command(requests, interpreter, self._stderr.parent),
                     executable=f"/proc/self/fd/{interpreter}",
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -189,7 +189,7 @@ def sealed_interpreter() -> int:
         os.close(source)
 
 
-def _command(requests: int, interpreter: int) -> list[str]:
+def _command(requests: int, interpreter: int, directory: Path) -> list[str]:
     package = Path(reconciler.__file__).resolve().parent
     # The interpreter finds its own library by argv[0]: the real file, whatever links and environments led to it.
     program = os.readlink("/proc/self/exe").removesuffix(" (deleted)")
@@ -201,6 +201,7 @@ def _command(requests: int, interpreter: int) -> list[str]:
         str(package / "shim" / "entry.py"),
         f"{requests},{interpreter}",
         os.pathsep.join(paths),
+        str(directory),
         _PADDING,
     ]
 

@@ -19,7 +19,7 @@ import socket
 import struct
 
 from reconciler.linux import process
-from reconciler.shim import attach, maker, protocol
+from reconciler.shim import attach, maker, protocol, record
 from reconciler.shim.fields import ConfigError, Section
 from reconciler.shim.step import StepError
 
@@ -27,19 +27,19 @@ _CREDENTIALS = struct.Struct("iII")
 _SEND_TIMEOUT = 30.0
 
 
-def serve(
-    client: socket.socket, shim: socket.socket, place: tuple[int, int, int], cgroups: tuple[str, ...]
-) -> int:
-    """Serve `client` until it or the shim hangs up; `place` is init's pid and pidfd, and the open bundle.
+def serve(fds: tuple[int, ...], identity: record.Identity, cgroups: tuple[str, ...]) -> int:
+    """Serve one client until it or the shim hangs up.
 
-    `cgroups` are the container's: that of v2 or "", then those of v1.
+    `fds` are the connection, the channel to the shim, init's pidfd, the open bundle and run directory; `cgroups` are
+    the container's, that of v2 or "" first.
     """
-    process.close_except((0, 1, 2, client.fileno(), shim.fileno(), *place[1:]))
+    process.close_except((0, 1, 2, *fds))
+    client = socket.socket(fileno=fds[0])
     credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     if _CREDENTIALS.unpack(credentials)[1] != 0:
         return 1
     client.settimeout(_SEND_TIMEOUT)
-    clerk = Clerk(client, shim, place, cgroups)
+    clerk = Clerk(client, fds[1:], identity, cgroups)
     try:
         clerk.serve()
     except (OSError, protocol.ProtocolError, ConfigError):
@@ -55,13 +55,14 @@ class Clerk:
     def __init__(
         self,
         client: socket.socket,
-        shim: socket.socket,
-        place: tuple[int, int, int],
+        fds: tuple[int, ...],
+        identity: record.Identity,
         cgroups: tuple[str, ...],
     ) -> None:
         self._client = client
-        self._shim = shim
-        self._pid, self._pidfd, self._bundle = place
+        self._shim, self._pidfd, self._bundle, self._run = fds
+        self._identity = identity
+        self._pid = identity[2]
         self._cgroups = cgroups
         self._attached: attach.Attached | None = None
         self._terminal = -1
@@ -115,10 +116,7 @@ class Clerk:
                 counts = {"stdout": stdout, "stderr": stderr, "dropped": dropped, "error": error}
                 return {"ok": True, "phase": phase, "pid": self._pid, "log": counts}
             case "start":
-                phase, *line = self._ask("start")
-                if phase == "running":
-                    return {"ok": True}
-                return {"error": maker.failure(line[0] if line and isinstance(line[0], bytes) else b"")}
+                return self._start()
             case "kill":
                 return self._kill(asked.number("signal"))
             case "logging":
@@ -133,12 +131,21 @@ class Clerk:
                 raise ConfigError(f"{other or 'request'}: no such request")
 
     def _ask(self, *question: object) -> tuple[object, ...]:
-        protocol.send_values(self._shim, question)
-        received = protocol.receive_values(self._shim)
-        if received is None:
+        os.write(self._shim, marshal.dumps(question))  # type: ignore[arg-type]
+        received = os.read(self._shim, 65536)
+        if not received:
             raise ConfigError("the container has ended")
-        answer: tuple[object, ...] = marshal.loads(received[0])
+        answer: tuple[object, ...] = marshal.loads(received)
         return answer
+
+    def _start(self) -> protocol.Message:
+        """Have the program run; note in shim.json since when, again if it runs already."""
+        phase, line, boot, wall = self._ask("start")
+        if phase != "running" or not isinstance(boot, float) or not isinstance(wall, float):
+            return {"error": maker.failure(line if isinstance(line, bytes) else b"")}
+        text = record.shim(self._identity, boot, wall)
+        record.replace(self._run, record.SHIM, text)
+        return {"ok": True}
 
     def _kill(self, number: int) -> protocol.Message:
         if not 0 <= number <= signal.SIGRTMAX:
@@ -147,7 +154,7 @@ class Clerk:
         return {"ok": True}
 
     def _exec(self, message: protocol.Message, fds: list[int]) -> None:
-        if self._ask("state")[0] != "running":
+        if self._ask("phase")[0] != "running":
             raise ConfigError("exec: the container does not run")
         config = maker.read_config(self._bundle, "config.json")
         wanted = attach.prepare(config, message)

@@ -1,9 +1,9 @@
-"""The file that the zygote's interpreter executes, by its absolute path: `entry.py FDS PATHS PADDING`.
+"""The file that the zygote's interpreter executes, by its absolute path: `entry.py FDS PATHS DIRECTORY PADDING`.
 
 It runs with -I -S -E on a sealed copy of the interpreter, so it sets sys.path itself, from PATHS. All that zygote and
 shims will ever need is imported here; afterwards an import is an error, because it would find the files of another
 release after an upgrade, or those of a container after pivot_root. FDS are the socket for requests and the
-interpreter's own descriptor, which is closed.
+interpreter's own descriptor, which is closed; DIRECTORY is a place for temporary files, on a tmpfs.
 """
 
 import sys
@@ -48,7 +48,7 @@ def main() -> None:
         codecs.lookup(name)
     sys.meta_path[:] = [NoMoreImports]
     sys.path_importer_cache.clear()
-    zygote.serve(requests)
+    zygote.serve(requests, sys.argv[3])
 
 
 if __name__ == "__main__":

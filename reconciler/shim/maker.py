@@ -12,28 +12,26 @@ import signal
 import socket
 
 from reconciler.linux import namespace, process
-from reconciler.shim import child, oom, protocol, record
+from reconciler.shim import channel, child, oom, protocol, record
 from reconciler.shim.fields import PREFIX, ConfigError, Section, annotation
 from reconciler.shim.logfile import pipe
 from reconciler.shim.logopen import open_log
+from reconciler.shim.monitor import TITLE, Made
+from reconciler.shim.output import Log
 from reconciler.shim.step import Step, StepError
 
+_IMPORTANCE = b"-999"
 _LARGEST_CONFIG = 4 * 1024 * 1024
 _CLONE_PARENT = 0x00008000
 
-Log = tuple[str, int, int, int, bool]  # directory, sequence number, max_size, max_files, compress
-# What the shim gets: the name, who is who, the cgroups (v2 or "", then v1), how many were killed for memory in them,
-# the log, and which of the descriptors are there.
-Made = tuple[str, record.Identity, tuple[str, ...], int, Log, tuple[bool, ...]]
 
+def make(where: tuple[str, str], reply: int, shim: channel.Channel, area: tuple[int, int]) -> int:
+    """Make the container of a bundle, with its run directory (`where`); tell the agent and the shim; give a status.
 
-def make(
-    bundle: str, directory: str, answer: socket.socket, shim: socket.socket, area: tuple[int, int]
-) -> int:
-    """Make the container of `bundle` with run directory `directory`; tell the agent and the shim; give an exit status.
-
-    `answer` gets shim and init with their descriptors, or the error. If it closes before, the container is undone.
+    The socket `reply` gets shim and init with their descriptors, or the error. If it closes before, all is undone.
     """
+    bundle, directory = where
+    answer = socket.socket(fileno=reply)
     maker = Maker(bundle, directory)
     try:
         maker.make(answer, shim, area)
@@ -90,14 +88,14 @@ class Maker:
         self._pidfd = -1
         self._listening = False
 
-    def make(self, answer: socket.socket, shim: socket.socket, area: tuple[int, int]) -> None:
+    def make(self, answer: socket.socket, shim: channel.Channel, area: tuple[int, int]) -> None:
         """Do it all; raise StepError or ConfigError."""
         with Step("bundle", self._bundle):
             bundle = os.open(self._bundle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         config = read_config(bundle, f"{self._bundle}/config.json")
         prepared = child.prepare(config, self._bundle)
         name = prepared.name or os.path.basename(self._bundle)
-        process.set_title(area, f"reconciler shim {name}")
+        process.set_title(area, f"{TITLE} {name}")
         with Step("run directory", self._directory):
             self._run = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         log, logs = self._open_log(config)
@@ -111,11 +109,12 @@ class Maker:
             record.replace(self._run, record.SHIM, record.shim(identity, None, None))
             own = os.pidfd_open(os.getppid())
             network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        titled = _dress(area, name)
         fds = (self._pidfd, go, error, listener.fileno(), self._run, bundle, terminal, *outputs, *logs)
         there = tuple(fd >= 0 for fd in fds)
-        made: Made = (name, identity, cgroups, killed, log, there)
+        made: Made = (titled, identity, cgroups, killed, log, there)
         with Step("answer"):
-            protocol.send_values(shim, made, tuple(fd for fd in fds if fd >= 0))
+            channel.send(shim, made, tuple(fd for fd in fds if fd >= 0))
             shim_pid, shim_started, _, init_started, boot, _ = identity
             message: protocol.Message = {
                 "ok": True,
@@ -252,6 +251,33 @@ class Maker:
         problem.errno = found["errno"] if isinstance(found["errno"], int) else 0
         problem.args = (found["message"],)
         raise problem
+
+
+def _dress(area: tuple[int, int], name: str) -> bool:
+    """Give the shim its title and its importance from here, at no cost to its memory; say whether the title is there.
+
+    The importance: when memory runs out, the kernel should look elsewhere. By now the container has a value of its own.
+    """
+    shim = os.getppid()
+    try:
+        _write(f"/proc/{shim}/oom_score_adj", _IMPORTANCE, 0)
+    except OSError:
+        pass  # no CAP_SYS_RESOURCE: `doctor` tells; the shim is small
+    start, end = area
+    title = os.fsencode(f"{TITLE} {name}")[: end - start - 1]
+    try:
+        _write(f"/proc/{shim}/mem", title + bytes(end - start - len(title)), start)
+    except OSError:
+        return False  # no CAP_SYS_PTRACE, or a policy against it
+    return True
+
+
+def _write(path: str, data: bytes, offset: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.pwrite(fd, data, offset)
+    finally:
+        os.close(fd)
 
 
 def _terminal(console: socket.socket) -> int:

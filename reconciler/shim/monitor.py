@@ -17,44 +17,55 @@ it keeps in memory. Making a container, and each connection to the control socke
 import marshal
 import os
 import select
-import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
 
 from reconciler.linux import process
-from reconciler.shim import clerk, maker, oom, protocol, record
-from reconciler.shim.output import Output
+from reconciler.shim import channel, oom, record
+from reconciler.shim.channel import Channel
+from reconciler.shim.output import Log, Output
 
+TITLE = "reconciler shim"
 _CLERKS = 64
-_IMPORTANCE = b"-999"
+
+# What the maker sends: whether it could write the shim's title, who is who, the cgroups (v2 or "", then v1), how many
+# were killed for memory in them, the log, and which of the descriptors are there.
+Made = tuple[bool, record.Identity, tuple[str, ...], int, Log, tuple[bool, ...]]
+# Serves a client in a fork: the connection, the channel to the monitor, init's pidfd, the bundle, the run directory;
+# who is who, and the cgroups. It writes marshalled tuples to the channel, a question each, and reads the answers:
+# ("phase",): phase; ("start",): phase, the child's line, the times of the start; ("state",) and ("logging", max_size,
+# max_files, compress): phase and the counts of the log.
+Clerk = Callable[[tuple[int, ...], record.Identity, tuple[str, ...]], int]
 
 
-def run(bundle: str, directory: str, answer: socket.socket, area: tuple[int, int]) -> int:
-    """Be the shim of the container in `bundle`, with run directory `directory`, until it has ended; give a status.
+def run(
+    make: Callable[[Channel], int], clerk: Clerk, given: tuple[int, Channel, Channel], area: tuple[int, int]
+) -> int:
+    """Be a shim: have `make` run in a fork, which sends what it made, and stay until the container has ended.
 
-    `answer` gets shim and init with their descriptors, or the error.
+    The result is an exit status. `given` are the descriptor on which only the maker answers and the ends of a channel
+    to it, `area` is where the title goes. SIGTERM and the like are ignored already: at a shutdown the container's
+    output is still wanted.
     """
     os.setsid()
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)  # at a shutdown the container's output is still wanted
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    answer, ours, theirs = given
     pid = os.fork()
     if pid == 0:
         ours.close()
-        finish(lambda: maker.make(bundle, directory, answer, theirs, area))
+        finish(lambda: make(theirs))
     theirs.close()
-    answer.close()
-    received = protocol.receive_values(ours)
+    os.close(answer)
+    received = channel.receive(ours)
     ours.close()
     os.waitpid(pid, 0)
     if received is None:
         _reap()
         return 1
-    made: maker.Made = marshal.loads(received[0])
-    Monitor(made, received[1], area).serve()
+    made: Made = marshal.loads(received[0])
+    if not made[0]:
+        process.set_title(area, TITLE)
+    Monitor(made, received[1], clerk).serve()
     return 0
 
 
@@ -92,136 +103,155 @@ def _reap() -> None:
 class Monitor:
     """One container that has been made. The arguments are what the maker sends."""
 
-    def __init__(self, made: maker.Made, fds: list[int], area: tuple[int, int]) -> None:
-        name, self._identity, self._cgroups, self._killed, log, there = made
-        every = [fds.pop(0) if present else -1 for present in there]
-        self._pidfd, self._go, self._error, listener, self._run, self._bundle, *outputs = every
-        self._listener = socket.socket(fileno=listener)
+    __slots__ = (
+        "_bundle",
+        "_cgroups",
+        "_clerk",
+        "_epoll",
+        "_error",
+        "_go",
+        "_identity",
+        "_killed",
+        "_line",
+        "_listener",
+        "_log",
+        "_output",
+        "_outputs",
+        "_phase",
+        "_pidfd",
+        "_run",
+        "_started",
+        "_waiting",
+        "clerks",
+    )
+
+    def __init__(self, made: Made, fds: list[int], clerk: Clerk) -> None:
+        _, self._identity, self._cgroups, self._killed, self._log, there = made
+        for number, present in enumerate(there):
+            if not present:
+                fds.insert(number, -1)
+        self._pidfd, self._go, self._error, listener, self._run, self._bundle, *self._outputs = fds
+        self._listener = Channel(fileno=listener)
+        self._line = b""
+        self._clerk = clerk
         self._phase = "created"
         self._started = (0.0, 0.0)
-        self._waiting: list[socket.socket] = []  # clerks whose clients wait for the start
-        self._clerks: dict[socket.socket, int] = {}
-        self._handlers: dict[int, Callable[[], None]] = {}
+        self._waiting: list[int] = []  # channels to clerks whose clients wait for the start
+        self.clerks: dict[int, int] = {}  # by the descriptor of their channel: the pid
+        self._output: Output | None = (
+            None  # made when there is some, or somebody asks: many a container is silent
+        )
         self._epoll = select.epoll()
-        self._ended = False
-        self._output = Output(self._watch, self._unwatch, log, outputs)
-        self._become_important()
-        process.set_title(area, f"reconciler shim {name}")
-
-    def _become_important(self) -> None:
-        """Let the kernel look elsewhere when memory runs out. Not before the container has a value of its own."""
-        try:
-            fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, _IMPORTANCE)
-            finally:
-                os.close(fd)
-        except OSError:
-            pass  # no CAP_SYS_RESOURCE: `doctor` tells; the shim is small
-
-    # --- the loop -------------------------------------------------------------------------------------------------
-    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
-        self._handlers[fd] = handler
-        self._epoll.register(fd, select.EPOLLIN)
-
-    def _unwatch(self, fd: int) -> None:
-        if self._handlers.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
+        for fd in (self._pidfd, self._error, listener, *self._outputs[:3]):
+            if fd >= 0:
+                self._epoll.register(fd, select.EPOLLIN)
 
     def serve(self) -> None:
         """Run until the container has ended and its record is there."""
-        self._watch(self._pidfd, self._exited)
-        self._watch(self._error, self._executed)
-        self._watch(self._listener.fileno(), self._accept)
-        while not self._ended:
+        while True:
             for fd, _ in self._epoll.poll():
-                handler = self._handlers.get(fd)
-                if handler is not None:  # an earlier handler of this round may have closed it
-                    handler()
+                if fd == self._pidfd:
+                    self._exited()
+                    return
+                if fd == self._error:
+                    self._executed()
+                elif fd in self.clerks:
+                    self._asked(fd)
+                elif fd == self._listener.fileno():
+                    self._accept()
+                else:
+                    self._pump().ready(fd)
+
+    def _pump(self) -> Output:
+        if self._output is None:
+            self._output = Output(self._epoll, self._log, self._outputs)
+        return self._output
 
     # --- control --------------------------------------------------------------------------------------------------
     def _accept(self) -> None:
+        """Have the next client served by a fork; hang up where that can't be."""
         try:
-            client, _ = self._listener.accept()
+            client, _ = self._listener._accept()  # type: ignore[attr-defined]
         except OSError:
             return  # gone again, or out of descriptors
-        if len(self._clerks) >= _CLERKS:
-            client.close()
-            return
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if len(self.clerks) < _CLERKS:
+            self._hire(client)
+        os.close(client)
+
+    def _hire(self, client: int) -> None:
         try:
+            ours, theirs = channel.pair()
             pid = os.fork()
         except OSError:
-            for end in (client, ours, theirs):
-                end.close()
-            return
+            return  # out of descriptors or processes
         if pid == 0:
-            place = (self._identity[2], self._pidfd, self._bundle)
-            finish(lambda: clerk.serve(client, theirs, place, self._cgroups))
-        client.close()
+            fds = (client, theirs.fileno(), self._pidfd, self._bundle, self._run)
+            finish(lambda: self._clerk(fds, self._identity, self._cgroups))
         theirs.close()
-        self._clerks[ours] = pid
-        self._watch(ours.fileno(), lambda: self._asked(ours))
+        fd = ours.detach()
+        self.clerks[fd] = pid
+        self._epoll.register(fd, select.EPOLLIN)
 
-    def _asked(self, end: socket.socket) -> None:
+    def _asked(self, fd: int) -> None:
         try:
-            received = protocol.receive_values(end)
+            question = os.read(fd, 4096)
         except OSError:
-            received = None
-        if received is None:
-            self._dismiss(end)
+            question = b""  # it was killed
+        if question:
+            self._answer(fd, marshal.loads(question))
             return
-        question: tuple[object, ...] = marshal.loads(received[0])
-        match question:
-            case ("start",) if self._phase in ("created", "starting"):
-                self._waiting.append(end)
-                self._start()
-            case ("logging", int(size), int(files), bool(compress)):
-                self._output.log.configure(size, files, compress)
-                self._reply(end, (True,))
-            case _:
-                self._reply(end, (self._phase, *self._output.counts()))
+        self._epoll.unregister(fd)
+        os.close(fd)
+        if fd in self._waiting:
+            self._waiting.remove(fd)
+        os.waitpid(self.clerks.pop(fd), 0)
 
-    def _dismiss(self, end: socket.socket) -> None:
-        self._unwatch(end.fileno())
-        end.close()
-        if end in self._waiting:
-            self._waiting.remove(end)
-        os.waitpid(self._clerks.pop(end), 0)
+    def _answer(self, fd: int, question: tuple[object, ...]) -> None:
+        if question[0] == "phase":
+            self._tell(fd, (self._phase,))
+        elif question[0] == "start":
+            if self._phase == "created":
+                self._phase = "starting"
+                try:
+                    os.write(self._go, b"g")
+                except BrokenPipeError:
+                    pass  # the child died; its pidfd is about to tell
+            if self._phase == "starting":
+                self._waiting.append(fd)
+            else:
+                self._tell(fd, (self._phase, self._line, *self._started))
+        else:
+            pump = self._pump()
+            if len(question) == 4:
+                pump.log.configure(*question[1:])  # type: ignore[arg-type]
+            self._tell(fd, (self._phase, *pump.counts()))
 
     @staticmethod
-    def _reply(end: socket.socket, values: tuple[object, ...]) -> None:
+    def _tell(fd: int, answer: tuple[object, ...]) -> None:
         try:
-            protocol.send_values(end, values)
+            os.write(fd, marshal.dumps(answer))  # type: ignore[arg-type]
         except OSError:
             pass  # the clerk died; the end of its channel is about to tell
 
     # --- start and exit -------------------------------------------------------------------------------------------
-    def _start(self) -> None:
-        if self._phase == "created":
-            self._phase = "starting"
-            try:
-                os.write(self._go, b"g")
-            except BrokenPipeError:
-                pass  # the child died; its pidfd is about to tell
-
     def _executed(self) -> None:
-        """The error pipe has closed: the program runs, or a line says why it does not, or the child was killed."""
-        line = b""
-        while chunk := os.read(self._error, 65536):
-            line += chunk
-        self._unwatch(self._error)
+        """The error pipe has closed: the program runs, or a line says why it does not, or the child was killed.
+
+        The clerk that asked for the start writes it into shim.json, and so does every later one that asks again.
+        """
+        while chunk := os.read(self._error, 4096):
+            self._line += chunk
+        self._epoll.unregister(self._error)
         os.close(self._error)
         os.close(self._go)
         self._error = self._go = -1
-        if self._phase == "starting" and not line:
+        if self._phase == "starting" and not self._line:
             self._phase = "running"
-            self._started = (record.boottime(), time.time())
-            self._write(record.SHIM, record.shim(self._identity, *self._started))
+            self._started = (time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
         else:
             self._phase = "failed"
-        for end in self._waiting:
-            self._reply(end, (self._phase, line))
+        for fd in self._waiting:
+            self._tell(fd, (self._phase, self._line, *self._started))
         self._waiting = []
 
     def _exited(self) -> None:
@@ -229,30 +259,24 @@ class Monitor:
             self._executed()
         result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
         finished = (record.boottime(), time.time())
-        self._output.finish()
+        self._pump().finish()
         if result is not None and self._phase == "running":
             normal = result.si_code == os.CLD_EXITED
-            self._write(
-                record.EXIT,
-                record.exit(
-                    self._identity[4],
-                    result.si_status if normal else None,
-                    None if normal else result.si_status,
-                    oom.count(self._cgroups) > self._killed,
-                    self._started,
-                    finished,
-                ),
+            text = record.exit(
+                self._identity[4],
+                result.si_status if normal else None,
+                None if normal else result.si_status,
+                oom.count(self._cgroups) > self._killed,
+                self._started,
+                finished,
             )
+            try:
+                record.replace(self._run, record.EXIT, text)
+            except (
+                OSError
+            ) as error:  # the directory is gone, or full: without it the container counts as lost
+                print(f"reconciler shim {os.getpid()}: {record.EXIT}: {error}", file=sys.stderr, flush=True)
         try:
             os.unlink(record.SOCKET, dir_fd=self._run)
         except OSError:
             pass  # the directory is gone already
-        self._ended = True
-
-    def _write(self, name: str, text: str) -> None:
-        try:
-            record.replace(self._run, name, text)
-        except (
-            OSError
-        ) as error:  # the run directory is gone, or full: without the record the container counts as lost
-            print(f"reconciler shim {os.getpid()}: {name}: {error}", file=sys.stderr, flush=True)

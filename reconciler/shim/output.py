@@ -5,42 +5,36 @@ between two rounds, so that the cost is by the megabyte and not by the line; idl
 """
 
 import os
-import signal
+import select
 import sys
 import time
-from collections.abc import Callable
 
-from reconciler.shim import compress, maker
+from reconciler.shim import compress
 from reconciler.shim.logfile import PIPE_SIZE, Discard, LogFile, pipe
 from reconciler.shim.logindex import STDERR, STDOUT
 
 _QUICK = 0.005  # seconds between two rounds of one pipe, below which its output is a flood ...
 _NAP = 0.003  # ... and waiting this long makes the next round worth its cost
 
+Log = tuple[str, int, int, int, bool]  # directory, sequence number, max_size, max_files, compress
+
 
 class Output:
-    """Stdout and stderr of one container. `watch` and `unwatch` are the event loop's.
+    """Stdout and stderr of one container.
 
-    `log` and `outputs` are the maker's: directory, sequence number and rotation of the log; descriptors of a terminal's
-    master, of stdout and stderr, of the log's directory, the log and its index, -1 for what there is not.
+    `epoll` watches what `outputs` begins with already; `log` and `outputs` are the maker's: directory, sequence number
+    and rotation of the log; descriptors of a terminal's master, of stdout and stderr, of the log's directory, the log
+    and its index, -1 for what there is not.
     """
 
     log: LogFile | Discard
 
-    def __init__(
-        self,
-        watch: Callable[[int, Callable[[], None]], None],
-        unwatch: Callable[[int], None],
-        log: maker.Log,
-        outputs: list[int],
-    ) -> None:
-        self._watch = watch
-        self._unwatch = unwatch
+    def __init__(self, epoll: select.epoll, log: Log, outputs: list[int]) -> None:
+        self._epoll = epoll
         self._path, sequence, size, files, compressing = log
-        terminal, stdout, stderr, directory, data, index = outputs
+        self._terminal, stdout, stderr, directory, data, index = outputs
         self._pumped = {STDOUT: 0.0, STDERR: 0.0}
         self._pipes: dict[int, int] = {}  # read end: stream
-        self._terminal = terminal
         self._feed = -1
         self._compressor = (0, -1)
         if directory >= 0:
@@ -49,16 +43,20 @@ class Output:
             self.log.configure(size, files, compressing)
         else:
             self.log = Discard()
-        if terminal >= 0:  # the log takes from pipes, so a terminal's output goes through one
+        if self._terminal >= 0:  # the log takes from pipes, so a terminal's output goes through one
             stdout, self._feed = pipe()
-            watch(terminal, self._pump_terminal)
         for reader, stream in ((stdout, STDOUT), (stderr, STDERR)):
             if reader >= 0:
-                self._begin(reader, stream)
+                self._pipes[reader] = stream
 
-    def _begin(self, reader: int, stream: int) -> None:
-        self._pipes[reader] = stream
-        self._watch(reader, lambda: self._pump(reader))
+    def ready(self, fd: int) -> None:
+        """Take what there is at `fd`, which is readable."""
+        if fd in self._pipes:
+            self._pump(fd)
+        elif fd == self._terminal:
+            self._pump_terminal()
+        elif fd == self._compressor[1]:
+            self._compressed()
 
     def finish(self) -> None:
         """The container has ended: take what is left and close the log."""
@@ -69,7 +67,7 @@ class Output:
         for reader in tuple(self._pipes):
             self._drain(reader)
         if self._compressor[0]:  # the plain file stays
-            os.kill(self._compressor[0], signal.SIGKILL)
+            os.kill(self._compressor[0], 9)
             self._compressed()
         self.log.close()
 
@@ -87,7 +85,7 @@ class Output:
             return
         self._pumped[stream] = time.monotonic()
         if not count:
-            self._unwatch(reader)
+            self._epoll.unregister(reader)
             del self._pipes[reader]
             os.close(reader)
 
@@ -99,7 +97,7 @@ class Output:
         except OSError:  # EIO: nobody has the terminal open any more
             data = b""
         if not data:
-            self._unwatch(self._terminal)
+            self._epoll.unregister(self._terminal)
             os.close(self._terminal)
             self._terminal = -1
             return
@@ -131,11 +129,11 @@ class Output:
             return
         pidfd = os.pidfd_open(pid)
         self._compressor = (pid, pidfd)
-        self._watch(pidfd, self._compressed)
+        self._epoll.register(pidfd, select.EPOLLIN)
 
     def _compressed(self) -> None:
         pid, pidfd = self._compressor
         os.waitpid(pid, 0)
-        self._unwatch(pidfd)
+        self._epoll.unregister(pidfd)
         os.close(pidfd)
         self._compressor = (0, -1)

@@ -5,21 +5,17 @@ SOCK_SEQPACKET keeps packets whole and in order, so there is no framing to get w
 result is a message, the end, or ProtocolError; descriptors of a bad message are closed.
 
 Requests have "op"; answers have "ok" or "error" ({"step", "path", "errno", "message"}, as shim.step writes it).
-
-Between processes of one shim, which are forks of each other, packets are marshalled tuples: reading JSON would cost the
-monitor memory for ever.
 """
 
 import errno
 import json
-import marshal
 import os
 import socket
 import struct
 
 _INLINE = 48 * 1024
 _LARGEST = 4 * 1024 * 1024
-_FDS = 16
+_FDS = 8
 _INT = struct.calcsize("i")
 
 Message = dict[str, object]
@@ -54,7 +50,11 @@ def _send(channel: socket.socket, data: bytes, fds: tuple[int, ...]) -> None:
 
 def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
     """Receive a message and its descriptors, which are close-on-exec and the caller's; None at the end."""
-    data, fds, flags = _receive(channel)
+    data, rights, flags, _ = channel.recvmsg(_INLINE, socket.CMSG_SPACE(_FDS * _INT), socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, content in rights:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds += struct.unpack(f"{len(content) // _INT}i", content[: len(content) // _INT * _INT])
     if not data and not fds:
         return None
     try:
@@ -72,26 +72,6 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
             os.close(fd)
         raise
     return message, fds
-
-
-def send_values(channel: socket.socket, values: tuple[object, ...], fds: tuple[int, ...] = ()) -> None:
-    """Send numbers, strings, bytes and tuples of them to another process of this shim."""
-    _send(channel, marshal.dumps(values), fds)  # type: ignore[arg-type]
-
-
-def receive_values(channel: socket.socket) -> tuple[bytes, list[int]] | None:
-    """Receive what `send_values` sent, for marshal.loads; None at the end. Only for channels handed down by a fork."""
-    data, fds, _ = _receive(channel)
-    return (data, fds) if data else None
-
-
-def _receive(channel: socket.socket) -> tuple[bytes, list[int], int]:
-    data, rights, flags, _ = channel.recvmsg(_INLINE, socket.CMSG_SPACE(_FDS * _INT), socket.MSG_CMSG_CLOEXEC)
-    fds: list[int] = []
-    for level, kind, content in rights:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds += struct.unpack(f"{len(content) // _INT}i", content[: len(content) // _INT * _INT])
-    return data, fds, flags
 
 
 def _parse(data: bytes) -> Message:

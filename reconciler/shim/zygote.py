@@ -1,27 +1,34 @@
 """The zygote: a small process that forks shims, so that a shim costs its differences only, and a clone copies little.
 
 Single-threaded. It holds nothing but the agent's socket, never waits for a container, and exits when the agent's end
-closes. Its shims are its children as long as it lives; the kernel reaps them.
+closes. Its shims are its children as long as it lives, and it reaps them.
 """
 
 import gc
 import os
+import select
 import signal
 import socket
 import sys
 
 from reconciler.linux import heap, process
-from reconciler.shim import monitor, protocol
+from reconciler.shim import channel, clerk, maker, monitor, protocol, rehearsal
 
 TITLE = "reconciler zygote"
 NAME = "reconciler"
 _POOL = 16384
 _POOL_HEAD = 48
 _HOLES = 20_000
+_REHEARSALS = 3
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-def serve(requests: int) -> None:
-    """Fork a shim for each request from the socket `requests`; return when its other end is closed."""
+def serve(requests: int, directory: str) -> None:
+    """Fork a shim for each request from the socket `requests`; return when its other end is closed.
+
+    The dispositions of signals are set here for the shims too: at a shutdown that signals every process they stay as
+    long as their containers, and this process stays as long as the agent.
+    """
     area = process.title_area()
     process.close_except((0, 1, 2, requests))
     process.set_dumpable(False)
@@ -32,28 +39,48 @@ def serve(requests: int) -> None:
     process.set_name(NAME)
     process.set_title(area, TITLE)
     os.umask(0o077)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(
-        signal.SIGCHLD, signal.SIG_IGN
-    )  # the kernel reaps: no shim stays a zombie, nobody wakes up for it
-    channel = socket.socket(fileno=requests)
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    agent = socket.socket(fileno=requests)
+    try:
+        for _ in range(_REHEARSALS):
+            rehearsal.rehearse(directory)
+    except OSError as error:
+        print(f"reconciler zygote: rehearsal: {error}", file=sys.stderr, flush=True)
     plugs: list[object] = _shed()
     try:
-        protocol.send(channel, {"ok": True, "pid": os.getpid()})
-        while (received := protocol.receive(channel)) is not None:
-            message, fds = received
-            if len(fds) != 1:
-                for fd in fds:
-                    os.close(fd)
-                continue
-            _fork(channel, message, fds[0], area)
-            os.close(fds[0])
-            del received, message
+        protocol.send(agent, {"ok": True, "pid": os.getpid()})
+        _loop(agent, area)
     except (BrokenPipeError, ConnectionResetError):
         pass  # the agent died without closing
     except protocol.ProtocolError as error:
         print(f"reconciler zygote: {error}", file=sys.stderr, flush=True)
     del plugs
+
+
+def _loop(agent: socket.socket, area: tuple[int, int]) -> None:
+    poll = select.poll()
+    poll.register(agent, select.POLLIN)
+    shims: dict[int, int] = {}  # pidfd: pid
+    while True:
+        for fd, _ in poll.poll():
+            if fd in shims:
+                os.waitpid(shims.pop(fd), 0)
+                poll.unregister(fd)
+                os.close(fd)
+                continue
+            received = protocol.receive(agent)
+            if received is None:
+                return
+            message, fds = received
+            held = (agent.fileno(), *shims)
+            pid = _fork(message, fds[0], held, area) if len(fds) == 1 else 0
+            for fd in fds:
+                os.close(fd)
+            if pid:
+                pidfd = os.pidfd_open(pid)
+                shims[pidfd] = pid
+                poll.register(pidfd, select.POLLIN)
 
 
 def _shed() -> list[object]:
@@ -62,6 +89,7 @@ def _shed() -> list[object]:
     gc.collect()
     plugs: list[object] = [_plug(size) for size in range(16, 513, 16)]
     gc.freeze()
+    gc.disable()  # here and in shims nothing makes cycles, and a collection would touch what is shared
     heap.trim()
     return plugs
 
@@ -81,27 +109,35 @@ def _plug(size: int) -> list[object]:
     return plugs
 
 
-def _fork(channel: socket.socket, message: protocol.Message, reply: int, area: tuple[int, int]) -> None:
+def _fork(message: protocol.Message, reply: int, held: tuple[int, ...], area: tuple[int, int]) -> int:
+    """Fork the shim that `message` asks for, to answer on `reply`; give its pid, or 0 after refusing.
+
+    `held` are the descriptors of this process that are none of the shim's.
+    """
     bundle, run = message.get("bundle"), message.get("run")
-    with socket.socket(fileno=os.dup(reply)) as answer:
-        if message.get("op") != "create" or not isinstance(bundle, str) or not isinstance(run, str):
-            _refuse(answer, 0, "request not understood")
-            return
-        try:
-            pid = os.fork()
-        except OSError as error:
-            _refuse(answer, error.errno or 0, f"fork: {error.strerror}")
-            return
-        if pid:
-            return
-        os.close(reply)
-        channel.close()
-        monitor.finish(lambda: monitor.run(bundle, run, answer, area))
-
-
-def _refuse(answer: socket.socket, number: int, text: str) -> None:
-    error = {"step": "zygote", "path": "", "errno": number, "message": f"zygote: {text}"}
+    if message.get("op") != "create" or not isinstance(bundle, str) or not isinstance(run, str):
+        _refuse(reply, 0, "request not understood")
+        return 0
     try:
-        protocol.send(answer, {"error": error})
-    except OSError:
-        pass  # the agent is gone
+        ends = channel.pair()
+        pid = os.fork()
+    except OSError as error:
+        _refuse(reply, error.errno or 0, f"fork: {error.strerror}")
+        return 0
+    if pid == 0:
+        for fd in held:
+            os.close(fd)
+        make = lambda shim: maker.make((bundle, run), reply, shim, area)  # noqa: E731
+        monitor.finish(lambda: monitor.run(make, clerk.serve, (reply, *ends), area))
+    for end in ends:
+        end.close()
+    return pid
+
+
+def _refuse(reply: int, number: int, text: str) -> None:
+    error = {"step": "zygote", "path": "", "errno": number, "message": f"zygote: {text}"}
+    with socket.socket(fileno=os.dup(reply)) as answer:
+        try:
+            protocol.send(answer, {"error": error})
+        except OSError:
+            pass  # the agent is gone

@@ -280,7 +280,31 @@ def test_a_shim_is_small(host: Host, record_property: Callable[[str, object], No
     sizes = [memory(case.shim().shim.pid) for case in cases]
     record_property("private_kib", sizes)
     print("private KiB of four shims:", sizes)
-    assert max(sizes) < 2048
+    assert max(sizes) < 1024
+
+
+def test_the_zygotes_rehearsal_leaves_nothing(host: Host) -> None:
+    host.zygote.start()
+    assert host.zygote.pid is not None
+    assert _children(host.zygote.pid) == []
+    assert [path.name for path in host.layout.zygote.iterdir()] == ["stderr"]
+    assert _holders(host.layout.zygote / "stderr") == [host.zygote.pid]
+    names = descriptors(host.zygote.pid)
+    assert sorted(re.sub(r"\[\d+\]", "", name) for name in names) == sorted(
+        ["/dev/null", "/dev/null", str(host.layout.zygote / "stderr"), "socket:"]
+    )
+    score = Path(f"/proc/{host.zygote.pid}/oom_score_adj").read_text()
+    assert score == Path("/proc/self/oom_score_adj").read_text()
+
+
+def _holders(file: Path) -> list[int]:
+    """The processes whose standard error is `file`, orphans included."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and os.readlink(entry / "fd/2") == str(file):
+                found.append(int(entry.name))
+    return found
 
 
 def memory(pid: int) -> int:

@@ -4,7 +4,6 @@ import os
 import pty
 import select
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,112 +17,98 @@ from reconciler.shim.output import Output
 class Loop:
     """The event loop of a shim, one round at a time."""
 
-    def __init__(self) -> None:
-        self.handlers: dict[int, Callable[[], None]] = {}
+    def __init__(self, directory: Path, max_size: int = 4096, terminal: int = -1) -> None:
+        stdout, self.stdout = pipe() if terminal < 0 else (-1, -1)
+        stderr, self.stderr = pipe() if terminal < 0 else (-1, -1)
+        *opened, sequence = open_log(str(directory))
+        self.epoll = select.epoll()
+        for fd in (terminal, stdout, stderr):
+            if fd >= 0:
+                self.epoll.register(fd, select.EPOLLIN)
+        log = (str(directory), sequence, max_size, 100, True)
+        self.output = Output(self.epoll, log, [terminal, stdout, stderr, *opened])
 
-    def watch(self, fd: int, handler: Callable[[], None]) -> None:
-        self.handlers[fd] = handler
+    def turn(self, seconds: float = 5.0) -> int:
+        ready = self.epoll.poll(seconds)
+        for fd, _ in ready:
+            self.output.ready(fd)
+        return len(ready)
 
-    def unwatch(self, fd: int) -> None:
-        del self.handlers[fd]
-
-    def turn(self, seconds: float = 5.0) -> None:
-        ready = select.select(list(self.handlers), [], [], seconds)[0]
-        assert ready
-        for fd in ready:
-            if fd in self.handlers:
-                self.handlers[fd]()
-
-
-@pytest.fixture
-def loop() -> Loop:
-    return Loop()
-
-
-def output(loop: Loop, directory: Path, max_size: int = 4096, terminal: int = -1) -> tuple[Output, int, int]:
-    """An Output with the write ends of its pipes."""
-    stdout, stdout_write = pipe() if terminal < 0 else (-1, -1)
-    stderr, stderr_write = pipe() if terminal < 0 else (-1, -1)
-    *opened, sequence = open_log(str(directory))
-    log = (str(directory), sequence, max_size, 100, True)
-    return (
-        Output(loop.watch, loop.unwatch, log, [terminal, stdout, stderr, *opened]),
-        stdout_write,
-        stderr_write,
-    )
+    def close(self) -> None:
+        for fd in (self.stdout, self.stderr):
+            os.close(fd)
 
 
-def test_both_streams_are_pumped_to_their_ends(loop: Loop, tmp_path: Path) -> None:
-    pump, stdout, stderr = output(loop, tmp_path)
-    os.write(stdout, b"out\n")
-    os.write(stderr, b"err\n")
-    os.close(stdout)
-    os.close(stderr)
-    while loop.handlers:
+def test_both_streams_are_pumped_to_their_ends(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    os.write(loop.stdout, b"out\n")
+    os.write(loop.stderr, b"err\n")
+    loop.close()
+    while loop.output.counts() != (4, 4, 0, 0):
         loop.turn()
-    assert pump.counts() == (4, 4, 0, 0)
-    pump.finish()
+    while loop.turn(0):
+        pass
+    assert loop.turn(0) == 0  # a pipe at its end is not asked again
+    assert loop.output.counts() == (4, 4, 0, 0)
+    loop.output.finish()
     assert sorted((r.stream, r.data) for r in logs.read(tmp_path)) == [("stderr", b"err"), ("stdout", b"out")]
 
 
-def test_what_is_left_at_the_end_is_taken_without_waiting_for_other_holders(
-    loop: Loop, tmp_path: Path
-) -> None:
-    pump, stdout, stderr = output(loop, tmp_path, max_size=1 << 20)
-    os.write(stdout, b"x" * 200_000 + b"\n")
-    pump.finish()
+def test_what_is_left_at_the_end_is_taken_without_waiting_for_other_holders(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, max_size=1 << 20)
+    os.write(loop.stdout, b"x" * 200_000 + b"\n")
+    loop.output.finish()
     assert [len(r.data) for r in logs.read(tmp_path)] == [200_000]
-    os.close(stdout)
-    os.close(stderr)
+    loop.close()
 
 
-def test_a_terminals_output_is_pumped_until_nobody_has_it_open(loop: Loop, tmp_path: Path) -> None:
+def test_a_terminals_output_is_pumped_until_nobody_has_it_open(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     os.set_blocking(master, False)
-    pump, _, _ = output(loop, tmp_path, terminal=master)
+    loop = Loop(tmp_path, terminal=master)
     os.write(slave, b"typed\n")
     loop.turn()
     os.write(slave, b"last\n")
     os.close(slave)
-    pump.finish()
+    loop.output.finish()
     assert [r.data for r in logs.read(tmp_path)] == [b"typed\r", b"last\r"]
 
 
 def test_a_compressor_works_beside_the_pump_and_is_reaped(
-    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pump, stdout, stderr = output(loop, tmp_path)
+    loop = Loop(tmp_path)
     began = time.monotonic()
     monkeypatch.setattr("time.monotonic", lambda: began + 60)
-    os.write(stdout, b"a" * 3000 + b"\n")
+    os.write(loop.stdout, b"a" * 3000 + b"\n")
     loop.turn()
     monkeypatch.setattr("time.monotonic", lambda: began + 120)
-    os.write(stdout, b"b" * 3000 + b"\n")
+    os.write(loop.stdout, b"b" * 3000 + b"\n")
     loop.turn()  # fills what room there was
     loop.turn()  # rotates
-    while len(loop.handlers) > 2:
+    while loop.output._compressor[0]:
         loop.turn()
     assert (tmp_path / "00000001.log.gz").exists()
     assert not (tmp_path / "00000001.log").exists()
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
-    pump.finish()
+    loop.output.finish()
     assert [r.data for r in logs.read(tmp_path)] == [b"a" * 3000, b"b" * 3000]
-    os.close(stdout)
-    os.close(stderr)
+    loop.close()
 
 
 def test_a_compressor_under_way_at_the_end_leaves_the_plain_file(
-    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pump, stdout, stderr = output(loop, tmp_path, max_size=3 << 20)
+    loop = Loop(tmp_path, max_size=3 << 20)
     began = time.monotonic()
     monkeypatch.setattr("time.monotonic", lambda: began + 60)
-    for _ in range(10):
-        os.write(stdout, os.urandom(499_999) + b"\n")
-        loop.turn()
-    assert len(loop.handlers) == 3
-    pump.finish()
+    for _ in range(25):
+        os.write(loop.stdout, os.urandom(199_999) + b"\n")
+        while loop.turn(0):
+            pass
+    loop.output.finish()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
     assert sum(len(r.data) + (not r.partial) for r in logs.read(tmp_path)) == 5_000_000
-    os.close(stdout)
-    os.close(stderr)
+    loop.close()
