@@ -96,9 +96,9 @@ def render_hosts(members: Mapping[str, IPv4Address], own_name: str, hostname: st
 def update_hosts(path: Path, content: bytes) -> bool:
     """Make the file's content `content` in place, and return whether it was not; the inode stays.
 
-    The one exception to replacing files: a bind mount pins the inode. A reader sees the old lines, the new ones, or
-    (where the file is longer than a page) the beginning of the new ones followed by old ones; never an empty file and
-    never half a line at the end, since a shorter content is first padded with empty lines and then cut.
+    The one exception to replacing files: a bind mount pins the inode. A reader sees the old lines or the new ones; one
+    that reads at the very moment may see the beginning of one followed by the end of the other, because a read beside a
+    write is no snapshot. It never sees an empty file: a shorter content is first padded with empty lines and then cut.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
