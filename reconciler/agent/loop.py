@@ -231,9 +231,8 @@ class Agent:
             self._untidy = not self._keep("clean-up", self._clean_up)
         intent = self._reader.read(allow_empty=allow_empty)
         read = time.monotonic()
-        busy = (
-            self._executor.busy
-        )  # a lane that ends while we look was seen half done: the next turn is its turn
+        # A lane that ends while we look was seen half done: the next turn is its turn.
+        busy = self._executor.busy
         observed = self._observe(intent)
         seen = time.monotonic()
         digests = {app.name: app.digest for app in intent.desired.apps.values()}
