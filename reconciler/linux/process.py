@@ -33,6 +33,7 @@ _setgroups = bind("setgroups", ctypes.c_size_t, ctypes.c_void_p)
 _setresuid = bind("setresuid", ctypes.c_uint, ctypes.c_uint, ctypes.c_uint)
 _setresgid = bind("setresgid", ctypes.c_uint, ctypes.c_uint, ctypes.c_uint)
 _keyctl = bind("keyctl", ctypes.c_int, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+_rt_sigaction = bind("rt_sigaction", ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _close_range = bind("close_range", ctypes.c_uint, ctypes.c_uint, ctypes.c_uint)
 _signalfd = bind_libc("signalfd", ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
 
@@ -149,6 +150,12 @@ def set_title(area: tuple[int, int], title: str) -> None:
     start, end = area
     data = os.fsencode(title)[: max(0, end - start - 1)]
     ctypes.memmove(start, data + bytes(end - start - len(data)), end - start)
+
+
+def set_default_signal(number: int) -> None:
+    """Give signal `number` its default disposition, also one that libc keeps for itself and hides (32 and 33)."""
+    action = ctypes.create_string_buffer(32)  # struct sigaction of the kernel, all zero: SIG_DFL
+    check(_rt_sigaction(number, ctypes.addressof(action), None, 8), "rt_sigaction", str(number))
 
 
 def signal_number(name: str) -> int:

@@ -12,6 +12,7 @@ _MACHINE = os.uname().machine
 
 # Calls from 424 on have the same number on every architecture; the older ones do not. (x86_64, aarch64)
 _NUMBERS = {
+    "rt_sigaction": (13, 134),
     "pivot_root": (155, 41),
     "keyctl": (250, 219),
     "capget": (125, 90),

@@ -15,6 +15,7 @@ from reconciler.shim.program import Process
 from reconciler.shim.step import Step, StepError, reason
 
 _NULL = os.makedev(1, 3)
+_OF_LIBC = (32, 33)  # SIGCANCEL and SIGSETXID of glibc; valid_signals() knows neither
 _DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -115,6 +116,9 @@ def reset_signals() -> None:
     for number in signal.valid_signals():
         if signal.getsignal(number) != signal.SIG_DFL and number not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(number, signal.SIG_DFL)
+    # posix_spawn(3) of whoever started us (GNU make, for one) may leave these ignored, and libc's sigaction refuses them
+    for number in _OF_LIBC:
+        process.set_default_signal(number)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

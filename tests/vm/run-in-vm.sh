@@ -25,7 +25,7 @@ export PATH=$PATH:/usr/sbin:/sbin
 
 suite=bookworm
 packages=systemd,systemd-sysv,dbus,libpam-systemd,udev,python3,python3-venv,nftables,libnftables1,iproute2,conntrack
-packages+=,git,ca-certificates,busybox-static,procps,kmod,util-linux,e2fsprogs,iputils-ping,strace,curl,jq,crun
+packages+=,git,ca-certificates,busybox-static,procps,kmod,util-linux,e2fsprogs,iputils-ping,strace,curl,jq,crun,runc
 
 clone=$(cd "$(dirname "$0")/../.." && pwd)
 cache=${VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/reconciler-vm}
