@@ -116,9 +116,9 @@ def reset_signals() -> None:
     for number in signal.valid_signals():
         if signal.getsignal(number) != signal.SIG_DFL and number not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(number, signal.SIG_DFL)
-    # posix_spawn(3) of whoever started us (GNU make, for one) may leave these ignored, and libc's sigaction refuses them
-    for number in _OF_LIBC:
-        process.set_default_signal(number)
+    # posix_spawn(3) of whoever started us (GNU make) may leave these ignored, and sigaction(3) refuses them
+    for hidden in _OF_LIBC:
+        process.set_default_signal(hidden)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

@@ -1,7 +1,7 @@
 """What a program finds when it starts: seen from inside a real container, compared with what the bundle says."""
 
-import errno
 import ctypes
+import errno
 import os
 import re
 import signal
