@@ -9,6 +9,9 @@ import yaml
 
 from reconciler.spec.marks import Problem, Source, Span, printable
 
+MAX_DEPTH: Final = 32
+TOO_DEEP: Final = f"nested more than {MAX_DEPTH} levels deep"
+
 # What libyaml says, and what we say; what is not listed is passed on, it is short and names no one.
 _SENTENCES: Final = {
     "mapping values are not allowed in this context": (
@@ -26,6 +29,7 @@ _SENTENCES: Final = {
     "could not find expected ':'": "expected ':' after a key",
     "block sequence entries are not allowed in this context": "a list item where none can be; check the indentation",
     "found undefined tag handle": "tags are not allowed",
+    "exceeded maximum nesting depth": TOO_DEEP,  # its own limit is 1000, and its scanner runs ahead of our reading
     "found a tab character that violates indentation": "a tab in the indentation; use spaces",
 }
 

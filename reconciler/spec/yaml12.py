@@ -13,10 +13,9 @@ from typing import Any, Final
 import yaml
 
 from reconciler.spec.marks import Problem, Source, Span, printable, quote
-from reconciler.spec.syntax import syntax_problem
+from reconciler.spec.syntax import MAX_DEPTH, TOO_DEEP, syntax_problem
 
 MAX_BYTES: Final = 1 << 20
-MAX_DEPTH: Final = 32
 MAX_NODES: Final = 10_000
 EMPTY: Final = "the file is empty"
 _MAX_FORBIDDEN: Final = 10
@@ -273,7 +272,7 @@ class _Composer:
             self.tag(node, event.tag)
         self.grow(1, node)
         if len(self.stack) >= MAX_DEPTH:
-            raise self.stop(node.span, f"nested more than {MAX_DEPTH} levels deep")
+            raise self.stop(node.span, TOO_DEEP)
         if event.anchor is not None:
             self.anchor(event.anchor, node, closed=False)
         self.stack.append(node)
@@ -308,7 +307,7 @@ class _Composer:
             raise self.stop(span, f"*{printable(name)} stands inside what it refers to")
         self.grow(target.size, here)
         if len(self.stack) + target.height > MAX_DEPTH:
-            raise self.stop(span, f"nested more than {MAX_DEPTH} levels deep")
+            raise self.stop(span, TOO_DEEP)
         self.add(target, span)
 
     def tag(self, node: Node, tag: str) -> None:
