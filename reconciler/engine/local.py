@@ -41,9 +41,7 @@ class LocalEngine:
         self._progress = progress
 
     def configure_network(self, networks: Sequence[str], published: Sequence[Published]) -> None:
-        for app in networks:
-            self._networks.ensure(app)
-            failpoint("network.ensured")
+        self._networks.ensure_all(networks, [(item.app, item.container) for item in published])
         self._networks.publish([self._mapping(item) for item in published])
         failpoint("network.published")
 

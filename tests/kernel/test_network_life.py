@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from reconciler import failpoint
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.address import choose_subnet
 from reconciler.engine.network.listeners import conflicts
+from reconciler.engine.network.names import bridge_name
 from reconciler.engine.network.networks import Networks
 from reconciler.errors import BlockedError
 from tests.kernel.apps import ANY, INSTANCE, Apps
@@ -254,6 +256,68 @@ def test_apps_from_many_threads_all_get_networks(world: Apps) -> None:
     assert world.host.run("sysctl", "-n", "net.ipv4.ip_forward").strip() == "0"
 
 
+class TestManyAppsAtOnce:
+    APPS = ("a", "b", "web")
+    CONTAINERS = (("a", "one"), ("a", "two"), ("web", "server"))
+
+    @pytest.fixture(autouse=True)
+    def _disarmed(self) -> Iterator[None]:
+        yield
+        failpoint.arm("")
+
+    def test_cost_one_durable_write_of_leases(self, world: Apps) -> None:
+        failpoint.arm("durable.renamed:2*off->error")  # the leases, and what forwarding was
+        made = world.networks.ensure_all(self.APPS, self.CONTAINERS)
+        assert list(made) == list(self.APPS)
+        assert [len(world.networks.members(app)) for app in self.APPS] == [2, 0, 1]
+        assert world.networks.lease("web", "server") in made["web"].subnet
+        again = world.networks.ensure_all(self.APPS, self.CONTAINERS)
+        assert again == made
+        seen = world.networks.observe()
+        assert [app.healthy for app in seen.apps.values()] == [True] * 3
+        assert seen.ruleset_intact
+        world.restart_agent()
+        assert world.networks.ensure_all(self.APPS, self.CONTAINERS) == made
+
+    @pytest.mark.parametrize(
+        ("point", "guarded", "forwards", "bridges"),
+        [
+            ("network.leased", False, "0", 0),
+            ("network.guarded", True, "0", 0),
+            ("network.forwards", True, "1", 0),
+            ("network.bridged", True, "1", 1),
+        ],
+    )
+    def test_are_all_guarded_before_the_host_forwards_and_before_any_bridge_is_there(
+        self, world: Apps, point: str, guarded: bool, forwards: str, bridges: int
+    ) -> None:
+        failpoint.arm(f"{point}:1*error")
+        with pytest.raises(failpoint.InjectedError):
+            world.networks.ensure_all(self.APPS, self.CONTAINERS)
+        rules = world.host.run("nft", "list", "ruleset")
+        names = [bridge_name(INSTANCE, app) for app in self.APPS]
+        assert [name in rules for name in names] == [guarded] * 3
+        assert world.host.run("sysctl", "-n", "net.ipv4.ip_forward").strip() == forwards
+        links = world.host.run("ip", "link")
+        assert sum(name in links for name in names) == bridges
+        leased = [dict(world.networks.members(app)) for app in self.APPS]
+        world.restart_agent().ensure_all(self.APPS, self.CONTAINERS)
+        seen = world.networks.observe()
+        assert [app.healthy for app in seen.apps.values()] == [True] * 3
+        assert [app.addresses for app in seen.apps.values()] == leased
+
+    def test_give_way_to_a_route_together(self, world: Apps) -> None:
+        before = world.networks.ensure_all(self.APPS, self.CONTAINERS)
+        for app in ("a", "web"):  # as after a reboot
+            world.host.run("ip", "link", "delete", before[app].bridge)
+            world.host.run("ip", "route", "add", str(before[app].subnet), "via", world.OUTSIDE)
+        failpoint.arm("durable.renamed:1*off->error")
+        after = world.networks.ensure_all(self.APPS, self.CONTAINERS)
+        assert [before[app].subnet == after[app].subnet for app in self.APPS] == [False, True, False]
+        for app, name in self.CONTAINERS:
+            assert world.networks.lease(app, name) in after[app].subnet
+
+
 def test_a_bridge_name_that_is_taken_is_said_and_left_alone(world: Apps) -> None:
     name = world.networks.ensure("web").bridge
     world.networks.remove("web")
@@ -327,8 +391,10 @@ class TestForwardBlockers:
 PROGRAM = """
 import sys
 from pathlib import Path
+from reconciler import failpoint
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.listeners import conflicts
+from reconciler.engine.network.names import bridge_name
 from reconciler.engine.network.networks import Networks
 from reconciler.errors import UnsupportedError
 root = Path(sys.argv[1])

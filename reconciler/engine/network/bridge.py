@@ -7,7 +7,7 @@ on it: containers have none in this release, and a container's router advertisem
 """
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
@@ -65,7 +65,25 @@ class Bridge:
         return gateway(self.subnet)
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """This host's links and addresses at one moment: by name, and the host's ends of an instance's links by app."""
+
+    links: Mapping[str, Link]
+    addresses: Sequence[HostAddress]
+    ports: Mapping[str, Sequence[tuple[Link, LinkLabel]]]
+
+
 # --- reading --------------------------------------------------------------------------------------------------------
+
+
+def look(sock: netlink.Socket, instance: str) -> Found:
+    """What there is, by one pass over the links and one over the addresses."""
+    host_links = links(sock)
+    ports: dict[str, list[tuple[Link, LinkLabel]]] = {}
+    for link, label in links_of(instance, None, host_links):
+        ports.setdefault(label.app, []).append((link, label))
+    return Found({link.name: link for link in host_links}, addresses(sock), ports)
 
 
 def links(sock: netlink.Socket) -> list[Link]:
@@ -160,19 +178,19 @@ def links_of(instance: str, app: str | None, host_links: Sequence[Link]) -> list
 # --- changing -------------------------------------------------------------------------------------------------------
 
 
-def ensure(sock: netlink.Socket, wanted: Bridge) -> Link:
-    """Make the bridge what it must be, with every link of the app that is still there as its port.
+def ensure(sock: netlink.Socket, wanted: Bridge, host: Found) -> None:
+    """Make the bridge what it must be, with every link of the app that `host` shows as its port.
 
     It comes up last, complete; BlockedError where its name belongs to something else.
     """
-    link = find(sock, wanted.name)
+    link = host.links.get(wanted.name)
     if link is not None and link.kind != "bridge":
         raise BlockedError(
             f"app {wanted.app}: the name {wanted.name} is taken by a {link.kind or 'device'} of somebody else",
             hint=f"remove it: ip link delete {wanted.name}",
         )
-    if link is not None and not faults(wanted, link, addresses(sock)) and link.mtu == wanted.mtu:
-        return link
+    if link is not None and not faults(wanted, link, host.addresses) and link.mtu == wanted.mtu:
+        return
     mac = hardware_address(wanted.gateway)
     if link is None:
         sock.request(rtnetlink.new_bridge(wanted.name, mtu=wanted.mtu, mac=mac))
@@ -193,10 +211,13 @@ def ensure(sock: netlink.Socket, wanted: Bridge) -> Link:
         rtnetlink.new_address(link.index, wanted.gateway.packed, wanted.subnet.prefixlen),
         rtnetlink.set_link(link.index, up=True),
     )
-    for port, label in links_of(wanted.instance, wanted.app, links(sock)):
+    for port, label in host.ports.get(wanted.app, ()):
         if port.master != link.index or not port.up:
-            connect(sock, link.index, port, label.address)
-    return link
+            try:
+                connect(sock, link.index, port, label.address)
+            except OSError as error:
+                if error.errno != errno.ENODEV:  # its container ended meanwhile
+                    raise
 
 
 def connect(sock: netlink.Socket, app_bridge: int, port: Link, address: IPv4Address) -> None:

@@ -6,7 +6,7 @@ bridge exists, and an address is given back last.
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 from reconciler.engine.layout import Layout
@@ -37,6 +37,7 @@ class Networks:
         self._firewall = Firewall(instance)
         self._forwarding = Forwarding(layout.sysctls)
         self._leases = LeaseFile(layout.leases, layout.network_lock, self._recover)
+        self._bridges_lock = threading.Lock()
         self._table_lock = threading.Lock()
         self._ports: PortTable | None = None  # what `publish` was last told, where it was told anything yet
         self._compared: tuple[ruleset.Table, Mapping[str, AppLease], bool] | None = None
@@ -44,19 +45,42 @@ class Networks:
     # --- apps -------------------------------------------------------------------------------------------------------
 
     def ensure(self, app: str) -> AppNetwork:
-        """Make the app's network what it must be: subnet, rules, forwarding, bridge, links that lost their bridge."""
-        with kernel(f"network of app {app}"), netlink.Socket(netlink.ROUTE) as sock:
+        """Make the app's network what it must be; see `ensure_all`."""
+        return self.ensure_all([app])[app]
+
+    def ensure_all(
+        self, apps: Iterable[str], containers: Iterable[tuple[str, str]] = ()
+    ) -> Mapping[str, AppNetwork]:
+        """Make the apps' networks what they must be: subnets, rules, forwarding, bridges, links that lost theirs.
+
+        With the durable write that leases the subnets each of `containers` (app, name) is leased its address. The rules
+        guard all the bridges before the first one is up, and before the host forwards.
+        """
+        wanted: dict[str, list[str]] = {app: [] for app in apps}
+        names = tuple(wanted)
+        for app, container in containers:
+            wanted.setdefault(app, []).append(container)
+        with self._bridges_lock, kernel("network"), netlink.Socket(netlink.ROUTE) as sock:
             routes = bridge.routes(sock)
-            subnet = self._settle_subnet(sock, app, routes)
+            host = bridge.look(sock, self._instance)
+            leases = self._settle(wanted, routes, host)
             if self._forwarding.found() is None:
                 self._forwarding.remember(inherited=self._inherited_forwarding())
             failpoint("network.leased")
             self._install()
             failpoint("network.guarded")
             self._forwarding.enable()
-            wanted = Bridge(self._instance, app, subnet, bridge.uplink_mtu(sock, routes))
-            bridge.ensure(sock, wanted)
-        return AppNetwork(app, subnet, wanted.gateway, wanted.name, wanted.mtu)
+            failpoint("network.forwards")
+            mtu = bridge.uplink_mtu(sock, routes)
+            bridges = [Bridge(self._instance, app, leases[app].subnet, mtu) for app in names]
+            for found in bridges:
+                with kernel(f"network of app {found.app}"):
+                    bridge.ensure(sock, found, host)
+                failpoint("network.bridged")
+        return {
+            found.app: AppNetwork(found.app, found.subnet, found.gateway, found.name, mtu)
+            for found in bridges
+        }
 
     def remove(self, app: str) -> None:
         """Take away the app's bridge, links, rules and leases; succeeds where they are gone."""
@@ -82,23 +106,12 @@ class Networks:
     def lease_all(self, app: str, containers: Iterable[str]) -> Mapping[str, IPv4Address]:
         """The addresses of several containers of an app, with one durable write for all."""
         names = tuple(containers)
-        lease = self._leases.read().get(app)
-        if lease is not None and all(name in lease.addresses for name in names):
-            return {name: lease.addresses[name] for name in names}
         routes: list[HostRoute] = []
-        if lease is None:
+        if app not in self._leases.read():
             with kernel(f"network of app {app}"), netlink.Socket(netlink.ROUTE) as sock:
                 routes = bridge.routes(sock)
-
-        def add(leases: Leases) -> Mapping[str, IPv4Address]:
-            found = leases.get(app) or AppLease(self._choose(app, leases, routes))
-            addresses = dict(found.addresses)
-            for name in names:
-                addresses[name] = address.allocate(found.subnet, addresses, name)
-            leases[app] = AppLease(found.subnet, addresses)
-            return {name: addresses[name] for name in names}
-
-        return self._leases.change(add)
+        lease = self._lease({app: names}, routes)[app]
+        return {name: lease.addresses[name] for name in names}
 
     def release(self, app: str, container: str) -> None:
         """Forget the connections of the container's address, then give it back; succeeds where it has none."""
@@ -154,26 +167,21 @@ class Networks:
     def observe(self) -> NetworkObserved:
         """What there is, whoever made it so; changes nothing."""
         with kernel("network"), netlink.Socket(netlink.ROUTE) as sock:
-            links = bridge.links(sock)
-            host_addresses = bridge.addresses(sock)
+            host = bridge.look(sock, self._instance)
         leases = self._leases.read()
         table = self._firewall.observe()
         apps = {}
         if leases:
-            by_name = {link.name: link for link in links}
-            ports_of: dict[str, list[tuple[Link, LinkLabel]]] = {}
-            for link, label in bridge.links_of(self._instance, None, links):
-                ports_of.setdefault(label.app, []).append((link, label))
             general = () if self._forwarding.enabled() else (f"{FORWARDING.replace('/', '.')} is off",)
             for app, lease in sorted(leases.items()):
                 wanted = Bridge(self._instance, app, lease.subnet, 0)
-                found = by_name.get(wanted.name)
-                attached, detached = _sort_out(found, ports_of.get(app, ()))
+                found = host.links.get(wanted.name)
+                attached, detached = _sort_out(found, host.ports.get(app, ()))
                 apps[app] = AppObserved(
                     subnet=lease.subnet,
                     bridge=wanted.name,
                     bridge_present=found is not None,
-                    faults=(*bridge.faults(wanted, found, host_addresses), *general),
+                    faults=(*bridge.faults(wanted, found, host.addresses), *general),
                     addresses=lease.addresses,
                     attached=attached,
                     detached=detached - attached,
@@ -183,7 +191,7 @@ class Networks:
             apps=apps,
             ports=ports,
             ruleset_intact=self._is_intact(table, leases),
-            host_addresses=frozenset(found.address for found in host_addresses),
+            host_addresses=frozenset(found.address for found in host.addresses),
         )
 
     def forward_blockers(self) -> tuple[ForwardBlocker, ...]:
@@ -224,39 +232,67 @@ class Networks:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _choose(self, app: str, leases: Leases, routes: Sequence[HostRoute]) -> IPv4Network:
-        return address.choose_subnet(
-            taken=[lease.subnet for name, lease in leases.items() if name != app],
-            host_routes=[route.destination for route in routes],
-            seed=f"{self._instance}/{app}",
-        )
+    def _settle(
+        self, wanted: Mapping[str, Sequence[str]], routes: Sequence[HostRoute], host: bridge.Found
+    ) -> Mapping[str, AppLease]:
+        """The leases, with a subnet for each app that is not in the way of a route that the host got since.
 
-    def _settle_subnet(self, sock: netlink.Socket, app: str, routes: Sequence[HostRoute]) -> IPv4Network:
-        """The app's subnet: leased now, or before, and not in the way of a route that the host got since."""
-        lease = self._leases.read().get(app)
-        if lease is not None:
-            found = bridge.find(sock, bridge_name(self._instance, app))
-            if found is not None:
-                return lease.subnet
+        BlockedError where it is, and containers have its addresses.
+        """
+        leases = self._leases.read()
+        moving = set()
+        for app in wanted:
+            lease = leases.get(app)
+            if lease is None or bridge_name(self._instance, app) in host.links:
+                continue
             rivals = [
                 route
                 for route in routes
                 if address.blocks(route.destination) and route.destination.overlaps(lease.subnet)
             ]
             if not rivals:
-                return lease.subnet
-            if bridge.links_of(self._instance, app, bridge.links(sock)):
+                continue
+            if host.ports.get(app):
                 raise BlockedError(
                     f"app {app}: its subnet {lease.subnet} overlaps the host's route {rivals[0].destination}",
                     hint="remove that route, or stop the app's containers: they get other addresses then",
                 )
+            moving.add(app)
+        return self._lease(wanted, routes, moving)
 
-        def settle(leases: Leases) -> IPv4Network:
-            if lease is not None or app not in leases:
-                leases[app] = AppLease(self._choose(app, leases, routes))
-            return leases[app].subnet
+    def _lease(
+        self, wanted: Mapping[str, Sequence[str]], routes: Sequence[HostRoute], moving: Container[str] = ()
+    ) -> Mapping[str, AppLease]:
+        """The leases, with a subnet for each app of `wanted` (another one if `moving`) and an address for each name.
 
-        return self._leases.change(settle)
+        Durable when this returns, by one write, or by none where nothing is missing.
+        """
+        known = self._leases.read()
+        if all(
+            app in known and app not in moving and all(name in known[app].addresses for name in names)
+            for app, names in wanted.items()
+        ):
+            return known
+
+        def add(leases: Leases) -> Mapping[str, AppLease]:
+            for app, names in wanted.items():
+                found = leases.get(app)
+                if found is None or app in moving:
+                    found = AppLease(self._choose(app, leases, routes))
+                addresses = dict(found.addresses)
+                for name in names:
+                    addresses[name] = address.allocate(found.subnet, addresses, name)
+                leases[app] = AppLease(found.subnet, addresses)
+            return leases
+
+        return self._leases.change(add)
+
+    def _choose(self, app: str, leases: Leases, routes: Sequence[HostRoute]) -> IPv4Network:
+        return address.choose_subnet(
+            taken=[lease.subnet for name, lease in leases.items() if name != app],
+            host_routes=[route.destination for route in routes],
+            seed=f"{self._instance}/{app}",
+        )
 
     def _install(self, ports: PortTable | None = None, *, without: str = "") -> bool:
         """Bring the kernel's table up to date with the leases and the ports (those known, where None are given)."""
