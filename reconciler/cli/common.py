@@ -27,7 +27,7 @@ def layout_of(args: argparse.Namespace) -> Layout:
 
 def device_of(args: argparse.Namespace) -> "Device":
     """The device's settings. A missing file means the defaults, unless it was named on the command line."""
-    from reconciler.cli.options import DEVICE
+    from reconciler.cli.arguments import DEVICE
     from reconciler.config import load_device  # pydantic: a tenth of a second that most verbs need not spend
 
     path = Path(args.device)

@@ -4,8 +4,9 @@ import argparse
 import platform
 import sys
 
-from reconciler.cli.common import device_of, document, layout_of, print_json
+from reconciler.cli.common import device_of, layout_of, print_json
 from reconciler.errors import BlockedError, NotFoundError
+from reconciler.report.tables import listing
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -14,12 +15,12 @@ def doctor(args: argparse.Namespace) -> int:
 
     found = checks(layout_of(args), quick=args.quick)
     missing = [check for check in found if check.ok is False]
-    if args.output == "json":
+    if args.output != "table":
         items = [
             {"name": check.name, "ok": check.ok, "detail": check.detail, "remedy": check.remedy}
             for check in found
         ]
-        print_json(document("CheckList", list(items)))
+        sys.stdout.write(listing("CheckList", items, (), output=args.output))
         return 1 if missing else 0
     for check in missing if args.quick else found:
         mark = {True: "ok", None: "warning", False: "MISSING"}[check.ok]

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 from reconciler.agent import client
 from reconciler.agent.history import read_generations
 from reconciler.agent.parts import open_images, open_parts
-from reconciler.cli.common import device_of, document, layout_of, print_json
+from reconciler.cli.common import device_of, layout_of
+from reconciler.cli.listing import show
 from reconciler.engine import instance
 from reconciler.engine.layout import Layout
 from reconciler.engine.progress import Phase, Progress
@@ -17,7 +19,7 @@ from reconciler.engine.record import records
 from reconciler.engine.store import Store
 from reconciler.errors import ReconcilerError, UsageError
 from reconciler.report.progress import PullProgress
-from reconciler.report.tables import size, table
+from reconciler.report.tables import Column, short_digest, size
 from reconciler.spec.reference import Digest, InvalidReferenceError, Reference
 
 
@@ -26,44 +28,43 @@ def images(args: argparse.Namespace) -> int:
     layout = layout_of(args)
     instance.read_id(layout)
     items = image_items(layout)
-    if args.quiet:
-        for item in items:
-            print(item["digest"] if args.no_trunc else item["digest"].partition(":")[2][:12])
-    elif args.output == "json":
-        print_json(document("ImageList", list(items)))
-    else:
-        rows = [
-            (
-                item["reference"] or "-",
-                item["digest"] if args.no_trunc else item["digest"].partition(":")[2][:12],
-                item["platform"],
-                size(item["size"]),
-                "yes" if item["complete"] else "no",
-                ", ".join(item["users"]) or "-",
-            )
-            for item in items
-        ]
-        sys.stdout.write(table(("IMAGE", "DIGEST", "PLATFORM", "SIZE", "COMPLETE", "USED BY"), rows))
+    show(args, "ImageList", items, _columns(truncate=not args.no_trunc), quiet=_digest(not args.no_trunc))
     return 0
+
+
+def _columns(*, truncate: bool) -> tuple[Column, ...]:
+    return (
+        Column("IMAGE", lambda item: str(item["reference"])),
+        Column("DIGEST", _digest(truncate)),
+        Column("PLATFORM", lambda item: str(item["platform"])),
+        Column("SIZE", lambda item: size(item["size"])),
+        Column("COMPLETE", lambda item: "yes" if item["complete"] else "no"),
+        Column("USED BY", lambda item: ", ".join(item["users"])),
+        Column(
+            "CONFIG", lambda item: short_digest(item["config"]) if truncate else item["config"], wide=True
+        ),
+        Column("LAYERS", lambda item: str(len(item["layers"])), wide=True),
+    )
+
+
+def _digest(truncate: bool) -> Callable[[Mapping[str, Any]], str]:
+    return lambda item: short_digest(item["digest"]) if truncate else str(item["digest"])
 
 
 def image_items(layout: Layout) -> list[dict[str, Any]]:
     """The images as data: `size` is what the layers take unpacked; `reference` is a name by which it was asked for."""
     store = Store(layout)
     users: dict[str, list[str]] = {}
-    names: dict[str, str] = {}
-    for generation in read_generations(layout):
-        for app in generation.apps:
-            names |= {manifest: reference.partition("@")[0] for reference, manifest, _ in app.images}
+    names = {manifest: found[-1] for manifest, found in image_names(layout).items()}
     for record in records(layout):
         users.setdefault(record.manifest, []).append(record.full_name)
-        names[record.manifest] = record.reference.partition("@")[0]
     items: list[dict[str, Any]] = []
     for image in store.images():
         manifest = str(image.manifest)
         found = [store.layer(layer.chain_id) for layer in image.layers]
         items.append(
             {
+                "name": names.get(manifest, "") or manifest,
                 "reference": names.get(manifest, ""),
                 "digest": manifest,
                 "index": str(image.index),
@@ -76,6 +77,25 @@ def image_items(layout: Layout) -> list[dict[str, Any]]:
             }
         )
     return sorted(items, key=lambda item: (item["reference"], item["digest"]))
+
+
+def image_names(layout: Layout) -> dict[str, list[str]]:
+    """The names by which images were asked for, by manifest digest; the one used last is the last."""
+    names: dict[str, list[str]] = {}
+
+    def note(manifest: str, reference: str) -> None:
+        name, known = reference.partition("@")[0], names.setdefault(manifest, [])
+        if name in known:
+            known.remove(name)
+        known.append(name)
+
+    for generation in read_generations(layout):
+        for app in generation.apps:
+            for reference, manifest, _ in app.images:
+                note(manifest, reference)
+    for record in records(layout):
+        note(record.manifest, record.reference)
+    return names
 
 
 def _reference(text: str) -> Reference:

@@ -34,7 +34,17 @@ unambiguous. A volume is called `APP/VOLUME`.
 What `exec` runs begins at NAME: options of `exec` itself stand before it.
 
 Data goes to standard output, everything else to standard error. `-o json` prints one document with `apiVersion`, `kind`
-and `items`; its keys are never renamed within `reconciler/v1`. Times in JSON are RFC 3339 in UTC, sizes are bytes.
+and `items`, `-o yaml` the same in YAML, `-o jsonl` an item per line, `-o name` names only; keys are never renamed
+within `reconciler/v1`. Times in JSON are RFC 3339 in UTC, sizes are bytes.
+
+`--format` takes the part of Go's templates that people know from Docker: fields such as `{{.name}}`, in any case, with
+Docker's names or those of `-o json`; `json`, `index`, `len`, `join`, `upper`, `lower`, `eq`, `ne`, `not`; `range`,
+`if`, `else`, `end`; pipes. With `table ` before it, it makes a table, with `\\t` between the columns. `--filter` may be
+given several times: one value of each key must match, of `label` all.
+
+Whatever containers, images and specs have chosen (names, labels, log lines) is printed to a terminal with its control
+characters as visible escapes. In tables and JSON that is so everywhere; `logs` and `--format` print it to a pipe as it
+is.
 
 """
 
@@ -116,9 +126,10 @@ _PLACES: Final = """\
 | `--state DIR` | state directory (default /var/lib/reconciler) |
 | `--run DIR` | run directory (default /run/reconciler) |
 | `--device FILE` | the device's own file (default /etc/reconciler/device.yaml) |
+| `--color WHEN` | colours: auto (only on a terminal, and not with `NO_COLOR`), always, never |
 """
 
-_COMMON: Final = frozenset({"--help", "--state", "--run", "--device"})
+_COMMON: Final = frozenset({"--help", "--state", "--run", "--device", "--color"})
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -169,6 +180,8 @@ def _usage(name: str, parser: argparse.ArgumentParser) -> str:
                 words.append(f"[{metavar}]")
             case "+":
                 words.append(f"{metavar}...")
+            case "*":
+                words.append(f"[{metavar}...]")
             case argparse.REMAINDER:
                 words.append(f"{metavar}...")
             case _:

@@ -35,16 +35,18 @@ def validate(args: argparse.Namespace) -> int:
             raise InvalidSpecError(f"{path}: not a spec file", hint="specs are named *.yaml or *.yml")
         files = {path.name: files[path.name]}
     loaded = load(files, snapshot.read_config, allowed_binds=device.allowed_binds, defaults=device.defaults)
-    errors = print_problems(loaded.problems, args.output == "json")
+    errors = print_problems(loaded.problems, args)
     if args.output == "table":
         count = len(loaded.apps)
         print(f"{count} app{'s' if count != 1 else ''} valid, {errors} error{'s' if errors != 1 else ''}")
     return 3 if errors else 0
 
 
-def print_problems(problems: tuple[Problem, ...], as_json: bool) -> int:
+def print_problems(
+    problems: tuple[Problem, ...], args: argparse.Namespace, *, document_too: bool = True
+) -> int:
     """Print problems to standard error, or as a document; return how many are errors."""
-    if as_json:
+    if args.output == "json" and document_too:
         items: list[Any] = [
             {
                 "file": problem.mark.file,
@@ -58,7 +60,7 @@ def print_problems(problems: tuple[Problem, ...], as_json: bool) -> int:
         ]
         print_json(document("ProblemList", items))
     else:
-        color = use_color(sys.stderr, "auto", os.environ)
+        color = use_color(sys.stderr, args.color, os.environ)
         for problem in problems:
             print(problem.render(color=color), file=sys.stderr)
     return sum(problem.severity == "error" for problem in problems)
@@ -70,7 +72,7 @@ def plan(args: argparse.Namespace) -> int:
     with reading.planned(
         layout, device, reading.open_source(layout, reading.describe_source(layout, args))
     ) as (intent, made):
-        errors = print_problems(intent.problems, as_json=False)
+        errors = print_problems(intent.problems, args, document_too=False)
         if args.output == "json":
             print_json(document("StepList", plan_items(made)))
         else:

@@ -3,14 +3,19 @@
 import argparse
 import sys
 import time
-from typing import Any
+from typing import Any, Final
 
 from reconciler.agent import client
 from reconciler.cli.common import device_of, layout_of
+from reconciler.cli.listing import rendered, show
+from reconciler.cli.screen import Screen, pause
 from reconciler.engine import instance
 from reconciler.errors import NotFoundError, UnreachableError
 from reconciler.report import status as report
-from reconciler.report.tables import dump_json, listing
+from reconciler.report.filters import CONTAINER_KEYS, Filters
+from reconciler.report.tables import dump_json, dump_yaml, printable
+
+_WATCH_EVERY: Final = 1.0  # seconds
 
 
 def status_document(args: argparse.Namespace) -> dict[str, Any]:
@@ -36,38 +41,50 @@ def status(args: argparse.Namespace) -> int:
     if args.output == "json":
         sys.stdout.write(dump_json({**document, "items": items}))
         return 0
-    sys.stdout.write(listing("Status", items, report.APP_COLUMNS, output=_output(args)))
-    if args.output == "name":
+    if args.output == "yaml":
+        sys.stdout.write(dump_yaml({**document, "items": items}))
+        return 0
+    show(args, "Status", items, report.APP_COLUMNS, quiet=lambda item: str(item["name"]))
+    if args.output not in ("table", "wide") or args.format is not None or args.quiet:
         return 0
     if args.app is not None:
         for item in items:
-            columns = report.ps_columns(now=time.time())
-            sys.stdout.write(
-                "\n" + listing("ContainerList", item["containers"], columns, output=_output(args))
-            )
+            columns = report.ps_columns(now=time.time(), truncate=not args.no_trunc)
+            print()
+            show(args, "ContainerList", item["containers"], columns)
     for note in _notes(document):
-        print(note, file=sys.stderr)
+        print(printable(note) if sys.stderr.isatty() else note, file=sys.stderr)
     return 0
 
 
 def ps(args: argparse.Namespace) -> int:
     """List containers; with -a also those that do not run."""
-    document = status_document(args)
-    items = report.containers(document, everything=args.all)
-    if args.quiet:
-        for item in items:
-            if item["id"]:
-                print(item["id"] if args.no_trunc else item["id"][:12])
+    wanted = Filters(args.filter, CONTAINER_KEYS)
+    if not args.watch:
+        sys.stdout.write(_containers(args, wanted))
         return 0
-    columns = report.ps_columns(now=time.time(), truncate=not args.no_trunc)
-    sys.stdout.write(
-        listing("ContainerList", items, columns, output=_output(args), with_headers=not args.no_headers)
+    with Screen(again=False) as screen:
+        while True:
+            screen.draw(_containers(args, wanted))
+            pause(_WATCH_EVERY)
+
+
+def _containers(args: argparse.Namespace, wanted: Filters) -> str:
+    last = 1 if args.latest else args.last
+    everything = args.all or last is not None or "status" in wanted or "exited" in wanted
+    items = wanted.select(report.containers(status_document(args), everything=everything))
+    if last is not None:
+        made = sorted((item for item in items if item["created"]), key=lambda item: str(item["created"]))
+        items = made[::-1][: max(0, last)]
+    now, truncate = time.time(), not args.no_trunc
+    return rendered(
+        args,
+        "ContainerList",
+        [item for item in items if item["id"]] if args.quiet else items,
+        report.ps_columns(now=now, truncate=truncate),
+        quiet=lambda item: str(item["id"])[: 12 if truncate else None],
+        fields=lambda item: report.ps_fields(item, now=now, truncate=truncate),
     )
-    return 0
-
-
-def _output(args: argparse.Namespace) -> str:
-    return "" if args.output == "table" else str(args.output)
 
 
 def _notes(document: dict[str, Any]) -> list[str]:

@@ -1,14 +1,24 @@
 """The verb gc: what would go and why, and letting it go."""
 
 import argparse
-import sys
 from typing import Any
 
 from reconciler.agent import client, reading
 from reconciler.agent.parts import open_parts
-from reconciler.cli.common import device_of, document, layout_of, print_json
+from reconciler.cli.common import device_of, layout_of, print_json
+from reconciler.cli.listing import show
 from reconciler.engine import instance
-from reconciler.report.tables import size, table
+from reconciler.report.tables import Column, size
+
+
+def _columns(*, truncate: bool) -> tuple[Column, ...]:
+    return (
+        Column("ACTION", lambda item: "keep" if item["kept"] else "remove"),
+        Column("KIND", lambda item: str(item["kind"])),
+        Column("NAME", lambda item: str(item["name"])[: 19 if truncate else None]),
+        Column("SIZE", lambda item: size(item["size"])),
+        Column("REASON", lambda item: str(item["reason"])),
+    )
 
 
 def gc(args: argparse.Namespace) -> int:
@@ -44,20 +54,9 @@ def gc(args: argparse.Namespace) -> int:
         }
         for entry in explained
     ]
-    if args.output == "json":
-        print_json(document("GarbageList", items))
+    show(args, "GarbageList", items, _columns(truncate=not args.no_trunc))
+    if args.output not in ("table", "wide") or args.format is not None:
         return 0
-    rows = [
-        (
-            "keep" if item["kept"] else "remove",
-            item["kind"],
-            item["name"][:19],
-            size(item["size"]),
-            item["reason"],
-        )
-        for item in items
-    ]
-    sys.stdout.write(table(("ACTION", "KIND", "NAME", "SIZE", "REASON"), rows))
     going = [item for item in items if not item["kept"]]
     print(f"{len(going)} of {len(items)} objects would go, {size(sum(item['size'] for item in going))}")
     return 0

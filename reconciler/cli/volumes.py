@@ -1,21 +1,28 @@
 """Verbs about named volumes: ls and rm. A volume that no spec declares any more is listed as orphaned."""
 
 import argparse
-import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from reconciler.agent import client
 from reconciler.agent.history import read_last_good
 from reconciler.agent.parts import open_parts
 from reconciler.agent.requests import remove_volume
-from reconciler.cli.common import device_of, document, layout_of, print_json
+from reconciler.cli.common import device_of, layout_of
+from reconciler.cli.listing import show
 from reconciler.engine import instance, volumes
 from reconciler.engine.layout import Layout
 from reconciler.engine.record import records
 from reconciler.errors import UsageError
-from reconciler.report.tables import age, size, table
+from reconciler.report.tables import Column, age, size
 from reconciler.spec.load import load
+
+_COLUMNS: Final = (
+    Column("VOLUME", lambda item: str(item["name"])),
+    Column("SIZE", lambda item: size(item["size"])),
+    Column("CREATED", lambda item: age(datetime.fromisoformat(item["created"]).timestamp())),
+    Column("USED BY", lambda item: "orphaned" if item["orphaned"] else ", ".join(item["users"])),
+)
 
 
 def declared(layout: Layout) -> set[str]:
@@ -41,31 +48,15 @@ def listing(args: argparse.Namespace) -> int:
         items.append(
             {
                 "name": name,
-                "size": 0 if args.quiet else volumes.size(layout, volume.app, volume.name),
+                "size": 0
+                if args.quiet or args.output == "name"
+                else volumes.size(layout, volume.app, volume.name),
                 "created": datetime.fromtimestamp(volume.created, UTC).isoformat(timespec="seconds"),
-                "created_at": volume.created,
                 "orphaned": name not in wanted and not users.get(name),
                 "users": users.get(name, []),
             }
         )
-    if args.quiet:
-        for item in items:
-            print(item["name"])
-    elif args.output == "json":
-        for item in items:
-            del item["created_at"]
-        print_json(document("VolumeList", items))
-    else:
-        rows = [
-            (
-                item["name"],
-                size(item["size"]),
-                age(item["created_at"]),
-                "orphaned" if item["orphaned"] else ", ".join(item["users"]) or "-",
-            )
-            for item in items
-        ]
-        sys.stdout.write(table(("VOLUME", "SIZE", "CREATED", "USED BY"), rows))
+    show(args, "VolumeList", items, _COLUMNS, quiet=lambda item: str(item["name"]))
     return 0
 
 

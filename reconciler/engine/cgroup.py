@@ -25,10 +25,12 @@ __all__ = [
     "Cgroup",
     "Hierarchies",
     "create",
+    "frozen",
     "kill",
     "oom_kills",
     "open_existing",
     "populated",
+    "processes",
     "read_limits",
     "remove",
     "update",
@@ -201,6 +203,23 @@ def _v1_pids(group: Cgroup) -> list[int]:
         for inner, _, _ in os.walk(directory):
             found.update(int(pid) for pid in read(Path(inner) / "cgroup.procs").split())
     return sorted(found - {0})  # 0 is a process of a PID namespace that we can't see into
+
+
+def frozen(group: Cgroup) -> bool:
+    """Whether everything in the cgroup is stopped by the freezer."""
+    if group.v2 is not None and "frozen 1" in read(group.v2 / "cgroup.events"):
+        return True
+    freezer = group.v1.get("freezer")
+    return freezer is not None and read(freezer / "freezer.state").strip() == "FROZEN"
+
+
+def processes(group: Cgroup) -> list[int]:
+    """The processes in the cgroup and below it, as numbers that may be somebody else's a moment later."""
+    found = set(_v1_pids(group))
+    if group.v2 is not None:
+        for inner, _, _ in os.walk(group.v2):
+            found.update(int(pid) for pid in read(Path(inner) / "cgroup.procs").split())
+    return sorted(found - {0})
 
 
 def wait_empty(group: Cgroup, timeout: float) -> bool:

@@ -49,6 +49,42 @@ class FileCache(Generic[_T]):
             del self._entries[path]
 
 
+class Phases:
+    """Tells what containers do, by the records of their shims; files that have not changed are not read again."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._shims: FileCache[ShimRecord | None] = FileCache()
+        self._exits: FileCache[ExitRecord | None] = FileCache()
+
+    def phase(self, container_id: str) -> tuple[state.Phase, bool]:
+        """The phase, and whether the exit record is kept across a reboot."""
+        layout = self._layout
+        settled = _read(self._exits, layout.settled_exit(container_id), read_exit)
+        exited = _read(self._exits, layout.exit_record(container_id), read_exit) or settled
+        if exited is not None:
+            return state.Exited(exited), settled is not None
+        shim = _read(self._shims, layout.shim_record(container_id), read_shim)
+        if shim is None:
+            return state.Lost(
+                "it has no shim: the device was restarted, or its run directory was removed"
+            ), False
+        if not alive(shim.shim):
+            # The record may have been renamed into place between the two looks.
+            exited = _read(self._exits, layout.exit_record(container_id), read_exit)
+            if exited is not None:
+                return state.Exited(exited), False
+            return state.Lost("its shim ended without a record"), False
+        if shim.started_boot is None:
+            return state.Created(), False
+        return state.Running(shim.init.pid, shim.started_boot, shim.started_wall or 0.0), False
+
+
+def phase_of(layout: Layout, container_id: str) -> state.Phase:
+    """What one container does now."""
+    return Phases(layout).phase(container_id)[0]
+
+
 class Observer:
     """Looks at one state directory; keep one for as long as its caches are useful."""
 
@@ -58,8 +94,7 @@ class Observer:
         self._store = store
         self._networks = networks
         self._records: FileCache[record.Record] = FileCache()
-        self._shims: FileCache[ShimRecord | None] = FileCache()
-        self._exits: FileCache[ExitRecord | None] = FileCache()
+        self._phases = Phases(layout)
         self._previous: FileCache[state.Previous | None] = FileCache()
 
     def observe(
@@ -130,7 +165,7 @@ class Observer:
         self, found: record.Record, hierarchies: Hierarchies, attached: frozenset[str]
     ) -> state.Container:
         layout = self._layout
-        phase, settled = self._phase(found.id)
+        phase, settled = self._phases.phase(found.id)
         limits: Limits | None = None
         intact, linked = True, True
         if isinstance(phase, state.Running | state.Created):
@@ -162,35 +197,6 @@ class Observer:
             volumes=found.volumes,
         )
 
-    def _phase(self, container_id: str) -> tuple[state.Phase, bool]:
-        """The phase, and whether the exit record is kept across a reboot."""
-        layout = self._layout
-        settled = self._read(self._exits, layout.settled_exit(container_id), read_exit)
-        exited = self._read(self._exits, layout.exit_record(container_id), read_exit) or settled
-        if exited is not None:
-            return state.Exited(exited), settled is not None
-        shim = self._read(self._shims, layout.shim_record(container_id), read_shim)
-        if shim is None:
-            return state.Lost(
-                "it has no shim: the device was restarted, or its run directory was removed"
-            ), False
-        if not alive(shim.shim):
-            # The record may have been renamed into place between the two looks.
-            exited = self._read(self._exits, layout.exit_record(container_id), read_exit)
-            if exited is not None:
-                return state.Exited(exited), False
-            return state.Lost("its shim ended without a record"), False
-        if shim.started_boot is None:
-            return state.Created(), False
-        return state.Running(shim.init.pid, shim.started_boot, shim.started_wall or 0.0), False
-
-    @staticmethod
-    def _read(cache: FileCache[_T | None], path: Path, parse: Callable[[Path], _T | None]) -> _T | None:
-        try:
-            return cache.get(path, parse)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
     # --- predecessors --------------------------------------------------------------------------------------------
 
     def _all_previous(self) -> dict[str, state.Previous]:
@@ -199,10 +205,17 @@ class Observer:
         for app in _names(root):
             for name in _names(root / app):
                 path = self._layout.previous(app, name) / "identity.json"
-                previous = self._read(self._previous, path, _parse_previous)
+                previous = _read(self._previous, path, _parse_previous)
                 if previous is not None:
                     found[f"{app}/{name}"] = previous
         return found
+
+
+def _read(cache: FileCache[_T | None], path: Path, parse: Callable[[Path], _T | None]) -> _T | None:
+    try:
+        return cache.get(path, parse)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _parse_previous(path: Path) -> state.Previous | None:

@@ -12,7 +12,7 @@ from reconciler.plan.restart import ending, next_attempt, ordinal
 from reconciler.plan.steps import Blocked, CollectGarbage, ConfigureNetwork, CreateContainer, PullImage, Step
 from reconciler.report.tables import age, duration
 from reconciler.spec.quantity import format_duration
-from reconciler.state.desired import App, RestartPolicy
+from reconciler.state.desired import App, RestartPolicy, VolumeMount
 from reconciler.state.desired import Container as Wanted
 from reconciler.state.observed import Container, Created, Exited, Lost, Now, Observed, Running
 from reconciler.state.process import ExitRecord
@@ -89,6 +89,8 @@ def container(
         if settings is not None
         else {},
         "ports": [str(port) for port in settings.ports] if settings is not None else [],
+        "labels": dict(settings.labels) if settings is not None else {},
+        "volumes": [f"{app_name}/{volume}" for volume in _volumes(want, have)],
         "image": _image(want, unresolved.reference if unresolved is not None else ""),
         "digest": str(want.image.manifest) if want is not None else "",
         "config_digest": have.image if have is not None else "",
@@ -99,6 +101,13 @@ def container(
 
 def _image(want: Wanted | None, reference: str) -> str:
     return want.reference if want is not None else reference
+
+
+def _volumes(want: Wanted | None, have: Container | None) -> list[str]:
+    if have is not None:
+        return sorted(have.volumes)
+    mounts = want.identity.mounts if want is not None else ()
+    return sorted({mount.volume for mount in mounts if isinstance(mount, VolumeMount)})
 
 
 def _record(have: Container | None, previous: ExitRecord | None) -> ExitRecord | None:

@@ -5,7 +5,7 @@ document, so that they can't disagree. Keys are never renamed within v1; new one
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from reconciler.plan.steps import (
 )
 from reconciler.report.action import action_of
 from reconciler.report.container import container, rfc3339
-from reconciler.report.tables import Column, duration, short_digest, short_reference
+from reconciler.report.tables import GREEN, RED, YELLOW, Column, duration, short_digest, short_reference
 from reconciler.spec.marks import ERROR, Problem, printable
 from reconciler.state.desired import Desired
 from reconciler.state.observed import Exited, Now, Observed
@@ -225,31 +225,64 @@ def containers(status: Mapping[str, Any], *, everything: bool = False) -> list[d
 def ps_columns(*, now: float, truncate: bool = True) -> tuple[Column, ...]:
     """The columns of `ps` at the wall time `now`; `truncate` is off for --no-trunc."""
 
-    def reference(item: Mapping[str, Any]) -> str:
-        text = str(item["image"])
-        return short_reference(text) if truncate else text
-
-    def identifier(key: str) -> Any:
-        return lambda item: short_digest(str(item[key])) if truncate else str(item[key])
-
-    def how_old(item: Mapping[str, Any]) -> str:
-        created = item["created"]
-        return duration(now - datetime.fromisoformat(created).timestamp()) if created else "-"
+    def field(key: str) -> Callable[[Mapping[str, Any]], str]:
+        return lambda item: str(ps_fields(item, now=now, truncate=truncate)[key])
 
     return (
-        Column("NAME", lambda item: str(item["name"])),
-        Column("STATUS", lambda item: str(item["status"])),
-        Column("HEALTH", lambda item: "-" if item["health"] == "none" else str(item["health"])),
+        Column("NAME", field("Names")),
+        Column("STATUS", field("Status"), paint=lambda item: _PAINTS.get(str(item["state"]), "")),
+        Column(
+            "HEALTH",
+            lambda item: "-" if item["health"] == "none" else str(item["health"]),
+            paint=lambda item: _PAINTS.get(str(item["health"]), ""),
+        ),
         Column("RESTARTS", lambda item: str(item["restarts"])),
-        Column("AGE", how_old),
-        Column("PORTS", lambda item: ", ".join(item["ports"])),
-        Column("IMAGE", reference),
-        Column("ID", identifier("id"), wide=True),
+        Column("AGE", field("Age")),
+        Column("PORTS", field("Ports")),
+        Column("IMAGE", field("Image")),
+        Column("ID", field("ID"), wide=True),
         Column("PID", lambda item: str(item["pid"] or "-"), wide=True),
-        Column("DIGEST", identifier("digest"), wide=True),
+        Column("DIGEST", field("Digest"), wide=True),
         Column("CPU", lambda item: _usage(item, "cpu"), wide=True),
         Column("MEM", lambda item: _usage(item, "memory"), wide=True),
     )
+
+
+def ps_fields(item: Mapping[str, Any], *, now: float, truncate: bool = True) -> dict[str, Any]:
+    """What `ps --format` may name: the fields of `-o json`, and those that Docker has, with its names."""
+    created = item["created"]
+    age = duration(now - datetime.fromisoformat(created).timestamp()) if created else "-"
+    image, identity, digest = str(item["image"]), str(item["id"]), str(item["digest"])
+    return {
+        **item,
+        "ID": short_digest(identity) if truncate else identity,
+        "Names": item["name"],
+        "Image": short_reference(image) if truncate else image,
+        "Digest": short_digest(digest) if truncate else digest,
+        "Status": item["status"],
+        "State": item["state"],
+        "Ports": ", ".join(item["ports"]),
+        "Labels": ",".join(f"{key}={value}" for key, value in item.get("labels", {}).items()),
+        "Mounts": ",".join(item.get("volumes", ())),
+        "CreatedAt": created or "",
+        "RunningFor": f"{age} ago" if created else "",
+        "Age": age,
+    }
+
+
+_PAINTS: Final = {
+    "running": GREEN,
+    "healthy": GREEN,
+    "synced": GREEN,
+    "starting": YELLOW,
+    "waiting": YELLOW,
+    "progressing": YELLOW,
+    "out_of_sync": YELLOW,
+    "backoff": RED,
+    "unhealthy": RED,
+    "degraded": RED,
+    "missing": RED,
+}
 
 
 def _usage(item: Mapping[str, Any], key: str) -> str:
@@ -258,8 +291,10 @@ def _usage(item: Mapping[str, Any], key: str) -> str:
 
 APP_COLUMNS: Final = (
     Column("APP", lambda item: str(item["name"])),
-    Column("SYNC", lambda item: str(item["sync"])),
-    Column("HEALTH", lambda item: str(item["health"])),
+    Column("SYNC", lambda item: str(item["sync"]), paint=lambda item: _PAINTS.get(str(item["sync"]), "")),
+    Column(
+        "HEALTH", lambda item: str(item["health"]), paint=lambda item: _PAINTS.get(str(item["health"]), "")
+    ),
     Column(
         "CONTAINERS",
         lambda item: f"{sum(c['state'] == 'running' for c in item['containers'])}/{len(item['containers'])}",

@@ -18,6 +18,9 @@ _MINUTE: Final = 60
 _HOUR: Final = 60 * _MINUTE
 _DAY: Final = 24 * _HOUR
 _GAP: Final = "   "
+GREEN: Final = "32"  # SGR numbers, ECMA-48 8.3.117
+YELLOW: Final = "33"
+RED: Final = "31"
 
 
 def size(count: int) -> str:
@@ -114,25 +117,44 @@ def width(text: str) -> int:
     )
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, with_headers: bool = True) -> str:
-    """Return an aligned table whose lines end in a newline; empty cells become `-`. Cells are quoted here."""
+def table(
+    headers: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    with_headers: bool = True,
+    paints: Sequence[Sequence[str]] = (),
+) -> str:
+    """Return an aligned table whose lines end in a newline; empty cells become `-`. Cells are quoted here.
+
+    `paints` has for each row the SGR number of each cell, "" for none.
+    """
     cells = [[quoted(cell) if cell.strip() else "-" for cell in row] for row in rows]
     lines = [list(headers), *cells] if with_headers else cells
     widths = [max((width(line[column]) for line in lines), default=0) for column in range(len(headers))]
     out = []
-    for line in lines:
+    for number, line in enumerate(lines, start=-1 if with_headers else 0):
         padded = [cell + " " * (widths[column] - width(cell)) for column, cell in enumerate(line)]
+        padded[-1:] = [padded[-1].rstrip()] if padded else []
+        if paints and number >= 0:
+            padded = [
+                f"\x1b[{paint}m{cell}\x1b[0m" if paint else cell
+                for cell, paint in zip(padded, paints[number], strict=True)
+            ]
         out.append(_GAP.join(padded).rstrip() + "\n")
     return "".join(out)
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a listing: `value` takes an item as in `-o json`. Wide ones are shown by `-o wide` only."""
+    """One column of a listing: `value` takes an item as in `-o json`. Wide ones are shown by `-o wide` only.
+
+    `paint` gives the colour of the cell, one of GREEN, YELLOW, RED or "" for none.
+    """
 
     title: str
     value: Callable[[Mapping[str, Any]], str]
     wide: bool = False
+    paint: Callable[[Mapping[str, Any]], str] = lambda item: ""
 
 
 def listing(
@@ -142,16 +164,19 @@ def listing(
     *,
     output: str = "",
     with_headers: bool = True,
+    color: bool = False,
 ) -> str:
     """Return `items` as `output` says: "" for a table, wide, json, yaml, jsonl or name; raise UsageError for others.
 
     json and yaml are one document of kubectl's shape; every form shows the same items. An item's `name` is its name.
+    Only tables are coloured.
     """
     match output:
         case "" | "wide":
             shown = [column for column in columns if output == "wide" or not column.wide]
             rows = ([column.value(item) for column in shown] for item in items)
-            return table([column.title for column in shown], rows, with_headers=with_headers)
+            paints = [[column.paint(item) for column in shown] for item in items] if color else ()
+            return table([column.title for column in shown], rows, with_headers=with_headers, paints=paints)
         case "name":
             return "".join(f"{quoted(str(item['name']))}\n" for item in items)
         case "json":

@@ -1,0 +1,364 @@
+"""What `inspect` prints of a container, an image or a volume: Docker's names wherever the meaning is the same.
+
+Pure: the records on disk and the kernel's facts in, plain JSON values out. Keys are never renamed within v1; what
+Docker has no name for stands under `Reconciler`. The content of configs is not in it, and of secrets not even where it
+lies.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, assert_never
+
+from reconciler.engine.bundle import CAPABILITIES, PREFIX
+from reconciler.engine.record import Record
+from reconciler.state.image import Image
+from reconciler.state.observed import Created, Exited, Lost, Phase, Running
+
+NEVER: Final = "0001-01-01T00:00:00Z"  # as Docker writes a time that has not come
+_KERNEL: Final = ("proc", "sysfs", "cgroup", "devpts", "mqueue")
+_OWN_FILES: Final = ("/etc/hosts", "/etc/resolv.conf", "/etc/hostname")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A container as it was found: its record, its config.json ({} where that is lost), and its phase.
+
+    `frozen`: its cgroup is. `subnet` is that of its app's network, "" where it has none; `image` is None where it is
+    not known any more. `status` is its row of the status document, {} where that could not be had.
+    """
+
+    record: Record
+    config: Mapping[str, Any]
+    phase: Phase
+    log: str
+    frozen: bool = False
+    subnet: str = ""
+    image: Image | None = None
+    status: Mapping[str, Any] = field(default_factory=dict)
+
+
+def rfc3339(wall: float | None) -> str:
+    """RFC 3339 in UTC to the microsecond; Docker's zero time for None and for what no calendar has."""
+    try:
+        return datetime.fromtimestamp(wall, UTC).isoformat().replace("+00:00", "Z") if wall else NEVER
+    except (OverflowError, ValueError, OSError):
+        return NEVER
+
+
+# --- containers ----------------------------------------------------------------------------------------------------
+
+
+def container(found: Found) -> dict[str, Any]:
+    """One container."""
+    record, settings = found.record, found.record.settings
+    process = _mapping(found.config.get("process"))
+    arguments = [str(word) for word in process.get("args", ())]
+    mounts = list(_mounts(found))
+    return {
+        "Id": record.id,
+        "Created": rfc3339(record.created),
+        "Path": arguments[0] if arguments else "",
+        "Args": arguments[1:],
+        "State": _state(found),
+        "Image": record.image,
+        "Name": record.full_name,
+        "RestartCount": record.restarts,
+        "LogPath": found.log,
+        "Platform": "linux",
+        "HostConfig": _host_config(found, mounts),
+        "Mounts": mounts,
+        "Config": _config(found, arguments),
+        "NetworkSettings": _network(found),
+        "Reconciler": {
+            "App": record.app,
+            "Container": record.name,
+            "Fingerprint": record.fingerprint,
+            "Manifest": record.manifest,
+            "Reference": record.reference,
+            "Attempt": record.attempt,
+            "DependsOn": list(settings.depends_on),
+            "State": found.status.get("state", ""),
+            "UpToDate": found.status.get("up_to_date"),
+            "Reason": found.status.get("reason", ""),
+            "NextStartSeconds": found.status.get("next_start_seconds"),
+        },
+    }
+
+
+def _state(found: Found) -> dict[str, Any]:
+    phase = found.phase
+    state: dict[str, Any] = {
+        "Status": "",
+        "Running": False,
+        "Paused": False,
+        "Restarting": found.status.get("state") == "backoff",
+        "OOMKilled": False,
+        "Dead": False,
+        "Pid": 0,
+        "ExitCode": 0,
+        "Error": "",
+        "StartedAt": NEVER,
+        "FinishedAt": NEVER,
+    }
+    match phase:
+        case Created():
+            state |= {"Status": "created"}
+        case Running():
+            state |= {
+                "Status": "paused" if found.frozen else "running",
+                "Running": True,
+                "Paused": found.frozen,
+                "Pid": phase.pid,
+                "StartedAt": rfc3339(phase.since_wall),
+            }
+        case Exited(ended):
+            state |= {
+                "Status": "restarting" if state["Restarting"] else "exited",
+                "OOMKilled": ended.oom,
+                "ExitCode": ended.code if ended.code is not None else 128 + (ended.signal or 0),
+                "StartedAt": rfc3339(ended.started_wall),
+                "FinishedAt": rfc3339(ended.finished_wall),
+            }
+        case Lost():
+            state |= {"Status": "dead", "Dead": True, "Error": phase.reason}
+        case _:
+            assert_never(phase)
+    health = found.status.get("health", "none")
+    return state if health in ("none", "", None) else {**state, "Health": _health(found.status)}
+
+
+def _health(status: Mapping[str, Any]) -> dict[str, Any]:
+    probe = _mapping(status.get("probe"))
+    return {
+        "Status": status["health"],
+        "FailingStreak": probe.get("failures", 0),
+        "Log": [{"Output": probe["output"]}] if probe.get("output") else [],
+    }
+
+
+def _host_config(found: Found, mounts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    settings, config = found.record.settings, found.config
+    limits, rotation = settings.limits, settings.rotation
+    process, linux = _mapping(config.get("process")), _mapping(config.get("linux"))
+    bounding = _mapping(process.get("capabilities")).get("bounding", CAPABILITIES)
+    memory = limits.memory or 0
+    return {
+        "Memory": memory,
+        "MemorySwap": memory + limits.swap if memory else 0,
+        "NanoCpus": limits.cpus * 1_000_000 if limits.cpus is not None else 0,
+        "PidsLimit": limits.pids,
+        "PortBindings": _bindings(found),
+        "RestartPolicy": {
+            "Name": settings.restart.policy,
+            "MaximumRetryCount": settings.restart.max_attempts,
+        },
+        "Binds": [
+            f"{mount['Name'] if mount['Type'] == 'volume' else mount['Source']}:{mount['Destination']}"
+            + ("" if mount["RW"] else ":ro")
+            for mount in mounts
+            if mount["Type"] in ("volume", "bind")
+        ],
+        "Tmpfs": {mount["Destination"]: mount["Mode"] for mount in mounts if mount["Type"] == "tmpfs"},
+        "ReadonlyRootfs": bool(_mapping(config.get("root")).get("readonly", False)),
+        "Init": _annotation(config, "init") == "true",
+        "NetworkMode": found.record.app if found.record.address else "none",
+        "CapAdd": sorted(set(bounding) - set(CAPABILITIES)),
+        "CapDrop": sorted(set(CAPABILITIES) - set(bounding)),
+        "SecurityOpt": ["no-new-privileges"] if process.get("noNewPrivileges") else [],
+        "OomScoreAdj": process.get("oomScoreAdj", 0),
+        "GroupAdd": [str(gid) for gid in _mapping(process.get("user")).get("additionalGids", ())],
+        "Sysctls": dict(_mapping(linux.get("sysctl"))),
+        "Ulimits": [
+            {
+                "Name": str(limit.get("type", "")).removeprefix("RLIMIT_").lower(),
+                "Soft": limit.get("soft"),
+                "Hard": limit.get("hard"),
+            }
+            for limit in process.get("rlimits", ())
+        ],
+        "LogConfig": {
+            "Type": "file",
+            "Config": {
+                "max-size": str(rotation.max_size),
+                "max-file": str(rotation.max_files),
+                "compress": str(rotation.compress).lower(),
+            },
+        },
+    }
+
+
+def _mounts(found: Found) -> Iterable[dict[str, Any]]:
+    """The spec's mounts: those that every container has (kernel file systems, /etc/hosts ...) are left out."""
+    run = _run_directory(found.config)
+    volumes = _volumes(found.config)
+    for mount in found.config.get("mounts", ()):
+        kind, source, target = str(mount["type"]), str(mount["source"]), str(mount["destination"])
+        options = [str(option) for option in mount.get("options", ())]
+        own = bool(run) and source.startswith(run) and target in _OWN_FILES
+        if kind in _KERNEL or own or target == "/dev" or (target == "/dev/shm" and source == "shm"):
+            continue
+        volume = volumes.get(target, "")
+        what = "tmpfs" if kind == "tmpfs" else "volume" if volume else "bind"
+        if f"/containers/{found.record.id}/configs/" in source:
+            what = "config"
+        elif run and source.startswith(run) and not own:
+            what, source = "secret", ""
+        yield {
+            "Type": what,
+            **({"Name": volume} if volume else {}),
+            "Source": "" if what == "tmpfs" else source,
+            "Destination": target,
+            "Mode": ",".join(option for option in options if option not in ("bind", "rbind", "rprivate")),
+            "RW": "ro" not in options,
+            "Propagation": next((option for option in options if option.lstrip("r") in _PROPAGATION), ""),
+        }
+
+
+def _volumes(config: Mapping[str, Any]) -> dict[str, str]:
+    """The names of the named volumes by where they are mounted."""
+    found = json.loads(_annotation(config, "volumes") or "[]")
+    return {str(one["destination"]): "/".join(str(one["root"]).split("/")[-2:]) for one in found}
+
+
+_PROPAGATION: Final = ("private", "slave", "shared")
+
+
+def _run_directory(config: Mapping[str, Any]) -> str:
+    """The container's directory in the run directory, by where its /etc/hostname lies; "" where a spec brings that."""
+    for mount in config.get("mounts", ()):
+        if mount["destination"] == "/etc/hostname" and str(mount["source"]).endswith("/hostname"):
+            return str(mount["source"]).removesuffix("hostname")
+    return ""
+
+
+def _config(found: Found, arguments: Sequence[str]) -> dict[str, Any]:
+    process, image = _mapping(found.config.get("process")), found.image
+    entrypoint = list(image.entrypoint or ()) if image is not None else []
+    if not entrypoint or arguments[: len(entrypoint)] != entrypoint:
+        entrypoint = []
+    exposed: dict[str, Any] = {str(port): {} for port in (image.exposed_ports if image is not None else ())}
+    return {
+        "Hostname": str(found.config.get("hostname", "")),
+        "User": _annotation(found.config, "user"),
+        "Env": [str(variable) for variable in process.get("env", ())],
+        "Cmd": list(arguments[len(entrypoint) :]),
+        "Entrypoint": entrypoint or None,
+        "Image": found.record.reference,
+        "WorkingDir": str(process.get("cwd", "")),
+        "Labels": {**dict(image.labels if image is not None else ()), **dict(found.record.settings.labels)},
+        "ExposedPorts": {**exposed, **{f"{p.target}/{p.protocol}": {} for p in found.record.settings.ports}},
+        "StopSignal": found.record.settings.stop_signal,
+        "StopTimeout": found.record.settings.stop_grace,
+        "Tty": bool(process.get("terminal", False)),
+    }
+
+
+def _bindings(found: Found) -> dict[str, list[dict[str, str]]]:
+    bindings: dict[str, list[dict[str, str]]] = {}
+    for port in found.record.settings.ports:
+        bindings.setdefault(f"{port.target}/{port.protocol}", []).append(
+            {"HostIp": port.host_ip, "HostPort": str(port.published)}
+        )
+    return bindings
+
+
+def _network(found: Found) -> dict[str, Any]:
+    """What Docker's NetworkSettings has. An address is a lease: it stays while the container does not run."""
+    address, app = found.record.address, found.record.app
+    running = isinstance(found.phase, Running)
+    exposed = {str(port): None for port in (found.image.exposed_ports if found.image is not None else ())}
+    length = found.subnet.partition("/")[2]
+    network = {
+        "IPAddress": address,
+        "IPPrefixLen": int(length) if length.isdigit() else 0,
+        "Subnet": found.subnet,
+    }
+    return {
+        "IPAddress": address,
+        "IPPrefixLen": network["IPPrefixLen"],
+        "Ports": {**exposed, **(_bindings(found) if running else {})},
+        "Networks": {app: network} if address else {},
+    }
+
+
+# --- images and volumes --------------------------------------------------------------------------------------------
+
+
+def image(
+    found: Image, document: Mapping[str, Any], *, names: Sequence[str], users: Sequence[str], size: int | None
+) -> dict[str, Any]:
+    """One image. `document` is its config as the registry has it; `size` what its layers take here, None where some
+    are missing; `users` are the containers made from it.
+    """
+    system, _, machine = found.platform.partition("/")
+    architecture, _, variant = machine.partition("/")
+    inner = _mapping(document.get("config"))
+    return {
+        "Id": str(found.config),
+        "RepoTags": [name for name in names if "@" not in name],
+        "RepoDigests": sorted({f"{_repository(name)}@{found.manifest}" for name in names}),
+        "Created": document.get("created") or NEVER,
+        "Author": document.get("author") or "",
+        "Architecture": architecture,
+        "Variant": variant,
+        "Os": system,
+        "Size": size or 0,
+        "Config": {
+            "User": found.user,
+            "ExposedPorts": {port: {} for port in found.exposed_ports},
+            "Env": list(found.environment),
+            "Entrypoint": None if found.entrypoint is None else list(found.entrypoint),
+            "Cmd": None if found.command is None else list(found.command),
+            "Volumes": {volume: {} for volume in found.volumes},
+            "WorkingDir": found.working_dir,
+            "Labels": dict(found.labels),
+            "StopSignal": found.stop_signal or "",
+            **({"Healthcheck": inner["Healthcheck"]} if "Healthcheck" in inner else {}),
+        },
+        "RootFS": {"Type": "layers", "Layers": [str(layer.diff_id) for layer in found.layers]},
+        "Reconciler": {
+            "Index": str(found.index),
+            "Manifest": str(found.manifest),
+            "Complete": size is not None,
+            "DownloadSize": found.download_size,
+            "Layers": [str(layer.digest) for layer in found.layers],
+            "UsedBy": list(users),
+        },
+    }
+
+
+def _repository(name: str) -> str:
+    """A reference without its tag and digest."""
+    name = name.partition("@")[0]
+    head, colon, tag = name.rpartition(":")
+    return head if colon and "/" not in tag else name
+
+
+def volume(
+    app: str, name: str, *, data: str, created: float, size: int, users: Sequence[str], orphaned: bool
+) -> dict[str, Any]:
+    """One named volume; `users` are the containers that mount it."""
+    return {
+        "Name": f"{app}/{name}",
+        "Driver": "local",
+        "Mountpoint": data,
+        "CreatedAt": rfc3339(created),
+        "Scope": "local",
+        "Labels": {},
+        "Options": {},
+        "UsageData": {"Size": size, "RefCount": len(users)},
+        "Reconciler": {"App": app, "Volume": name, "UsedBy": list(users), "Orphaned": orphaned},
+    }
+
+
+# --- small parts ---------------------------------------------------------------------------------------------------
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _annotation(config: Mapping[str, Any], key: str) -> str:
+    return str(_mapping(config.get("annotations")).get(PREFIX + key, ""))
