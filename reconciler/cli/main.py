@@ -8,7 +8,6 @@ errors are 64.
 import argparse
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
@@ -45,9 +44,9 @@ def build_parser() -> Parser:
 def run(arguments: Sequence[str]) -> int:
     """Parse, call the verb, and turn every failure into one message and an exit code.
 
-    Never a traceback for bad input.
+    Never a traceback for bad input. A reader that goes away ends a verb with 141, as SIGPIPE would; the signal itself
+    stays ignored, because a registry that hangs up must not kill a verb that is at work.
     """
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL) if _writes_to_pipe(arguments) else None
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     if parsed.verb is None:
@@ -86,8 +85,3 @@ def complain(error: ReconcilerError, stream: TextIO) -> None:
     print(f"reconciler: {error}" if "\n" not in str(error) else str(error), file=stream)
     if error.hint:
         print(f"  {error.hint}", file=stream)
-
-
-def _writes_to_pipe(arguments: Sequence[str]) -> bool:
-    """Only short-lived verbs die quietly of SIGPIPE; the agent must not."""
-    return bool(arguments) and arguments[0] not in ("agent", "apply")
