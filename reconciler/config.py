@@ -14,6 +14,7 @@ from reconciler.spec.check import check
 from reconciler.spec.defaults import Defaults
 from reconciler.spec.device import DeviceFile
 from reconciler.spec.marks import ERROR
+from reconciler.spec.terms import DEVICE_FILE, Terms
 from reconciler.spec.yaml12 import EMPTY, compose
 
 _GC = file.Gc()
@@ -63,7 +64,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Everything the device decides for itself. `interval` is in seconds."""
+    """Everything the device decides for itself. `interval` is in seconds, `file` is where all this comes from."""
 
     name: str = field(default_factory=lambda: os.uname().nodename)
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -75,6 +76,12 @@ class Device:
     shrink_guard: ShrinkGuard = ShrinkGuard()
     metrics: Metrics = Metrics()
     interval: float = DeviceFile().interval
+    file: str = field(default=DEVICE_FILE, compare=False)
+
+    @property
+    def terms(self) -> Terms:
+        """What it allows specs, for `spec.load`."""
+        return Terms(binds=self.allowed_binds, labels=self.labels, file=self.file)
 
 
 def load_device(path: str, data: bytes | None) -> Device:
@@ -83,10 +90,10 @@ def load_device(path: str, data: bytes | None) -> Device:
     None is a missing file and means the defaults; so does a file of comments only.
     """
     if data is None:
-        return Device()
+        return Device(file=path)
     root, source, problems = compose(path, data)
     if root is None and [problem.message for problem in problems] == [EMPTY]:
-        return Device()
+        return Device(file=path)
     given: DeviceFile | None = None
     if root is not None:
         checked = check(DeviceFile, root, source, stand_ins={})
@@ -94,10 +101,10 @@ def load_device(path: str, data: bytes | None) -> Device:
     errors = sorted(problem for problem in problems if problem.severity == ERROR)
     if given is None or errors:
         raise InvalidSpecError("\n".join(str(problem) for problem in errors))
-    return _device(given)
+    return _device(path, given)
 
 
-def _device(given: DeviceFile) -> Device:
+def _device(path: str, given: DeviceFile) -> Device:
     gc, defaults = given.gc, given.defaults
     return Device(
         name=given.name or os.uname().nodename,
@@ -110,4 +117,5 @@ def _device(given: DeviceFile) -> Device:
         shrink_guard=ShrinkGuard(given.shrink_guard.max_removed, given.shrink_guard.min_apps),
         metrics=Metrics("" if given.metrics.listen == "none" else given.metrics.listen),
         interval=given.interval,
+        file=path,
     )

@@ -364,7 +364,7 @@ class Reader:
         return load(
             files,  # type: ignore[arg-type]
             read_config,
-            allowed_binds=self._device.allowed_binds,
+            terms=self._device.terms,
             defaults=self._device.defaults,
             cache=self._cache if cache else None,
         )

@@ -34,7 +34,7 @@ def validate(args: argparse.Namespace) -> int:
         if path.name not in files:
             raise InvalidSpecError(f"{path}: not a spec file", hint="specs are named *.yaml or *.yml")
         files = {path.name: files[path.name]}
-    loaded = load(files, snapshot.read_config, allowed_binds=device.allowed_binds, defaults=device.defaults)
+    loaded = load(files, snapshot.read_config, terms=device.terms, defaults=device.defaults)
     errors = print_problems(loaded.problems, args)
     if args.output == "table":
         count = len(loaded.apps)

@@ -16,6 +16,7 @@ from reconciler.engine.record import records
 from reconciler.errors import UsageError
 from reconciler.report.tables import Column, age, size
 from reconciler.spec.load import load
+from reconciler.spec.terms import ANYTHING
 
 _COLUMNS: Final = (
     Column("VOLUME", lambda item: str(item["name"])),
@@ -29,7 +30,7 @@ def declared(layout: Layout) -> set[str]:
     """The volumes that the last good specs declare, as app/volume."""
     found: set[str] = set()
     for good in read_last_good(layout).values():
-        loaded = load({good.path: good.content}, dict(good.configs).__getitem__, allowed_binds=("/",))
+        loaded = load({good.path: good.content}, dict(good.configs).__getitem__, terms=ANYTHING)
         found |= {f"{name}/{volume}" for name, app in loaded.apps.items() for volume in app.app.volumes}
     return found
 

@@ -13,7 +13,16 @@ from typing import Any, Final, assert_never
 
 from reconciler.engine.layout import Layout
 from reconciler.errors import ReconcilerError
-from reconciler.state.desired import BindMount, ConfigMount, Container, Limits, Mount, TmpfsMount, VolumeMount
+from reconciler.state.desired import (
+    BindMount,
+    ConfigMount,
+    Container,
+    Identity,
+    Limits,
+    Mount,
+    TmpfsMount,
+    VolumeMount,
+)
 
 OCI_VERSION: Final = "1.0.2"
 PREFIX: Final = "dev.reconciler."
@@ -59,9 +68,8 @@ READONLY_PATHS: Final = (
     "/proc/sysrq-trigger",
 )
 
-_NOFILE: Final = (65536, 1048576)
+_NOFILE: Final = ("nofile", 65536, 1048576)
 _CPU_PERIOD: Final = 100_000  # microseconds, the kernel's own default
-_SHM_SIZE: Final = 64 * 1024 * 1024
 _RESERVED: Final = ("/proc", "/dev", "/dev/pts", "/sys", "/sys/fs/cgroup")
 _PRIVATE: Final = ("rprivate",)
 # A named volume holds data, never devices or a way to gain privileges: nodev and nosuid (as podman does for binds too).
@@ -92,7 +100,7 @@ def render(
         "ociVersion": OCI_VERSION,
         "process": _process(desired, nofile_hard),
         "root": {"path": str(layout.rootfs(id)), "readonly": identity.read_only},
-        "mounts": _kernel_mounts(identity.mounts) + _own_mounts(desired, id, layout),
+        "mounts": _kernel_mounts(identity) + _own_mounts(desired, id, layout),
         "linux": {
             "namespaces": [{"type": kind} for kind in NAMESPACES],
             "resources": _resources(desired.settings.limits),
@@ -103,6 +111,8 @@ def render(
         },
         "annotations": _annotations(desired, id, layout, layers, upper, work, cgroup),
     }
+    if identity.sysctls:
+        config["linux"]["sysctl"] = {_sysctl(name): value for name, value in identity.sysctls}
     if identity.hostname:
         config["hostname"] = identity.hostname
     return config
@@ -138,12 +148,11 @@ def _config_file(desired: Container, mount: ConfigMount) -> str:
 def _process(desired: Container, nofile_hard: int) -> dict[str, Any]:
     identity = desired.identity
     names = list(CAPABILITIES)
-    soft, hard = _NOFILE if nofile_hard < 0 else (min(limit, nofile_hard) for limit in _NOFILE)
     return {
         "terminal": False,
         # A placeholder: the raw USER is in the annotation, because its names are those of the container's own passwd,
         # which only the shim can open safely.
-        "user": {"uid": 0, "gid": 0},
+        "user": _user(identity),
         "args": list(identity.arguments),
         "env": list(identity.environment),
         "cwd": identity.working_dir,
@@ -157,9 +166,34 @@ def _process(desired: Container, nofile_hard: int) -> dict[str, Any]:
             "ambient": [],
         },
         "noNewPrivileges": True,
-        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard}],
-        "oomScoreAdj": 0,
+        "rlimits": _rlimits(identity, nofile_hard),
+        "oomScoreAdj": identity.oom_score_adj,
     }
+
+
+def _user(identity: Identity) -> dict[str, Any]:
+    user: dict[str, Any] = {"uid": 0, "gid": 0}
+    if groups := [int(group) for group in identity.groups if group.isdigit()]:
+        user["additionalGids"] = groups
+    return user
+
+
+def _rlimits(identity: Identity, nofile_hard: int) -> list[dict[str, Any]]:
+    """The limits that the spec names as they are; that of open files, where it does not, as far as we may give it."""
+    limits = list(identity.ulimits)
+    if all(name != "nofile" for name, _, _ in limits):
+        name, soft, hard = _NOFILE
+        most = hard if nofile_hard < 0 else min(hard, nofile_hard)
+        limits.append((name, min(soft, most), most))
+    return [
+        {"type": f"RLIMIT_{name.upper()}", "soft": soft % 2**64, "hard": hard % 2**64}
+        for name, soft, hard in sorted(limits)
+    ]
+
+
+def _sysctl(name: str) -> str:
+    """The name for other runtimes too, which turn every dot into a slash: one with a slash goes by its path."""
+    return name.translate(str.maketrans("./", "/.")) if "/" in name else name
 
 
 def _resources(limits: Limits) -> dict[str, Any]:
@@ -177,7 +211,7 @@ def _resources(limits: Limits) -> dict[str, Any]:
 # --- mounts --------------------------------------------------------------------------------------------------------
 
 
-def _kernel_mounts(own: Sequence[Mount]) -> list[dict[str, Any]]:
+def _kernel_mounts(identity: Identity) -> list[dict[str, Any]]:
     """What Linux programs expect of a container; a mount of the spec's own replaces /dev/shm or /dev/mqueue."""
     mounts = [
         _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
@@ -194,13 +228,15 @@ def _kernel_mounts(own: Sequence[Mount]) -> list[dict[str, Any]]:
             "mode=0620",
             "gid=5",
         ),
-        _mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", f"size={_SHM_SIZE}"),
+        _mount(
+            "/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", f"size={identity.shm_size}"
+        ),
         _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
         _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro"),
         # Read-only: on v1 a writable release_agent runs programs on the host (CVE-2022-0492).
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", "ro"),
     ]
-    replaced = {mount.target for mount in own} - set(_RESERVED)
+    replaced = {mount.target for mount in identity.mounts} - set(_RESERVED)
     return [mount for mount in mounts if mount["destination"] not in replaced]
 
 
@@ -315,6 +351,10 @@ def _annotations(
     }
     if identity.init:
         values["init"] = "true"
+    if identity.groups:
+        values["groups"] = _json(list(identity.groups))
+    if identity.ulimits:
+        values["rlimits-requested"] = _json([f"RLIMIT_{name.upper()}" for name, _, _ in identity.ulimits])
     return {PREFIX + key: value for key, value in sorted(values.items())}
 
 

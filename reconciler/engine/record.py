@@ -70,6 +70,7 @@ def settings_from_json(value: dict[str, Any]) -> Settings:
         depends_on=tuple(value.get("depends_on", ())),
         labels=tuple((str(key), str(item)) for key, item in value.get("labels", ())),
         rotation=_known(Rotation, value.get("rotation", {})),
+        annotations=tuple((str(key), str(item)) for key, item in value.get("annotations", ())),
     )
 
 

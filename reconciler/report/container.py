@@ -88,6 +88,7 @@ def container(
         }
         if settings is not None
         else {},
+        "annotations": dict(settings.annotations) if settings is not None else {},
         "ports": [str(port) for port in settings.ports] if settings is not None else [],
         "labels": dict(settings.labels) if settings is not None else {},
         "volumes": [f"{app_name}/{volume}" for volume in _volumes(want, have)],

@@ -168,7 +168,9 @@ def _host_config(found: Found, mounts: Sequence[Mapping[str, Any]]) -> dict[str,
         "CapDrop": sorted(set(CAPABILITIES) - set(bounding)),
         "SecurityOpt": ["no-new-privileges"] if process.get("noNewPrivileges") else [],
         "OomScoreAdj": process.get("oomScoreAdj", 0),
-        "GroupAdd": [str(gid) for gid in _mapping(process.get("user")).get("additionalGids", ())],
+        "GroupAdd": json.loads(_annotation(config, "groups") or "[]"),
+        "ShmSize": _shm_size(config),
+        "Annotations": dict(settings.annotations),
         "Sysctls": dict(_mapping(linux.get("sysctl"))),
         "Ulimits": [
             {
@@ -187,6 +189,15 @@ def _host_config(found: Found, mounts: Sequence[Mapping[str, Any]]) -> dict[str,
             },
         },
     }
+
+
+def _shm_size(config: Mapping[str, Any]) -> int:
+    """The size of the /dev/shm that is ours, 0 where the spec mounts something of its own there."""
+    for mount in config.get("mounts", ()):
+        if mount["destination"] == "/dev/shm" and mount["source"] == "shm":
+            sizes = [option[5:] for option in mount.get("options", ()) if option.startswith("size=")]
+            return int(sizes[-1]) if sizes else 0
+    return 0
 
 
 def _mounts(found: Found) -> Iterable[dict[str, Any]]:

@@ -8,6 +8,7 @@ Besides the specification, these annotations are understood (all with the prefix
   name                 the container's full name, `app/container`; its presence marks a bundle of the engine
   layers               JSON list of absolute lower directories, topmost first; with `upper` and `work` the overlay
   user                 USER as in an image: name, uid, name:group, uid:gid; looked up in the root's own passwd and group
+  groups               JSON list of further groups of the user, names or ids, beside those that USER brings
   volumes              JSON list of {"destination", "root"}: volumes whose copy-up may be pending
   init                 "true": PID 1 is the reaper of shim.init
   cgroup               JSON {"v2": directory or null, "v1": [directories]}

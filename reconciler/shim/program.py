@@ -23,6 +23,7 @@ class Process:
         "effective",
         "environment",
         "gid",
+        "groups",
         "inheritable",
         "no_new_privileges",
         "oom_score_adj",
@@ -44,6 +45,7 @@ class Process:
     uid: int
     gid: int
     additional_gids: tuple[int, ...]
+    groups: tuple[str, ...]  # names or ids, beside those that `user` brings
     umask: int
     bounding: int
     effective: int
@@ -89,6 +91,7 @@ def prepare_process(config: dict[str, object]) -> Process:
     result.additional_gids = tuple(
         checked_id(value, "process.user.additionalGids") for value in user.numbers("additionalGids")
     )
+    result.groups = tuple(json_strings(annotations, "groups")) if asked is not None else ()
     result.umask = user.number("umask") if user.raw("umask") is not None else 0o022
     capabilities = process.section("capabilities")
     result.bounding = _capabilities(capabilities, "bounding")

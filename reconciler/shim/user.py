@@ -56,6 +56,10 @@ def resolve(root_fd: int, process: Process) -> User:
         gid = _group(root_fd, group)
     elif entry is not None and _number(name) is None and name:
         groups = _groups_of(root_fd, name.encode())
+    for added in process.groups:
+        number = _group(root_fd, added)
+        if number not in groups:
+            groups.append(number)
     home = entry[5] if entry is not None and len(entry) > 5 and entry[5].startswith(b"/") else b"/"
     return User(uid, gid, (gid, *(other for other in groups if other != gid)), home)
 

@@ -9,13 +9,12 @@ from collections.abc import Iterable
 from typing import Final
 
 NOT_YET: Final[dict[str, frozenset[str]]] = {
-    "App": frozenset({"where", "jobs", "networks", "secrets", "update", "allow_empty", "labels"}),
+    "App": frozenset({"where", "jobs", "networks", "secrets", "update", "allow_empty"}),
     "Container": frozenset(
         {
-            "annotations", "apparmor", "cap_add", "cap_drop", "cpuset", "devices", "dns", "dns_opt", "dns_search",
-            "drift", "env_from", "extra_hosts", "group_add", "healthcheck", "network_mode", "networks",
-            "no_new_privileges", "oom_score_adj", "privileged", "replicas", "reserve", "seccomp", "secrets", "selinux",
-            "shm_size", "sysctls", "ulimits", "update", "userns",
+            "apparmor", "cap_add", "cap_drop", "cpuset", "devices", "dns", "dns_opt", "dns_search", "drift",
+            "extra_hosts", "healthcheck", "network_mode", "networks", "no_new_privileges", "privileged", "replicas",
+            "reserve", "seccomp", "secrets", "selinux", "update", "userns",
         }
     ),
     "Limits": frozenset({"io", "io_weight", "rootfs"}),
@@ -80,6 +79,14 @@ TRANSLATIONS: Final[dict[str, dict[str, str]]] = {
         "envFrom": "env_from",
         "volumeMounts": "volumes",
         "mounts": "volumes",
+        "supplementalGroups": "group_add",
+        "groups": "group_add",
+        "oom-score-adj": "oom_score_adj",
+        "oom_kill_disable": "write 'oom_score_adj: -1000'; the limit of its own memory always counts",
+        "shm": "shm_size",
+        "ipc": "each container has an IPC namespace of its own; its /dev/shm is as large as 'shm_size' says",
+        "rlimits": "ulimits",
+        "sysctl": "sysctls",
         "workdir": "working_dir",
         "cap-add": "cap_add",
         "securityContext": "write 'user', 'read_only', 'cap_drop' and 'privileged' instead",

@@ -17,11 +17,13 @@ from typing import Any, Final
 from reconciler.errors import ReconcilerError
 from reconciler.spec.check import check
 from reconciler.spec.defaults import BUILT_IN, Defaults, with_defaults
+from reconciler.spec.environment import faulty, labels_of
 from reconciler.spec.marks import ERROR, WARNING, Mark, Problem, printable
 from reconciler.spec.model import App
 from reconciler.spec.places import MAX_PROBLEMS, Locator, Marks
 from reconciler.spec.reference import Digest, Reference
 from reconciler.spec.rules import Finding, Known, check_app, check_apps
+from reconciler.spec.terms import Terms
 from reconciler.spec.yaml12 import MAX_BYTES, Node, Scalar, compose
 from reconciler.spec.yaml12 import Mapping as MappingNode
 
@@ -48,7 +50,8 @@ class ReadFailure:
 class LoadedApp:
     """An app that may be used. `config_files` holds the content of its configs by name, whether `content` or `file`.
 
-    `digest` (hex sha256) identifies everything that was read: the file's bytes and the configs' contents.
+    `digest` (hex sha256) identifies everything that was read: the file's bytes, the configs' contents and `labels`, the
+    device's labels that it asks for.
     """
 
     path: str
@@ -56,6 +59,7 @@ class LoadedApp:
     marks: Marks = field(compare=False)
     config_files: Mapping[str, bytes]
     digest: str
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ def load(
     files: Mapping[str, bytes | ReadFailure],
     read_config: Callable[[str], bytes],
     *,
-    allowed_binds: tuple[str, ...] = (),
+    terms: Terms = Terms(),  # noqa: B008 - frozen
     defaults: Defaults = BUILT_IN,
     cache: dict[Any, Any] | None = None,
 ) -> Loaded:
@@ -110,7 +114,7 @@ def load(
     `read_config` returns the content of a file that a config names, or raises OSError or ReconcilerError. `cache` is an
     empty dict at first, kept by the caller; the result is the same with and without.
     """
-    settings = (allowed_binds, defaults)
+    settings = (terms, defaults)
     kept = cache.get("kept") if cache is not None else None
     if not isinstance(kept, _Kept) or kept.settings != settings:
         kept = _Kept(settings)
@@ -120,14 +124,14 @@ def load(
     fresh: dict[str, _Parsed] = {}
     with _collector_paused(len(unread) >= _MANY):
         for path in unread:
-            fresh[path] = _parse(path, files[path], allowed_binds, defaults)
+            fresh[path] = _parse(path, files[path], terms, defaults)
     for path in sorted(files):
         known = fresh.get(path) or kept.parsed[path]
         changed = changed or path in fresh
         now.parsed[path] = known
         if known.config_paths or (known.app is not None and known.app.configs):
             before = known.loaded
-            problems = now.config_problems[path] = _with_configs(known, read_config)
+            problems = now.config_problems[path] = _with_configs(known, read_config, terms)
             changed = changed or known.loaded is not before or problems != kept.config_problems.get(path)
     if changed or now.result is None:
         now.result = _join(now)
@@ -157,9 +161,7 @@ def _collector_paused(pause: bool) -> Iterator[None]:
         gc.enable()
 
 
-def _parse(
-    path: str, data: bytes | ReadFailure, allowed_binds: tuple[str, ...], defaults: Defaults
-) -> _Parsed:
+def _parse(path: str, data: bytes | ReadFailure, terms: Terms, defaults: Defaults) -> _Parsed:
     if isinstance(data, ReadFailure):
         return _Parsed(path, data, [Problem(Mark(path, 1, 1), f"can't be read: {printable(data.reason)}")])
     root, source, problems = compose(path, data)
@@ -185,14 +187,14 @@ def _parse(
     if parsed.app is not None:
         found = check_app(
             parsed.app,
-            allowed_binds=allowed_binds,
+            terms=terms,
             declared={section: _keys(root, section) or frozenset() for section in _SECTIONS},
             partial=bool(problems),
             memory_said=_memory_said(root),
         )
         problems += _problems(checked.locator, found, len(problems))
     if parsed.app is not None and not parsed.failed and not parsed.app.configs:
-        parsed.loaded = _loaded(parsed, parsed.app, checked.locator, {})
+        parsed.loaded = _loaded(parsed, parsed.app, checked.locator, {}, terms)
     return parsed
 
 
@@ -249,16 +251,22 @@ def _config_paths(root: Node) -> frozenset[str]:
     return frozenset(path for path in named if path)
 
 
-def _loaded(parsed: _Parsed, app: App, locator: Locator, contents: Mapping[str, bytes]) -> LoadedApp:
+def _loaded(
+    parsed: _Parsed, app: App, locator: Locator, contents: Mapping[str, bytes], terms: Terms
+) -> LoadedApp:
     assert isinstance(parsed.data, bytes)
     seen = hashlib.sha256(hashlib.sha256(parsed.data).digest())
     for name in sorted(contents):
         seen.update(name.encode() + b"\0" + hashlib.sha256(contents[name]).digest())
+    labels = {label: terms.labels.get(label, "") for label in labels_of(app)}
+    for label in sorted(labels):
+        seen.update(f"{label}={labels[label]}\0".encode())
     marks = Marks(parsed.path, locator.root)
-    return LoadedApp(parsed.path, app, marks, MappingProxyType(dict(contents)), seen.hexdigest())
+    contents = MappingProxyType(dict(contents))
+    return LoadedApp(parsed.path, app, marks, contents, seen.hexdigest(), MappingProxyType(labels))
 
 
-def _with_configs(parsed: _Parsed, read_config: Callable[[str], bytes]) -> list[Problem]:
+def _with_configs(parsed: _Parsed, read_config: Callable[[str], bytes], terms: Terms) -> list[Problem]:
     """Read the configs of an app, complete its LoadedApp if that is new, and return what is wrong with them."""
     if parsed.app is None or parsed.locator is None:
         return []
@@ -283,12 +291,16 @@ def _with_configs(parsed: _Parsed, read_config: Callable[[str], bytes]) -> list[
         if reason:
             message = f"configs.{name}.file: {config.file}: {printable(reason)}"
             problems.append(parsed.locator.problem(("configs", name, "file"), message))
+    problems += (
+        parsed.locator.problem(parsed.locator.original(path), said)
+        for path, said in faulty(parsed.app, contents)
+    )
     if problems:
         parsed.loaded = None
         return problems
     unchanged = parsed.loaded is not None and parsed.loaded.config_files == contents
     if not parsed.failed and not unchanged:
-        parsed.loaded = _loaded(parsed, parsed.app, parsed.locator, contents)
+        parsed.loaded = _loaded(parsed, parsed.app, parsed.locator, contents, terms)
     return []
 
 

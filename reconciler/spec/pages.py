@@ -76,6 +76,10 @@ _BETWEEN: Final = """\
 
 - Every volume and config that a container names is declared at the top level; one that is declared and not used is a
   warning.
+- A config that `env_from` names is a list of variables: `K=V`, blank lines, comments (`#`), `export K=V`, values in
+  single quotes (as they are) or double quotes (`\\n`, `\\t`, `\\"`, `\\\\`). Nothing in it is expanded. What is wrong
+  with it is an error of the spec.
+- `{device: labels.KEY}` asks for a label that the device's own file sets.
 - Nothing is mounted twice at one place in a container, nor at `/` or in `/proc`.
 - A path of the device may be mounted if it is in the device's `allowed_binds`, or below such a path.
 - No two containers of a device publish the same port and protocol on overlapping addresses: both are named, and both
@@ -208,9 +212,9 @@ def spec_page() -> str:
         "## Not supported yet\n",
         "These belong to the format and are refused by name until they are built; none is ignored.\n",
         _later((App, Container, Port, VolumeMount, Limits, Volume)),
-        "Also refused until then: `{secret: ...}`, `{config: ...}` and `{device: ...}` as values of variables; ranges "
-        "of ports and IPv6 addresses; `condition: healthy` and `condition: completed`, `required: false` and "
-        "`restart: true` in `depends_on`; `driver: journald`.\n",
+        "Also refused until then: `{secret: ...}` as the value of a variable and in `env_from`; ranges of ports and "
+        "IPv6 addresses; `condition: healthy` and `condition: completed`, `required: false` and `restart: true` "
+        "in `depends_on`; `driver: journald`.\n",
         "## Words of Compose and Kubernetes\n",
         "These are answered with a translation.\n",
         _translations((App, Container, Limits, Port, Volume, Config, Logging, Restart)),

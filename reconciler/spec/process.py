@@ -1,22 +1,35 @@
-"""The values that make up a process: its arguments, environment, user and stop signal. Pure, as `spec.values` is."""
+"""The values that make up a process: its arguments, environment, user, groups, limits and stop signal.
+
+Pure, as `spec.values` is.
+"""
 
 import re
 import shlex
-from typing import Annotated, Final
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
 
 from pydantic import PlainValidator, WithJsonSchema
 
 from reconciler.spec.fault import Fault, Faults, not_yet
 from reconciler.spec.marks import quote
-from reconciler.spec.values import TEXTS, describe, each, text, written
+from reconciler.spec.values import TEXTS, config_name, describe, each, text, written
 from reconciler.spec.yaml12 import WrittenInt
 
 _VARIABLE: Final = re.compile(r"[^=\s\x00-\x1f\x7f]+")
 _USER: Final = re.compile(
     r"(?:[0-9]+|[A-Za-z_][-A-Za-z0-9_.]{0,31}\$?)(?::(?:[0-9]+|[A-Za-z_][-A-Za-z0-9_.]{0,31}\$?))?"
 )
+_GROUP: Final = re.compile(r"[0-9]+|[A-Za-z_][-A-Za-z0-9_.]{0,31}\$?")
 _HIGHEST_ID: Final = 2**31 - 1  # what does not fit an int32 was root to containerd once (CVE-2024-40635)
 
+# setrlimit(2), without `locks`, which Linux ignores since 2.4.25
+ULIMITS: Final = frozenset(
+    {
+        "as", "core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
+        "rttime", "sigpending", "stack",
+    }
+)  # fmt: skip
 SIGNALS: Final = frozenset(
     {
         "SIGHUP", "SIGINT", "SIGQUIT", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGKILL", "SIGUSR1",
@@ -41,9 +54,34 @@ def arguments(value: object) -> tuple[str, ...]:
     return tuple(each(value, text))
 
 
-def environment(value: object) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class FromConfig:
+    """A value that is the content of a config of the app."""
+
+    config: str
+
+
+@dataclass(frozen=True, slots=True)
+class FromDevice:
+    """A value that is a label of the device."""
+
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ulimit:
+    """A limit of each process, -1 for none."""
+
+    soft: int
+    hard: int
+
+
+DEFAULT_NOFILE: Final = Ulimit(65536, 1048576)
+
+
+def environment(value: object) -> dict[str, str | FromConfig | FromDevice]:
     """Return variables by name, from a map or from a list of `K=V`."""
-    found: dict[str, str] = {}
+    found: dict[str, str | FromConfig | FromDevice] = {}
     faults: list[Fault] = []
     if isinstance(value, dict):
         for key, item in value.items():
@@ -83,14 +121,127 @@ def _variable(key: object) -> str:
     return key
 
 
-def _variable_value(value: object) -> str:
-    if (
-        isinstance(value, dict)
-        and len(value) == 1
-        and (kind := next(iter(value))) in ("secret", "config", "device")
-    ):
-        raise not_yet(f"{{{kind}: ...}} as a value")
-    return written(value)
+def _variable_value(value: object) -> str | FromConfig | FromDevice:
+    if not isinstance(value, dict):
+        return written(value)
+    match list(value.items()):
+        case [("secret", _)]:
+            raise not_yet("{secret: ...} as a value")
+        case [("config", name)]:
+            return FromConfig(_within("config", config_name, name))
+        case [("device", name)]:
+            return FromDevice(_within("device", _device_label, name))
+        case _:
+            raise Fault(
+                "must be a string, {config: NAME} or {device: labels.KEY}",
+                hint="the value of a variable is text; quote it" if value else "",
+            )
+
+
+def _within(key: str, check: Callable[[object], str], value: object) -> str:
+    try:
+        return check(value)
+    except Fault as fault:
+        fault.path = (key, *fault.path)
+        raise
+
+
+def _device_label(value: object) -> str:
+    found = text(value)
+    prefix, _, label = found.partition(".")
+    if prefix != "labels" or not label:
+        raise Fault(f"must be labels.KEY, not {quote(found)}")
+    return label
+
+
+def env_from(value: object) -> tuple[str, ...]:
+    """Return the names of configs, in order."""
+    if not isinstance(value, tuple | list):
+        hint = "write [{config: NAME}]" if isinstance(value, str | dict) else ""
+        raise Fault(f"must be a list, not {describe(value)}", hint=hint)
+    return tuple(each(value, _env_source))
+
+
+def _env_source(value: object) -> str:
+    if isinstance(value, dict):
+        match list(value.items()):
+            case [("secret", _)]:
+                raise not_yet("{secret: ...} in env_from")
+            case [("config", name)]:
+                return _within("config", config_name, name)
+    hint = f"write {{config: {value}}}" if isinstance(value, str) and len(value) < 64 else ""
+    raise Fault("must be {config: NAME}", hint=hint)
+
+
+def groups(value: object) -> tuple[str, ...]:
+    """Return ids and names of groups, each once, sorted: their order means nothing."""
+    if not isinstance(value, tuple | list):
+        raise Fault(f"must be a list, not {describe(value)}")
+    return tuple(sorted(set(each(value, _group))))
+
+
+def _group(value: object) -> str:
+    found = value.text if isinstance(value, WrittenInt) else text(value)
+    if _GROUP.fullmatch(found) is None:
+        raise Fault(f"must be the id or the name of a group, not {quote(found)}")
+    return _checked_id(found)
+
+
+def _checked_id(part: str) -> str:
+    if part.isdigit() and (len(part) > 10 or int(part) > _HIGHEST_ID):
+        raise Fault(f"must not exceed {_HIGHEST_ID}, not {quote(part)}")
+    if part.isdigit() and part != str(int(part)):
+        raise Fault(f"must be written without leading zeros, not {quote(part)}")
+    return part
+
+
+def ulimits(value: object) -> dict[str, Ulimit]:
+    """Return limits by their name in lower case; what is the default anyway is left out."""
+    if not isinstance(value, dict):
+        raise Fault(f"must be a map, not {describe(value)}")
+    found: dict[str, Ulimit] = {}
+    faults: list[Fault] = []
+    for key, item in value.items():
+        try:
+            name = str(key).lower().removeprefix("rlimit_")
+            if name not in ULIMITS:
+                raise Fault(
+                    f"{quote(str(key))} is no limit of a process",
+                    subject=False,
+                    at_key=True,
+                    hint=f"known are {', '.join(sorted(ULIMITS))}",
+                )
+            limit = _ulimit(item)
+            if (name, limit) != ("nofile", DEFAULT_NOFILE):
+                found[name] = limit
+        except Fault as fault:
+            fault.path = (key, *fault.path)
+            faults.append(fault)
+    if faults:
+        raise Faults(faults)
+    return found
+
+
+def _ulimit(value: object) -> Ulimit:
+    if not isinstance(value, dict):
+        both = _amount(value)
+        return Ulimit(both, both)
+    if set(value) != {"soft", "hard"}:
+        raise Fault("must be a number or {soft: N, hard: N}")
+    limit = Ulimit(*(_amount(value[key], key) for key in ("soft", "hard")))
+    if limit.hard >= 0 and not 0 <= limit.soft <= limit.hard:
+        raise Fault(f"must be at most hard ({limit.hard}), not {limit.soft}", path=("soft",))
+    return limit
+
+
+def _amount(value: object, *path: str) -> int:
+    if value == "unlimited":
+        return -1
+    if not isinstance(value, WrittenInt) or value.text != str(int(value)):
+        raise Fault(f"must be a whole number or -1 for no limit, not {describe(value)}", path=path)
+    if not -1 <= value < 2**63:
+        raise Fault(f"must be from -1 to 2^63 - 1, not {value.text[:40]}", path=path)
+    return int(value)
 
 
 def user(value: object) -> str:
@@ -99,10 +250,7 @@ def user(value: object) -> str:
     if _USER.fullmatch(found) is None:
         raise Fault(f"must be uid[:gid] or a user name, not {quote(found)}")
     for part in found.split(":"):
-        if part.isdigit() and (len(part) > 10 or int(part) > _HIGHEST_ID):
-            raise Fault(f"must not exceed {_HIGHEST_ID}, not {quote(part)}")
-        if part.isdigit() and part != str(int(part)):
-            raise Fault(f"must be written without leading zeros, not {quote(part)}")
+        _checked_id(part)
     return found
 
 
@@ -121,10 +269,52 @@ def stop_signal(value: object) -> str:
 _ARGUMENTS: Final = {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}
 
 Arguments = Annotated[tuple[str, ...] | None, PlainValidator(arguments), WithJsonSchema(_ARGUMENTS)]
+_REFERENCES: Final[list[dict[str, Any]]] = [
+    {
+        "type": "object",
+        "properties": {kind: {"type": "string"}},
+        "required": [kind],
+        "additionalProperties": False,
+    }
+    for kind in ("config", "device")
+]
+_VALUES: Final = {
+    "type": "object",
+    "additionalProperties": {"anyOf": [TEXTS["additionalProperties"], *_REFERENCES]},
+}
+_LIMIT: Final[dict[str, Any]] = {"anyOf": [{"type": "integer", "minimum": -1}, {"const": "unlimited"}]}
 Environment = Annotated[
-    dict[str, str],
+    dict[str, str | FromConfig | FromDevice],
     PlainValidator(environment),
-    WithJsonSchema({"anyOf": [TEXTS, {"type": "array", "items": {"type": "string", "pattern": "="}}]}),
+    WithJsonSchema({"anyOf": [_VALUES, {"type": "array", "items": {"type": "string", "pattern": "="}}]}),
+]
+EnvFrom = Annotated[
+    tuple[str, ...], PlainValidator(env_from), WithJsonSchema({"type": "array", "items": _REFERENCES[0]})
+]
+Groups = Annotated[
+    tuple[str, ...],
+    PlainValidator(groups),
+    WithJsonSchema({"type": "array", "items": {"type": ["string", "integer"]}}),
+]
+Ulimits = Annotated[
+    dict[str, Ulimit],
+    PlainValidator(ulimits),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "additionalProperties": {
+                "anyOf": [
+                    *_LIMIT["anyOf"],
+                    {
+                        "type": "object",
+                        "properties": {"soft": _LIMIT, "hard": _LIMIT},
+                        "required": ["soft", "hard"],
+                        "additionalProperties": False,
+                    },
+                ]
+            },
+        }
+    ),
 ]
 User = Annotated[str | None, PlainValidator(user), WithJsonSchema({"type": ["string", "integer"]})]
 StopSignal = Annotated[

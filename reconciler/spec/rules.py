@@ -11,10 +11,13 @@ from heapq import nsmallest
 from typing import Final
 
 from reconciler.spec.circles import knots, way_round
+from reconciler.spec.environment import references
 from reconciler.spec.marks import ERROR, WARNING
 from reconciler.spec.model import App, BindMount, Container, VolumeMount
 from reconciler.spec.places import Path
+from reconciler.spec.process import FromDevice
 from reconciler.spec.reference import Digest
+from reconciler.spec.terms import Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Finding:
 def check_app(
     app: App,
     *,
-    allowed_binds: Sequence[str],
+    terms: Terms,
     declared: Mapping[str, frozenset[str]],
     partial: bool = False,
     memory_said: frozenset[str] = frozenset(),
@@ -48,7 +51,8 @@ def check_app(
         at = ("containers", name)
         found += _references(container, at, declared)
         found += _targets(container, at)
-        found += _binds(container, at, allowed_binds)
+        found += _binds(container, at, terms)
+        found += _labels(container, at, terms)
         if container.limits.memory is None and name not in memory_said:
             found.append(
                 Finding(
@@ -78,6 +82,13 @@ def _references(container: Container, at: Path, declared: Mapping[str, frozenset
                 f"the config '{config.source}' is not declared",
                 hint=f"add at the top level: configs: {{{config.source}: {{file: ...}}}}",
             )
+    for path, name in references(container):
+        if name not in declared["configs"]:
+            yield Finding(
+                (*at, *path),
+                f"the config '{name}' is not declared",
+                hint=f"add at the top level: configs: {{{name}: {{file: ...}}}}",
+            )
     for other in container.depends_on:
         if "/" not in other and other not in declared["containers"]:
             yield Finding(
@@ -97,9 +108,22 @@ def _targets(container: Container, at: Path) -> Iterable[Finding]:
             yield Finding(path, f"{name} is mounted at {target}, and so is {first[target]}")
         else:
             first[target] = name
+    if "shm_size" in container.model_fields_set and "/dev/shm" in first:
+        message = f"shm_size has no effect: {first['/dev/shm']} is mounted at /dev/shm"
+        yield Finding((*at, "shm_size"), message, WARNING, at_key=True)
 
 
-def _binds(container: Container, at: Path, allowed: Sequence[str]) -> Iterable[Finding]:
+def _labels(container: Container, at: Path, terms: Terms) -> Iterable[Finding]:
+    for name, value in container.environment.items():
+        if isinstance(value, FromDevice) and value.label not in terms.labels:
+            yield Finding(
+                (*at, "environment", name),
+                f"the device has no label '{value.label}'",
+                hint=f"add it in {terms.file}: labels: {{{value.label}: ...}}",
+            )
+
+
+def _binds(container: Container, at: Path, terms: Terms) -> Iterable[Finding]:
     for index, mount in enumerate(container.volumes):
         if not isinstance(mount, BindMount):
             continue
@@ -109,11 +133,11 @@ def _binds(container: Container, at: Path, allowed: Sequence[str]) -> Iterable[F
                 f"{mount.source} can't be mounted: the whole device is behind it",
                 hint="mount a directory that holds less",
             )
-        elif not inside(mount.source, allowed):
+        elif not inside(mount.source, terms.binds):
             yield Finding(
                 (*at, "volumes", index),
                 f"the device does not allow {mount.source} to be mounted",
-                hint=f"add it to allowed_binds in device.yaml: allowed_binds: [{mount.source}]",
+                hint=f"add it in {terms.file}: allowed_binds: [{mount.source}]",
             )
 
 
@@ -129,6 +153,7 @@ def _unused(app: App) -> Iterable[Finding]:
         if name not in mounted:
             yield Finding(("volumes", name), f"the volume '{name}' is not used", WARNING, at_key=True)
     used = {m.source for c in containers for m in c.configs}
+    used |= {name for c in containers for _, name in references(c)}
     for name in app.configs:
         if name not in used:
             yield Finding(("configs", name), f"the config '{name}' is not used", WARNING, at_key=True)

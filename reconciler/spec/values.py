@@ -195,6 +195,15 @@ def each(values: tuple[Any, ...] | list[Any], check: Any) -> list[Any]:
 
 def labels(value: object) -> dict[str, str]:
     """Return labels by key; a value is at most 63 characters."""
+    return _notes(value, "label", 63)
+
+
+def annotations(value: object) -> dict[str, str]:
+    """Return annotations by key; a value is at most 4096 characters."""
+    return _notes(value, "annotation", 4096)
+
+
+def _notes(value: object, what: str, longest: int) -> dict[str, str]:
     if not isinstance(value, dict):
         raise Fault(f"must be a map, not {describe(value)}")
     found: dict[str, str] = {}
@@ -203,13 +212,13 @@ def labels(value: object) -> dict[str, str]:
         try:
             if _LABEL.fullmatch(key) is None:
                 raise Fault(
-                    f"the label {quote(key)} must be letters, digits and '-_./', the first and last no punctuation",
+                    f"the {what} {quote(key)} must be letters, digits and '-_./', the first and last no punctuation",
                     subject=False,
                     at_key=True,
                 )
             shown = written(item)
-            if len(shown) > 63 or not shown.isprintable():
-                raise Fault("must be at most 63 printable characters")
+            if len(shown) > longest or not shown.isprintable():
+                raise Fault(f"must be at most {longest} printable characters")
             found[key] = shown
         except Fault as fault:
             fault.path = (key,)
@@ -285,6 +294,14 @@ def size(value: object) -> int:
     return parse_bytes(value.text if isinstance(value, WrittenInt | WrittenFloat) else text(value))
 
 
+def shm_size(value: object) -> int:
+    """Return bytes, at least a page."""
+    found = size(value)
+    if found < 4 << 10:
+        raise Fault(f"must be at least 4Ki, not {found}")
+    return found
+
+
 def cpus(value: object) -> int:
     """Return thousandths of a CPU, at least a hundredth of one."""
     if type(value) is int:
@@ -324,6 +341,7 @@ ImageReference = Annotated[
     Reference, PlainValidator(image), _string(r"^[^/@]+/[^@]+@(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$")
 ]
 Labels = Annotated[dict[str, str], PlainValidator(labels), WithJsonSchema(TEXTS)]
+Annotations = Annotated[dict[str, str], PlainValidator(annotations), WithJsonSchema(TEXTS)]
 Hostname = Annotated[
     str | None, PlainValidator(hostname), WithJsonSchema({"type": "string", "maxLength": 64})
 ]
@@ -338,6 +356,7 @@ OptionalRepositoryPath = Annotated[str | None, PlainValidator(repository_path), 
 OptionalText = Annotated[str | None, PlainValidator(text), _string("")]
 OptionalBytes = Annotated[int | None, PlainValidator(size), WithJsonSchema(_BYTES_SCHEMA)]
 Bytes = Annotated[int, PlainValidator(size), WithJsonSchema(_BYTES_SCHEMA)]
+ShmSize = Annotated[int, PlainValidator(shm_size), WithJsonSchema(_BYTES_SCHEMA)]
 Cpus = Annotated[
     int | None,
     PlainValidator(cpus),

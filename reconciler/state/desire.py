@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from reconciler.spec import model
 from reconciler.spec.defaults import BUILT_IN, Defaults, with_defaults
+from reconciler.spec.environment import variables
 from reconciler.spec.load import LoadedApp
 from reconciler.spec.reference import Reference
 from reconciler.state.desired import (
@@ -83,7 +84,7 @@ def _container(
     identity = Identity(
         image=str(image.config),
         arguments=arguments,
-        environment=_environment(spec, image),
+        environment=_environment(loaded, spec, image),
         working_dir=spec.working_dir or image.working_dir or "/",
         user=image.user if spec.user is None else spec.user,
         hostname=spec.hostname or f"{app.name}-{name}"[:64].rstrip("-"),
@@ -91,12 +92,17 @@ def _container(
         init=spec.init,
         read_only=spec.read_only,
         log_driver=spec.logging.driver,
+        groups=spec.group_add,
+        ulimits=tuple(sorted((name, limit.soft, limit.hard) for name, limit in spec.ulimits.items())),
+        oom_score_adj=spec.oom_score_adj,
+        shm_size=spec.shm_size,
+        sysctls=tuple(sorted(spec.sysctls.items())),
     )
     return Container(
         app=app.name,
         name=name,
         identity=identity,
-        settings=_settings(app.name, spec, image),
+        settings=_settings(app, spec, image),
         image=image,
         reference=str(spec.image),
         mark=str(loaded.marks.mark("containers", name, "image")),
@@ -112,12 +118,12 @@ def _arguments(spec: model.Container, image: Image) -> tuple[str, ...]:
     return (image.entrypoint or ()) + (command or ())
 
 
-def _environment(spec: model.Container, image: Image) -> tuple[str, ...]:
+def _environment(loaded: LoadedApp, spec: model.Container, image: Image) -> tuple[str, ...]:
     """The image's variables overlaid by the spec's; an entry of the image without `=` sets nothing."""
-    variables = {"PATH": DEFAULT_PATH}
-    variables |= dict(entry.split("=", 1) for entry in image.environment if "=" in entry)
-    variables |= spec.environment
-    return tuple(f"{name}={variables[name]}" for name in sorted(variables))
+    found = {"PATH": DEFAULT_PATH}
+    found |= dict(entry.split("=", 1) for entry in image.environment if "=" in entry)
+    found |= variables(spec, loaded.config_files, loaded.labels)
+    return tuple(f"{name}={found[name]}" for name in sorted(found))
 
 
 def _mounts(loaded: LoadedApp, spec: model.Container) -> tuple[Mount, ...]:
@@ -146,7 +152,7 @@ def _mount(mount: model.Mount) -> Mount:
             return TmpfsMount(mount.target, mount.size, mount.mode)
 
 
-def _settings(app: str, spec: model.Container, image: Image) -> Settings:
+def _settings(app: model.App, spec: model.Container, image: Image) -> Settings:
     limits, restart, logging = spec.limits, spec.restart, spec.logging
     return Settings(
         limits=Limits(limits.cpus, limits.memory, limits.swap, limits.pids),
@@ -164,7 +170,8 @@ def _settings(app: str, spec: model.Container, image: Image) -> Settings:
         ports=tuple(
             sorted({Port(port.host_ip, port.published, port.target, port.protocol) for port in spec.ports})
         ),
-        depends_on=tuple(sorted(name if "/" in name else f"{app}/{name}" for name in spec.depends_on)),
-        labels=tuple(sorted(spec.labels.items())),
+        depends_on=tuple(sorted(name if "/" in name else f"{app.name}/{name}" for name in spec.depends_on)),
+        labels=tuple(sorted({**app.labels, **spec.labels}.items())),
         rotation=Rotation(logging.max_size, logging.max_files, logging.compress),
+        annotations=tuple(sorted(spec.annotations.items())),
     )

@@ -60,6 +60,9 @@ Mount = VolumeMount | BindMount | TmpfsMount | ConfigMount
 class Identity:
     """What makes a container this container: a change here needs a new process.
 
+    `groups` are ids and names of further groups, `ulimits` (name, soft, hard; -1 for no limit) what differs from the
+    default, `sysctls` are by dotted name; all sorted.
+
     `image` is the digest of the image's config document, never of an index or a tag. `arguments` is the whole argument
     vector, `environment` complete `K=V` strings sorted by key, `user` as in Docker's USER ("" is root); names are
     looked up in the image's own passwd when the container is created.
@@ -75,6 +78,11 @@ class Identity:
     init: bool = False
     read_only: bool = False
     log_driver: str = "file"
+    groups: tuple[str, ...] = ()
+    ulimits: tuple[tuple[str, int, int], ...] = ()
+    oom_score_adj: int = 0
+    shm_size: int = 64 << 20
+    sysctls: tuple[tuple[str, str], ...] = ()
 
     def fingerprint(self) -> str:
         """Identify the configuration by content: equal fingerprints need no restart.
@@ -167,6 +175,7 @@ class Settings:
     depends_on: tuple[str, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
     rotation: Rotation = Rotation()
+    annotations: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import yaml
 from reconciler.plan.diff import plan
 from reconciler.plan.steps import Plan
 from reconciler.spec.load import LoadedApp, load
+from reconciler.spec.terms import Terms
 from reconciler.state.desire import desire
 from reconciler.state.desired import App, Container, Desired
 from reconciler.state.image import Image, Unresolved
@@ -150,7 +151,7 @@ def _apps(specs: Mapping[str, Any], waiting: Mapping[str, str]) -> dict[str, App
         spec = {"apiVersion": "reconciler/v1", "kind": "App", "name": app, **given, "containers": containers}
         files[f"{app}.yaml"] = json.dumps(spec).encode()
     images |= {reference: Unresolved(why) for reference, why in waiting.items()}
-    loaded = load(files, lambda path: path.encode(), allowed_binds=("/srv",))
+    loaded = load(files, lambda path: path.encode(), terms=Terms(binds=("/srv",)))
     errors = [str(problem) for problem in loaded.problems if problem.severity == "error"]
     assert not errors, "\n".join(errors)
     return {name: desire(app, images) for name, app in _sorted(loaded.apps).items()}

@@ -75,6 +75,11 @@ FULL = Container(
         ),
         init=True,
         read_only=True,
+        groups=("44", "video"),
+        ulimits=(("core", 0, -1), ("nofile", 100, 200)),
+        oom_score_adj=500,
+        shm_size=1 << 20,
+        sysctls=(("net.core.somaxconn", "1024"), ("net.ipv4.conf.a/b.forwarding", "1")),
     ),
     Settings(
         limits=Limits(cpus=1500, memory=256 * 1024 * 1024, swap=64 * 1024 * 1024, pids=200),
@@ -191,6 +196,23 @@ def test_the_default_file_limit_never_exceeds_what_we_may_give(hard: int) -> Non
     (limit,) = render(PLAIN, nofile_hard=hard)["process"]["rlimits"]
     assert 0 < limit["soft"] <= limit["hard"] <= 1048576
     assert hard < 0 or limit["hard"] <= hard
+
+
+def test_limits_that_the_spec_names_are_asked_for_as_they_are_and_by_name() -> None:
+    config = render(FULL, nofile_hard=150)
+    limits = {limit["type"]: (limit["soft"], limit["hard"]) for limit in config["process"]["rlimits"]}
+    assert limits == {"RLIMIT_CORE": (0, 2**64 - 1), "RLIMIT_NOFILE": (100, 200)}
+    requested = json.loads(config["annotations"]["dev.reconciler.rlimits-requested"])
+    assert requested == ["RLIMIT_CORE", "RLIMIT_NOFILE"]
+    assert prepare(config).process.rlimits == (("RLIMIT_CORE", 0, -1), ("RLIMIT_NOFILE", 100, 200))
+    assert "dev.reconciler.rlimits-requested" not in render(PLAIN)["annotations"]
+
+
+def test_sysctls_and_groups_reach_the_shim_as_the_spec_means_them() -> None:
+    prepared = prepare(render(FULL))
+    assert prepared.sysctl == (("net/core/somaxconn", "1024"), ("net/ipv4/conf/a.b/forwarding", "1"))
+    assert prepared.process.groups == ("44", "video")
+    assert render(FULL)["process"]["user"]["additionalGids"] == [44]
 
 
 @pytest.mark.parametrize("target", ["/proc", "/proc/sys", "/sys", "/dev", "/dev/pts", "/sys/fs/cgroup"])

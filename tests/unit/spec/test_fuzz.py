@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from reconciler.config import Device, load_device
 from reconciler.errors import InvalidSpecError
 from reconciler.spec.load import load
+from reconciler.spec.terms import Terms
 
 FOREIGN = (
     "pydantic",
@@ -69,7 +70,7 @@ def read(name: str) -> bytes:
 
 
 def check(data: bytes) -> None:
-    loaded = load({"a.yaml": data}, read, allowed_binds=("/srv",))
+    loaded = load({"a.yaml": data}, read, terms=Terms(binds=("/srv",)))
     assert loaded.apps or loaded.failed
     for problem in loaded.problems:
         shown = str(problem)

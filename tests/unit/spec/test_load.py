@@ -11,6 +11,7 @@ from reconciler.errors import NotFoundError
 from reconciler.spec.defaults import Defaults
 from reconciler.spec.load import Loaded, ReadFailure, load
 from reconciler.spec.marks import ERROR, Mark
+from reconciler.spec.terms import Terms
 
 IMAGE = "ghcr.io/acme/web:1.5@sha256:" + "1" * 64
 
@@ -120,9 +121,11 @@ def test_the_settings_of_the_device_are_part_of_what_was_read() -> None:
     cache: dict[object, object] = {}
     files = {"a.yaml": spec("a", '    volumes: ["/srv/x:/x"]\n    ports: ["80:80"]\n')}
     assert load(files, no_file, cache=cache).apps == {}
-    allowed = load(files, no_file, allowed_binds=("/srv",), cache=cache)
+    allowed = load(files, no_file, terms=Terms(binds=("/srv",)), cache=cache)
     assert allowed.apps["a"].app.containers["a"].ports[0].host_ip == "0.0.0.0"
-    local = load(files, no_file, allowed_binds=("/srv",), defaults=Defaults(host_ip="127.0.0.1"), cache=cache)
+    local = load(
+        files, no_file, terms=Terms(binds=("/srv",)), defaults=Defaults(host_ip="127.0.0.1"), cache=cache
+    )
     assert local.apps["a"].app.containers["a"].ports[0].host_ip == "127.0.0.1"
 
 

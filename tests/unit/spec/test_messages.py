@@ -12,6 +12,7 @@ from reconciler.config import load_device
 from reconciler.errors import InvalidSpecError
 from reconciler.spec.load import Loaded, load
 from reconciler.spec.marks import summary
+from reconciler.spec.terms import Terms
 
 BAD = Path(__file__).parent / "bad"
 
@@ -30,7 +31,7 @@ def rendered(loaded: Loaded) -> str:
 
 @pytest.mark.parametrize("path", sorted(BAD.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_bad_file_is_explained(path: Path) -> None:
-    loaded = load({f"apps/{path.name}": path.read_bytes()}, _no_file, allowed_binds=("/srv/photos",))
+    loaded = load({f"apps/{path.name}": path.read_bytes()}, _no_file, terms=Terms(binds=("/srv/photos",)))
     same_as_golden(path.with_suffix(".txt"), rendered(loaded))
 
 

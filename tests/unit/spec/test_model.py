@@ -21,6 +21,7 @@ from reconciler.spec.model import (
     restart_fields,
 )
 from reconciler.spec.reference import Reference
+from reconciler.spec.terms import Terms
 
 IMAGE = "ghcr.io/acme/web:1.5@sha256:" + "1" * 64
 ALLOWED = ("/srv",)
@@ -32,12 +33,12 @@ def app(container: str, rest: str = "", *, defaults: Defaults | None = None) -> 
     text = (
         f"apiVersion: reconciler/v1\nkind: App\nname: web\ncontainers:\n  web:\n    image: {IMAGE}\n{lines}"
     )
-    if "limits" not in container:
+    if "\nlimits" not in f"\n{container}":
         text += "    limits: {memory: 64Mi}\n"
     loaded = load(
         {"web.yaml": f"{text}{rest}".encode()},
         lambda name: b"",
-        allowed_binds=ALLOWED,
+        terms=Terms(binds=ALLOWED),
         defaults=defaults or Defaults(),
     )
     assert loaded.problems == ()
@@ -106,6 +107,11 @@ logging: {driver: file, max_size: 10Mi, max_files: 3, compress: true}"""
         ("stop_signal: TERM", "stop_signal: SIGTERM"),
         ("limits: {memory: 64Mi, cpus: 0.5}", "limits: {memory: 67108864, cpus: 500m}"),
         ("user: 1000", 'user: "1000"'),
+        ("group_add: [44, video, 44]", 'group_add: [video, "44"]'),
+        ("ulimits: {nofile: {soft: 65536, hard: 1048576}}", "ulimits: {}"),
+        ("ulimits: {core: 0, fsize: unlimited}", "ulimits: {RLIMIT_CORE: {soft: 0, hard: 0}, FSIZE: -1}"),
+        ("sysctls: {net/core/somaxconn: 1}", 'sysctls: {net.core.somaxconn: "1"}'),
+        ("shm_size: 64Mi\noom_score_adj: 0", "shm_size: 67108864"),
     ],
 )
 def test_short_and_long_forms_give_the_same_model(short: str, long: str) -> None:
@@ -204,11 +210,13 @@ def test_giving_defaults_twice_changes_nothing_more() -> None:
 def test_what_restarts_a_container_is_written_down_for_every_field() -> None:
     found = restart_fields()
     assert {name for name, restarts in found.items() if restarts} == {
-        "image", "entrypoint", "command", "working_dir", "user", "environment", "configs", "volumes", "tmpfs", "init",
-        "read_only", "hostname", "logging.driver",
+        "image", "entrypoint", "command", "working_dir", "user", "group_add", "environment", "env_from", "configs",
+        "volumes", "tmpfs", "ulimits", "oom_score_adj", "shm_size", "sysctls", "init", "read_only", "hostname",
+        "logging.driver",
     }  # fmt: skip
     assert {name.partition(".")[0] for name, restarts in found.items() if not restarts} == {
-        "ports", "limits", "restart", "stop_signal", "stop_grace_period", "depends_on", "labels", "logging",
+        "ports", "limits", "restart", "stop_signal", "stop_grace_period", "depends_on", "labels",
+        "annotations", "logging",
     }  # fmt: skip
     assert {name.partition(".")[0] for name in found} == {name for name, _ in docs(Container)}
 

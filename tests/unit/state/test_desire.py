@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from reconciler.plan.diff import plan
 from reconciler.spec.defaults import Defaults
 from reconciler.spec.load import LoadedApp, load
 from reconciler.spec.model import Logging, Restart, restart_fields
+from reconciler.spec.terms import Terms
 from reconciler.state.desire import DEFAULT_PATH, desire, references
 from reconciler.state.desired import (
     App,
@@ -31,13 +33,16 @@ IMAGE = values.image("one")
 REFERENCE = f"registry.example/one:1@{IMAGE.index}"
 
 
-def loaded(containers: Mapping[str, Any], **more: Any) -> LoadedApp:
+TERMS = Terms(binds=("/srv",), labels={"site": "lab"})
+
+
+def loaded(containers: Mapping[str, Any], *, terms: Terms = TERMS, **more: Any) -> LoadedApp:
     named = {name: {"image": REFERENCE, **fields} for name, fields in containers.items()}
     spec = {"apiVersion": "reconciler/v1", "kind": "App", "name": "web", "containers": named, **more}
     result = load(
         {"apps/web.yaml": json.dumps(spec).encode()},
         lambda path: f"content of {path}".encode(),
-        allowed_binds=("/srv",),
+        terms=terms,
     )
     assert not result.failed, result.problems
     return result.apps["web"]
@@ -101,6 +106,37 @@ def test_the_environment_is_the_images_overlaid_by_the_specs_sorted() -> None:
     with_path = replace(IMAGE, environment=("PATH=/app",))
     assert made({}, with_path).identity.environment == ("PATH=/app",)
     assert made({"environment": {"PATH": ""}}, with_path).identity.environment == ("PATH=",)
+
+
+def test_variables_of_configs_and_labels_stand_between_the_images_and_the_specs() -> None:
+    image = replace(IMAGE, environment=("A=image", "B=image", "C=image"))
+    configs = {"one": {"content": "A=one\nB=one\nC=one\nD=one"}, "two": {"content": "B=two\r\n"}}
+    fields = {
+        "env_from": [{"config": "one"}, {"config": "two"}],
+        "environment": {"C": "spec", "E": {"config": "two"}, "F": {"device": "labels.site"}},
+    }
+    environment = dict(
+        entry.split("=", 1) for entry in made(fields, image, configs=configs).identity.environment
+    )
+    assert {name: environment[name] for name in "ABCDEF"} == {
+        **{"A": "one", "B": "two", "C": "spec", "D": "one", "E": "B=two", "F": "lab"}
+    }
+
+
+def test_a_label_of_the_device_that_is_used_is_part_of_what_was_read() -> None:
+    fields = {"site": {"environment": {"F": {"device": "labels.site"}}}}
+    other = Terms(labels={"site": "shop", "floor": "1"})
+    assert loaded(fields).digest != loaded(fields, terms=other).digest
+    assert loaded({"site": {}}).digest == loaded({"site": {}}, terms=other).digest
+    assert (
+        "F=shop"
+        in desire(loaded(fields, terms=other), {REFERENCE: IMAGE}).containers["site"].identity.environment
+    )
+
+
+def test_labels_of_the_app_are_those_of_every_container_that_sets_no_own() -> None:
+    one = made({"labels": {"tier": "web"}}, labels={"tier": "all", "team": "doors"})
+    assert one.settings.labels == (("team", "doors"), ("tier", "web"))
 
 
 def test_user_and_directory_are_the_images_unless_the_spec_names_others() -> None:
@@ -208,6 +244,13 @@ def test_second_plan_is_empty_after_defaults_are_spelled_out() -> None:
             "restart": {"policy": "always", "max_attempts": 0, "delay": "1s", "jitter": 0.1},
             "init": False,
             "hostname": "web-site",
+            "group_add": [],
+            "ulimits": {"nofile": {"soft": 65536, "hard": 1048576}},
+            "oom_score_adj": 0,
+            "shm_size": "64Mi",
+            "sysctls": {},
+            "env_from": [],
+            "annotations": {},
             "stop_signal": "SIGTERM",
             "environment": {},
             "limits": {"pids": 512},
@@ -268,6 +311,13 @@ CHANGES: dict[str, Any] = {
     "command": ["x"],
     "working_dir": "/x",
     "user": "7",
+    "group_add": [44],
+    "env_from": [{"config": "conf"}],
+    "ulimits": {"core": 0},
+    "oom_score_adj": 7,
+    "shm_size": "7Mi",
+    "sysctls": {"net.core.somaxconn": 7},
+    "annotations": {"a": "1"},
     "environment": {"A": "1"},
     "configs": ["conf"],
     "ports": ["80:80"],
@@ -305,8 +355,16 @@ def test_the_reference_says_truly_whether_changing_a_field_restarts_the_containe
     if field == "limits.swap":
         fields["limits"] = {"memory": "64Mi", "swap": value}
     images = {REFERENCE: IMAGE, CHANGES["image"]: values.image("two")}
-    more: dict[str, Any] = {"volumes": {"data": {}}, "configs": {"conf": {"content": "x"}}}
+    more: dict[str, Any] = {"volumes": {"data": {}}, "configs": {"conf": {"content": "A=1"}}}
     before = desire(loaded({"site": {}, "db": {}}, **more), images).containers["site"]
     after = desire(loaded({"site": fields, "db": {}}, **more), images).containers["site"]
     assert (before.fingerprint != after.fingerprint) is restart_fields()[field]
     assert before != after
+    stored = (IMAGE, values.image("two"))
+    have = values.world(values.found(before), images=stored, volumes={"web": frozenset(("data",))})
+    app = values.app("web", after, volumes=("data",))
+    steps = [
+        type(step).__name__ for step in values.steps_of(plan(values.desired(app), have, values.NOW), "web")
+    ]
+    restarts = ["StopContainer", "RemoveContainer", "CreateContainer", "StartContainer"]
+    assert steps == (restarts if restart_fields()[field] else ["UpdateContainer"])

@@ -24,7 +24,10 @@ KINDS: dict[str, type[Any]] = {
 
 def identity(value: dict[str, Any]) -> Identity:
     given: dict[str, Any] = {
-        key: tuple(item) if isinstance(item, list) else item for key, item in value.items()
+        key: tuple(tuple(one) if isinstance(one, list) else one for one in item)
+        if isinstance(item, list)
+        else item
+        for key, item in value.items()
     }
     if "mounts" in given:
         given["mounts"] = tuple(
@@ -56,6 +59,11 @@ CHANGES: dict[str, Any] = {
     "init": True,
     "read_only": True,
     "log_driver": "none",
+    "groups": ("44",),
+    "ulimits": (("core", 0, 0),),
+    "oom_score_adj": 500,
+    "shm_size": 1 << 20,
+    "sysctls": (("net.core.somaxconn", "1024"),),
 }
 
 

@@ -1,0 +1,22 @@
+"""The terms on which a device takes specs: what its own file allows them, and the labels that it has.
+
+They come from device.yaml, never from the repository: a commit can't loosen them. Pure.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+DEVICE_FILE: Final = "/etc/reconciler/device.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """`binds` are paths that may be mounted with all below; `file` is the file that says all this, for messages."""
+
+    binds: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    file: str = DEVICE_FILE
+
+
+ANYTHING: Final = Terms(binds=("/",))
