@@ -272,3 +272,13 @@ class Device:
             if not found or time.monotonic() > deadline:
                 return found
             time.sleep(0.05)
+
+
+def cgroups(instance: str) -> list[Path]:
+    """The cgroups of a device's containers, in whatever hierarchies, while those of others come and go."""
+    return [
+        Path(at) / name
+        for at, names, _ in os.walk("/sys/fs/cgroup")  # ignores what has just gone, which glob does not
+        if os.path.basename(at).startswith(f"reconciler-{instance}")
+        for name in names
+    ]

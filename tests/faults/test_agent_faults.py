@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.engine.layout import Layout
-from tests.e2e.device import PROGRAM, REPOSITORY, Device
+from tests.e2e.device import PROGRAM, REPOSITORY, Device, cgroups
 from tests.images import Built
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.network]
@@ -70,7 +70,7 @@ def running(device: Device, count: int) -> dict[str, int]:
 
 def groups(device: Device) -> list[Path]:
     """The cgroups of this device's containers, in whatever hierarchies."""
-    return [p for p in Path("/sys/fs/cgroup").glob(f"**/reconciler-{device.instance}*/*") if p.is_dir()]
+    return cgroups(device.instance)
 
 
 # --- R2 ---------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import pytest
 
 from reconciler.engine.layout import Layout
 from reconciler.engine.store import Store
-from tests.e2e.device import Device
+from tests.e2e.device import Device, cgroups
 from tests.images import Built, busybox, directory, file, layer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.network]
@@ -106,15 +106,15 @@ def power_cut(device: Device, disk: Disk) -> None:
     """The disk first, then every process, then all that lives in memory only."""
     disk.cut()  # does nothing the second time
     device.stop(signal.SIGKILL)
-    for group in Path("/sys/fs/cgroup").glob(f"**/reconciler-{name_of(device)}/*/cgroup.procs"):
-        for pid in group.read_text().split():
+    for group in cgroups(name_of(device)):
+        for pid in (group / "cgroup.procs").read_text().split():
             try:
                 os.kill(int(pid), signal.SIGKILL)
             except ProcessLookupError:
                 pass
     disk.unmount()
-    for path in Path("/sys/fs/cgroup").glob(f"**/reconciler-{name_of(device)}/*/"):
-        path.rmdir()  # a reboot has none of them
+    for group in cgroups(name_of(device)):
+        group.rmdir()  # a reboot has none of them
     shutil.rmtree(device.run, ignore_errors=True)
     device.inside(["nft", "flush", "ruleset"])
     for link in re.findall(r"\d+: (rc[^:@]*)", device.inside(["ip", "-o", "link"]).stdout):

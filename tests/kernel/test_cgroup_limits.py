@@ -217,7 +217,9 @@ def test_kill_without_cgroup_kill_is_as_thorough(
         pytest.skip("this kernel lacks a version 1 freezer; here the containers are killed by cgroup.kill")
     old = cgroup.Hierarchies(v2=None, v1=hierarchies.v1)
     group = cgroup.create(old, parent, "box", Limits(pids=100))
-    bundle = make_bundle(tmp_path / "bundle", [busybox], "/bin/sh", "-c", "while :; do sleep 100 & done")
+    # the first process only waits: a shell that meets the limit ends by itself
+    bomb = "(while :; do sleep 100 & done) 2>/dev/null & exec sleep 1000"
+    bundle = make_bundle(tmp_path / "bundle", [busybox], "/bin/sh", "-c", bomb)
     bundle.annotate("cgroup", group.annotation())
     with running(bundle) as box:
         cgroup.kill(group)
