@@ -254,8 +254,11 @@ class Endpoint:
         while cause is not None:
             if isinstance(cause, ssl.SSLCertVerificationError):
                 hint = "give its certificate authority in device.yaml: registries.ca"
-                if "expired" in cause.verify_message or "not yet valid" in cause.verify_message:
-                    hint = f"check this device's clock: it says {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC"
+                says = f"this device's clock: it says {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC"
+                if "not yet valid" in cause.verify_message:
+                    hint = f"set {says}"
+                elif "expired" in cause.verify_message:
+                    hint = f"check {says}"
                 return CertificateError(request, f"certificate: {cause.verify_message}", hint=hint)
             cause = cause.__cause__ or cause.__context__
         if isinstance(error, httpx.TimeoutException):
