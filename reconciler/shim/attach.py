@@ -107,7 +107,7 @@ def spawn(
 
     `cgroups` are that of v2 or "", then those of v1.
 
-    Raise StepError if it can't be made or placed; nothing of it is left then.
+    Raise StepError if it can't be made; nothing of it is left then.
     """
     with Step("pipe"):
         go_read, go = os.pipe2(os.O_CLOEXEC)
@@ -117,14 +117,7 @@ def spawn(
         adjust = _oom_score_adj(init[0], wanted)
         pid, pidfd = _clone(init[1], cgroups[0])
         if pid == 0:
-            _run(wanted, init[1], adjust, go_read, error_write, console_child, stdio)
-        try:
-            child.place(cgroups[1:], pid)
-        except StepError:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-            os.close(pidfd)
-            raise
+            _run(wanted, init[1], cgroups[1:], adjust, go_read, error_write, console_child, stdio)
         try:
             os.write(go, b"g")
         except BrokenPipeError:
@@ -175,6 +168,7 @@ def _oom_score_adj(init: int, wanted: Process) -> str:
 def _run(
     wanted: Process,
     init: int,
+    cgroups: tuple[str, ...],
     adjust: str,
     go: int,
     error: int,
@@ -183,7 +177,7 @@ def _run(
 ) -> None:
     code = 125
     try:
-        file = _become(wanted, init, adjust, go, error, console.detach(), stdio)
+        file = _become(wanted, init, cgroups, adjust, go, error, console.detach(), stdio)
         start.reset_signals()
         start.execute(file, wanted, error)
     except BaseException as problem:  # noqa: BLE001 - the error pipe is the only way out of here
@@ -192,7 +186,14 @@ def _run(
 
 
 def _become(
-    wanted: Process, init: int, adjust: str, go: int, error: int, console: int, stdio: tuple[int, int, int]
+    wanted: Process,
+    init: int,
+    cgroups: tuple[str, ...],
+    adjust: str,
+    go: int,
+    error: int,
+    console: int,
+    stdio: tuple[int, int, int],
 ) -> bytes:
     """Do everything up to the exec; give the program's file."""
     with Step("isolate"):
@@ -206,7 +207,8 @@ def _become(
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         os.write(fd, adjust.encode())
         os.close(fd)
-    if not os.read(go, 1):  # placed in every cgroup, or the shim is gone
+    child.join_cgroups(cgroups)
+    if not os.read(go, 1):  # the shim is gone
         raise SystemExit
     with Step("namespace"):
         namespace.setns(init, _JOINED)

@@ -3,15 +3,13 @@
     prepared = child.prepare(config, bundle)      # before the clone; raises ConfigError
     pid, pidfd = child.spawn(prepared, go_fd=..., sync_fd=..., error_fd=..., stdio=(0, 1, 2), ...)
 
-`spawn` clones (into the v2 cgroup), runs `run` in the child and, in the parent, writes the child's pid into the v1
-cgroups while the child does its mounts. The caller then talks to the child through three pipes:
+`spawn` clones (into the v2 cgroup) and runs `run` in the child, which joins the v1 cgroups by itself. The caller then
+talks to the child through three pipes:
 
-  go_fd     the child reads. Write b"p" as soon as `spawn` has returned (the process is placed in every cgroup, so the
-            child may make its cgroup namespace), and b"g" to start the program. EPIPE means that the child has failed:
-            read the error pipe. End of file at either point means that the shim died: the child exits silently. Keep
-            the write end open, and only in the shim, until the error pipe reports: after asking for PDEATHSIG the child
-            looks whether it is still there. (An OCI `create` gives a FIFO opened for reading and writing here, and
-            death_signal=0.)
+  go_fd     the child reads. Write b"g" to start the program. EPIPE means that the child has failed: read the error
+            pipe. End of file means that the shim died: the child exits silently. Keep the write end open, and only in
+            the shim, until the error pipe reports: after asking for PDEATHSIG the child looks whether it is still
+            there. (An OCI `create` gives a FIFO opened for reading and writing here, and death_signal=0.)
   sync_fd   the child writes b"c" when the container is created: everything is done but PDEATHSIG and the exec, and the
             program's file has been found. End of file without it: read the error pipe.
   error_fd  the child writes one JSON line {"errno", "message", "path", "step"} (shim.step) and exits with 127 (ENOENT,
@@ -19,8 +17,8 @@ cgroups while the child does its mounts. The caller then talks to the child thro
             that the program runs, or that the child was killed. All three must be close-on-exec in the caller.
 
 The steps, in their order: namespaces to join, propagation, root file system, copy-up of volumes, mounts, devices,
-masked and read-only paths (sysctls and oom_score_adj before them, by the new procfs), working directory, console, wait
-for b"p", cgroup namespace, read-only root, pivot_root, host name, user lookup, stdio, rlimits, keyring, capabilities,
+masked and read-only paths (sysctls and oom_score_adj before them, by the new procfs), working directory, console, v1
+cgroups, cgroup namespace, read-only root, pivot_root, host name, user lookup, stdio, rlimits, keyring, capabilities,
 groups, user, no_new_privs, chdir, search for the program, b"c", wait for b"g", PDEATHSIG, signals, close_range, exec.
 
 After the clone nothing is imported, no lock is taken, and no path string is used on the root before pivot_root.
@@ -37,7 +35,7 @@ from reconciler.shim.config import Prepared, prepare
 from reconciler.shim.fields import ConfigError
 from reconciler.shim.step import Step, StepError
 
-__all__ = ["ConfigError", "Prepared", "place", "prepare", "run", "spawn"]
+__all__ = ["ConfigError", "Prepared", "join_cgroups", "prepare", "run", "spawn"]
 
 
 def spawn(
@@ -50,9 +48,9 @@ def spawn(
     console_fd: int = -1,
     death_signal: int = signal.SIGKILL,
 ) -> tuple[int, int]:
-    """Clone the container's first process and place it in its cgroups; give (pid, pidfd). See the module's text.
+    """Clone the container's first process; give (pid, pidfd). See the module's text.
 
-    Raise StepError if it can't be made or placed; nothing of it is left then.
+    Raise StepError if it can't be made.
     """
     cgroup = None
     with Step("cgroup", prepared.cgroup_v2 or ""):
@@ -74,28 +72,20 @@ def spawn(
     finally:
         if cgroup is not None:
             os.close(cgroup)
-    try:
-        place(prepared.cgroup_v1, pid)
-    except StepError:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-        os.close(pidfd)
-        raise
     return pid, pidfd
 
 
-def place(directories: tuple[str, ...], pid: int) -> None:
-    """Write `pid` into the cgroups of `directories`, all back to back; raise StepError.
+def join_cgroups(directories: tuple[str, ...]) -> None:
+    """Move this process, which has one thread, into the v1 cgroups of `directories`; raise StepError.
 
-    The kernel makes the first write after a quiet time wait for a grace period (some 8 ms); the ones right behind it
-    are nearly free.
+    A thread that moves itself (0 in `tasks`) is the one case in which the kernel need not keep all others from forking
+    meanwhile, and for that wait for a grace period of RCU: some 10 ms (cgroup_procs_write_start, Linux 5.5).
     """
-    data = str(pid).encode()
     for directory in directories:
         with Step("cgroup", directory):
-            fd = os.open(f"{directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            fd = os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC)
             try:
-                os.write(fd, data)
+                os.write(fd, b"0")
             finally:
                 os.close(fd)
 
@@ -114,7 +104,7 @@ def run(
     code = 125
     try:
         _isolate((0, 1, 2, go_fd, sync_fd, error_fd, *stdio, *((console_fd,) if console_fd >= 0 else ())))
-        file = _create(prepared, go_fd, stdio, console_fd, (go_fd, sync_fd, error_fd))
+        file = _create(prepared, stdio, console_fd, (go_fd, sync_fd, error_fd))
         _tell(sync_fd, b"c")
         os.close(sync_fd)
         _await(go_fd)
@@ -164,9 +154,7 @@ def _isolate(keep: tuple[int, ...]) -> None:
         os.setsid()
 
 
-def _create(
-    prepared: Prepared, go_fd: int, stdio: tuple[int, int, int], console_fd: int, keep: tuple[int, ...]
-) -> bytes:
+def _create(prepared: Prepared, stdio: tuple[int, int, int], console_fd: int, keep: tuple[int, ...]) -> bytes:
     """Do everything up to the exec; give the program's file."""
     wanted = prepared.process
     for flag, name in prepared.joins:
@@ -185,7 +173,7 @@ def _create(
         os.close(root.target(wanted.cwd, directory=True))
     terminal = device.console(root, done.devpts, wanted.console_size) if wanted.terminal else None
     mounts.finish(done)
-    _await(go_fd)
+    join_cgroups(prepared.cgroup_v1)
     if prepared.new_cgroup_namespace:
         with Step("namespace", "cgroup"):
             namespace.unshare(namespace.CLONE_NEWCGROUP)

@@ -16,7 +16,7 @@ from reconciler.shim import channel, child, oom, protocol, record
 from reconciler.shim.fields import PREFIX, ConfigError, Section, annotation
 from reconciler.shim.logfile import pipe
 from reconciler.shim.logopen import open_log
-from reconciler.shim.monitor import TITLE, Made
+from reconciler.shim.monitor import KILLED, TITLE, Made
 from reconciler.shim.output import Log
 from reconciler.shim.step import Step, StepError
 
@@ -75,7 +75,8 @@ def failure(line: bytes) -> dict[str, object]:
         value = json.loads(line)
         return {key: value[key] for key in ("step", "path", "errno", "message")}
     except (ValueError, KeyError, TypeError):
-        return {"step": "child", "path": "", "errno": 0, "message": "child: killed before the program ran"}
+        killed: dict[str, object] = json.loads(KILLED)
+        return killed
 
 
 class Maker:
@@ -223,14 +224,9 @@ class Maker:
                 stdio=stdio,
                 console_fd=console_child.fileno(),
             )
-        child.place(prepared.cgroup_v1, pid)
         for fd in {go_read, sync_write, error_write, *stdio}:
             os.close(fd)
         console_child.close()
-        try:
-            os.write(go, b"p")
-        except BrokenPipeError:
-            pass  # it has failed already, and the error pipe says why
         self._await_created(sync, error, answer)
         return pid, go, error, _terminal(console) if prepared.process.terminal else -1
 

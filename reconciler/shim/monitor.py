@@ -11,7 +11,8 @@ The same holds for a container that was created and killed before its start. cgr
 nothing but its socket.
 
 There are as many shims as containers, so this file does as little as can be in Python: whatever a shim runs or parses,
-it keeps in memory. Making a container, and each connection to the control socket, is a fork that goes away again.
+it keeps in memory. Making a container, and what is asked on the control socket, is for a fork that goes away again. One
+request is answered here, where it is nothing but itself: the start, because somebody waits for the program.
 """
 
 import marshal
@@ -19,6 +20,7 @@ import os
 import select
 import sys
 import time
+from _socket import MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SO_PEERCRED, SOL_SOCKET
 from collections.abc import Callable
 
 from reconciler.linux import process
@@ -27,7 +29,11 @@ from reconciler.shim.channel import Channel
 from reconciler.shim.output import Log, Output
 
 TITLE = "reconciler shim"
-_CLERKS = 64
+_CLIENTS = 64
+START = b'{"op":"start"}'  # as protocol.send writes it; in any other form it is a clerk's
+STARTED = b'{"ok":true}'
+KILLED = b'{"step":"child","path":"","errno":0,"message":"child: killed before the program ran"}'
+_ROOT = b"\0\0\0\0"
 
 # What the maker sends: whether it could write the shim's title, who is who, the cgroups (v2 or "", then v1), how many
 # were killed for memory in them, the log, and which of the descriptors are there.
@@ -58,14 +64,13 @@ def run(
     os.close(answer)
     received = channel.receive(ours)
     ours.close()
-    os.waitpid(pid, 0)
     if received is None:
         _reap()
         return 1
     made: Made = marshal.loads(received[0])
     if not made[0]:
         process.set_title(area, TITLE)
-    Monitor(made, received[1], clerk).serve()
+    Monitor(made, received[1], clerk, pid).serve()
     return 0
 
 
@@ -92,7 +97,7 @@ def describe(error: BaseException) -> str:
 
 
 def _reap() -> None:
-    """Reap what the maker left: the container's first process is this process's child."""
+    """Reap the maker and what it left: the container's first process is this process's child."""
     try:
         while True:
             os.wait()
@@ -101,12 +106,13 @@ def _reap() -> None:
 
 
 class Monitor:
-    """One container that has been made. The arguments are what the maker sends."""
+    """One container that has been made: by `maker`, a pid, or 0; the other arguments are what that one sends."""
 
     __slots__ = (
         "_bundle",
         "_cgroups",
         "_clerk",
+        "_clients",
         "_epoll",
         "_error",
         "_go",
@@ -115,17 +121,19 @@ class Monitor:
         "_line",
         "_listener",
         "_log",
+        "_maker",
         "_output",
         "_outputs",
         "_phase",
         "_pidfd",
         "_run",
         "_started",
+        "_starters",
         "_waiting",
         "clerks",
     )
 
-    def __init__(self, made: Made, fds: list[int], clerk: Clerk) -> None:
+    def __init__(self, made: Made, fds: list[int], clerk: Clerk, maker: int) -> None:
         _, self._identity, self._cgroups, self._killed, self._log, there = made
         for number, present in enumerate(there):
             if not present:
@@ -134,9 +142,12 @@ class Monitor:
         self._listener = Channel(fileno=listener)
         self._line = b""
         self._clerk = clerk
+        self._maker = maker
         self._phase = "created"
         self._started = (0.0, 0.0)
         self._waiting: list[int] = []  # channels to clerks whose clients wait for the start
+        self._clients: dict[int, Channel] = {}  # by descriptor: those that have asked for nothing yet
+        self._starters: list[Channel] = []  # those that have asked for the start, and are not read yet
         self.clerks: dict[int, int] = {}  # by the descriptor of their channel: the pid
         self._output: Output | None = (
             None  # made when there is some, or somebody asks: many a container is silent
@@ -157,6 +168,8 @@ class Monitor:
                     self._executed()
                 elif fd in self.clerks:
                     self._asked(fd)
+                elif fd in self._clients:
+                    self._wanted(self._clients.pop(fd))
                 elif fd == self._listener.fileno():
                     self._accept()
                 else:
@@ -169,16 +182,46 @@ class Monitor:
 
     # --- control --------------------------------------------------------------------------------------------------
     def _accept(self) -> None:
-        """Have the next client served by a fork; hang up where that can't be."""
+        """Take the next client, or hang up where there are too many."""
         try:
-            client, _ = self._listener._accept()  # type: ignore[attr-defined]
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
         except OSError:
             return  # gone again, or out of descriptors
-        if len(self.clerks) < _CLERKS:
-            self._hire(client)
-        os.close(client)
+        if len(self.clerks) + len(self._clients) + len(self._starters) < _CLIENTS:
+            self._await(Channel(fileno=fd))
+        else:
+            os.close(fd)
+
+    def _await(self, client: Channel) -> None:
+        self._clients[client.fileno()] = client
+        self._epoll.register(client, select.EPOLLIN)
+
+    def _wanted(self, client: Channel) -> None:
+        """Begin the start, if that is what the client wants; leave anything else to a fork, with the request unread."""
+        self._epoll.unregister(client)
+        try:
+            asked = client.recv(len(START) + 1, MSG_PEEK | MSG_DONTWAIT)
+            root = client.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)[4:8] == _ROOT
+        except OSError:
+            asked, root = b"", False
+        if asked == START and root and self._phase in ("created", "starting"):
+            self._starters.append(client)
+            self._start()
+            return
+        if asked:
+            self._hire(client.fileno())
+        client.close()
+
+    def _start(self) -> None:
+        if self._phase == "created":
+            self._phase = "starting"
+            try:
+                os.write(self._go, b"g")
+            except BrokenPipeError:
+                pass  # the child died; its pidfd is about to tell
 
     def _hire(self, client: int) -> None:
+        """Have a fork serve the client, or nobody where that can't be."""
         try:
             ours, theirs = channel.pair()
             pid = os.fork()
@@ -210,12 +253,7 @@ class Monitor:
         if question[0] == "phase":
             self._tell(fd, (self._phase,))
         elif question[0] == "start":
-            if self._phase == "created":
-                self._phase = "starting"
-                try:
-                    os.write(self._go, b"g")
-                except BrokenPipeError:
-                    pass  # the child died; its pidfd is about to tell
+            self._start()
             if self._phase == "starting":
                 self._waiting.append(fd)
             else:
@@ -237,7 +275,7 @@ class Monitor:
     def _executed(self) -> None:
         """The error pipe has closed: the program runs, or a line says why it does not, or the child was killed.
 
-        The clerk that asked for the start writes it into shim.json, and so does every later one that asks again.
+        Whoever is asked for the start writes it into shim.json, and so does every clerk that is asked again.
         """
         while chunk := os.read(self._error, 4096):
             self._line += chunk
@@ -250,9 +288,30 @@ class Monitor:
             self._started = (time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
         else:
             self._phase = "failed"
+        for client in self._starters:
+            self._report(client)
         for fd in self._waiting:
             self._tell(fd, (self._phase, self._line, *self._started))
-        self._waiting = []
+        self._starters, self._waiting = [], []
+        if self._maker:
+            os.waitpid(self._maker, 0)  # here, and not when it has made all: its end takes a millisecond
+
+    def _report(self, client: Channel) -> None:
+        """Tell a client that the program runs, or with the child's own line why it does not."""
+        answer = STARTED
+        try:
+            if self._phase == "running":
+                record.replace(self._run, record.SHIM, record.shim(self._identity, *self._started))
+            else:
+                answer = b'{"error":' + (self._line or KILLED) + b"}"
+            client.recv(len(START), MSG_DONTWAIT)
+            client.send(answer, MSG_DONTWAIT | MSG_NOSIGNAL)
+            self._await(client)
+        except (
+            OSError
+        ):  # the client is gone, or the directory or the room in it: a clerk tries again, and tells
+            self._hire(client.fileno())
+            client.close()
 
     def _exited(self) -> None:
         if self._error >= 0:

@@ -98,7 +98,7 @@ def _play(place: str, children: list[int]) -> None:
         os.close(fd)
     listener.detach()
     if received is not None:
-        shim = monitor.Monitor(made, received[1], _serve)
+        shim = monitor.Monitor(made, received[1], _serve, 0)
         try:
             shim.serve()
         finally:
@@ -119,12 +119,13 @@ def _contain(go: int, error: int, stdout: int, stderr: int) -> int:
 
 
 def _ask(run: int) -> int:
-    """Be a client, one connection after the other."""
-    for _ in range(_ROUNDS // 2):
+    """Be a client, one connection after the other: the first one asks for the start, the others have clerks."""
+    for number in range(_ROUNDS // 2):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
             try:
                 client.connect(f"/proc/self/fd/{run}/{record.SOCKET}")
-                client.recv(1)
+                client.send(b"?" if number else monitor.START)
+                client.recv(len(monitor.STARTED))
             except OSError:
                 return 0  # the container has ended
     return 0

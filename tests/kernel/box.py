@@ -254,8 +254,6 @@ def _play_shim(prepared: child.Prepared, told: socket.socket, output: int, death
     for fd in (go_read, sync_write, error_write, output, null):
         os.close(fd)
     console_child.close()
-    with contextlib.suppress(BrokenPipeError):  # it may have failed by now, and says why on the error pipe
-        os.write(go_write, b"p")
     fds = []
     if prepared.process.terminal:
         fds = socket.recv_fds(console, 64, 1)[1]

@@ -176,8 +176,11 @@ def test_a_value_that_the_kernel_refuses_names_the_limit(group: cgroup.Cgroup) -
         cgroup.update(group, Limits(cpus=1))
 
 
-def test_a_child_that_cannot_be_placed_is_an_error_and_gone(bundle: Bundle, group: cgroup.Cgroup) -> None:
-    bundle.annotate("cgroup", {"v2": None, "v1": [str(group.directories()[0] / "missing")]})
+def test_a_child_that_cannot_be_placed_is_an_error_and_gone(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "no-cgroup").mkdir()
+    mounts = bundle.config["mounts"]
+    bundle.config["mounts"] = [item for item in mounts if item["destination"] != "/sys/fs/cgroup"]
+    bundle.annotate("cgroup", {"v2": None, "v1": [str(tmp_path / "no-cgroup")]})
     error = run_error(bundle)
     assert error["step"] == "cgroup"
     assert "no such file" in error["message"].lower()

@@ -19,6 +19,7 @@ from reconciler.engine import cgroup
 from reconciler.engine.process import StepError, alive, identify, open_pidfd, read_exit, read_shim
 from reconciler.errors import TimedOutError, UnreachableError
 from reconciler.linux import path
+from reconciler.shim import protocol
 from reconciler.state.desired import Limits
 from tests.kernel.shims import Host, eventually, gone, wait
 
@@ -165,6 +166,44 @@ def test_a_start_repeated_succeeds(host: Host) -> None:
     first = case.shim()
     case.start()
     assert case.shim() == first
+
+
+def test_a_start_is_answered_by_the_shim_itself_and_a_silent_client_costs_no_process(host: Host) -> None:
+    case = host.case("/bin/sleep", "1000")
+    case.create()
+    with case.control() as silent, case.control() as control:
+        control.start()
+        shim = case.shim()
+        assert shim.started_boot is not None
+        eventually(lambda: _children(shim.shim.pid) == [str(shim.init.pid)])
+        control.start()
+        assert control.state()["phase"] == silent.state()["phase"] == "running"
+        assert len(_children(shim.shim.pid)) == 3
+    eventually(lambda: _children(shim.shim.pid) == [str(shim.init.pid)])
+    assert case.shim() == shim
+
+
+def test_clients_that_ask_for_the_start_together_are_all_answered(host: Host) -> None:
+    case = host.case("/bin/sleep", "1000")
+    case.create()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(case.control()) for _ in range(8)]
+        for client in clients:
+            protocol.send(client._channel, {"op": "start"})
+        gone = case.control()
+        protocol.send(gone._channel, {"op": "start"})
+        gone.close()
+        answers = [protocol.receive(client._channel) for client in clients]
+    assert answers == [({"ok": True}, [])] * 8
+
+
+def test_a_start_in_another_form_is_a_start(host: Host) -> None:
+    case = host.case("/bin/sleep", "1000")
+    case.create()
+    with case.control() as control:
+        control._channel.send(b'{ "op": "start" }')
+        assert protocol.receive(control._channel) == ({"ok": True}, [])
+    assert case.shim().started_boot is not None
 
 
 def test_an_agent_that_gives_up_leaves_nothing(host: Host) -> None:
