@@ -71,6 +71,9 @@ class Device:
     registries: Registries = Registries()
     bundles: tuple[str, ...] = ()
     allowed_binds: tuple[str, ...] = ()
+    allowed_devices: tuple[str, ...] = ()
+    allowed_caps: tuple[str, ...] = ()
+    allow_privileged: bool = False
     defaults: Defaults = field(default_factory=Defaults)
     gc: Gc = Gc()
     shrink_guard: ShrinkGuard = ShrinkGuard()
@@ -81,7 +84,14 @@ class Device:
     @property
     def terms(self) -> Terms:
         """What it allows specs, for `spec.load`."""
-        return Terms(binds=self.allowed_binds, labels=self.labels, file=self.file)
+        return Terms(
+            binds=self.allowed_binds,
+            devices=self.allowed_devices,
+            caps=self.allowed_caps,
+            privileged=self.allow_privileged,
+            labels=self.labels,
+            file=self.file,
+        )
 
 
 def load_device(path: str, data: bytes | None) -> Device:
@@ -112,6 +122,9 @@ def _device(path: str, given: DeviceFile) -> Device:
         registries=Registries(given.registries.insecure, given.registries.ca),
         bundles=given.bundles,
         allowed_binds=given.allowed_binds,
+        allowed_devices=given.allowed_devices,
+        allowed_caps=given.allowed_caps,
+        allow_privileged=given.allow_privileged,
         defaults=Defaults(defaults.host_ip, defaults.logging, defaults.restart),
         gc=Gc(gc.keep_generations, gc.min_age, gc.keep_blobs == "used", gc.high, gc.low, gc.min_free),
         shrink_guard=ShrinkGuard(given.shrink_guard.max_removed, given.shrink_guard.min_apps),

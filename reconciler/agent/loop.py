@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from reconciler.agent.devices import DeviceWatch
 from reconciler.agent.exits import ExitWatch
 from reconciler.agent.history import read_failures, read_generations, write_failures, write_generation
 from reconciler.agent.intent import Intent, Reader, Resolver, Source
@@ -99,6 +100,7 @@ class Agent:
         self._reader = Reader(parts.layout, parts.device, source, self._resolver)
         self._executor = Executor(parts.engine, self._report, self.wake)
         self._exits = ExitWatch(self.wake)
+        self._devices = DeviceWatch(self.wake)
         self._sweeper = Sweeper(parts.store, listener.problem)
         self._turns = 0
         self._changed = threading.Condition()
@@ -276,13 +278,19 @@ class Agent:
         self._executor.close()
         self._resolver.close()
         self._exits.close()
+        self._devices.close()
         with self._changed:
             self._changed.notify_all()
 
     # --- inside a turn ---------------------------------------------------------------------------------------------
 
     def _observe(self, intent: Intent) -> Observed:
-        return self._parts.observer.observe(failures=self._failures, ports=wanted_ports(intent.desired))
+        wanted = wanted_devices(intent.desired)
+        observed = self._parts.observer.observe(
+            failures=self._failures, ports=wanted_ports(intent.desired), wanted_devices=wanted
+        )
+        self._devices.watch(wanted - observed.devices)
+        return observed
 
     def _patience(self, turn: Turn) -> float:
         """Seconds until time alone asks for another turn."""
@@ -392,6 +400,16 @@ def wanted_ports(desired: Desired) -> list[Published]:
         for container in app.containers.values()
         for port in container.settings.ports
     ]
+
+
+def wanted_devices(desired: Desired) -> frozenset[str]:
+    """Every device that a container asks for, by its path."""
+    return frozenset(
+        device.source
+        for app in desired.apps.values()
+        for container in app.containers.values()
+        for device in container.identity.devices
+    )
 
 
 def _applied(app: App) -> AppliedApp:

@@ -14,7 +14,7 @@ from typing import Any
 
 from reconciler.agent.history import read_failures, read_generations
 from reconciler.agent.intent import Intent, Reader, Resolver, Source
-from reconciler.agent.loop import Agent, Listener, Turn, wanted_ports
+from reconciler.agent.loop import Agent, Listener, Turn, wanted_devices, wanted_ports
 from reconciler.agent.parts import Parts, open_images, open_parts, retention
 from reconciler.config import Device
 from reconciler.engine import instance
@@ -92,7 +92,8 @@ def observe(layout: Layout, desired: Desired | None = None) -> Observed:
     identity = instance.read_id(layout)
     observer = Observer(layout, identity, Store(layout), Networks(layout, identity))
     ports = wanted_ports(desired) if desired is not None else []
-    return observer.observe(failures=read_failures(layout, boot), ports=ports)
+    wanted = wanted_devices(desired) if desired is not None else frozenset()
+    return observer.observe(failures=read_failures(layout, boot), ports=ports, wanted_devices=wanted)
 
 
 @contextmanager

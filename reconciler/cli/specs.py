@@ -11,7 +11,8 @@ from reconciler.agent.requests import summary
 from reconciler.cli.common import device_of, document, duration, layout_of, print_json
 from reconciler.cli.console import Console
 from reconciler.errors import BlockedError, InvalidSpecError, NotFoundError, ReconcilerError, TimedOutError
-from reconciler.plan.steps import Plan
+from reconciler.plan.risk import risk_of
+from reconciler.plan.steps import CreateContainer, Plan, Step
 from reconciler.report.tables import use_color
 from reconciler.spec.marks import Problem
 
@@ -92,16 +93,24 @@ def print_plan(made: Plan) -> None:
     """The steps in order, then what is held up."""
     for step in made.steps:
         print(f"  {step}")
+        for risk in _risk(step).values():
+            print(f"    risk: {risk}")
     for item in made.blocked:
         name = f"{item.app}/{item.container}" if item.container else item.app
         print(f"  waiting: {name}: {item.reason}")
     print(f"{len(made.steps)} steps" if made.steps else "nothing to do")
 
 
+def _risk(step: Step) -> dict[str, str]:
+    risk = risk_of(step.desired.identity) if isinstance(step, CreateContainer) else ""
+    return {"risk": risk} if risk else {}
+
+
 def plan_items(made: Plan) -> list[Any]:
     """The plan as data: an object per step, then one per thing that waits."""
     steps: list[Any] = [
-        {"action": type(step).__name__, "app": step.app or "", "text": str(step)} for step in made.steps
+        {"action": type(step).__name__, "app": step.app or "", "text": str(step)} | _risk(step)
+        for step in made.steps
     ]
     waiting = [
         {"action": "Blocked", "app": item.app, "container": item.container, "text": item.reason}

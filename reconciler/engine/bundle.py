@@ -7,12 +7,15 @@ annotations with the prefix `dev.reconciler.`, which come from here only: an ima
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, assert_never
 
+from reconciler.engine.devices import DEFAULT, Node, Rule
 from reconciler.engine.layout import Layout
 from reconciler.errors import ReconcilerError
+from reconciler.linux.capability import NAMES
+from reconciler.spec.kernel import DEFAULT_CAPABILITIES
 from reconciler.state.desired import (
     BindMount,
     ConfigMount,
@@ -28,18 +31,7 @@ OCI_VERSION: Final = "1.0.2"
 PREFIX: Final = "dev.reconciler."
 
 # The ten of the spec reference: Docker's fourteen without NET_RAW, MKNOD, AUDIT_WRITE and SETFCAP.
-CAPABILITIES: Final = (
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-    "CAP_SYS_CHROOT",
-)
+CAPABILITIES: Final = DEFAULT_CAPABILITIES
 
 NAMESPACES: Final = ("pid", "network", "mount", "uts", "ipc", "cgroup")
 
@@ -87,30 +79,36 @@ def render(
     cgroup: Mapping[str, object],
     cgroups_path: str,
     nofile_hard: int,
+    held: Collection[str] = NAMES,
+    nodes: Sequence[Node] = (),
+    rules: Sequence[Rule] | None = DEFAULT,
 ) -> dict[str, Any]:
     """Return the config.json of `desired` as plain JSON values, or raise ReconcilerError for a mount that can't be.
 
     `layers` are the unpacked layers, topmost first; `upper` and `work` the directories of the writable layer. `cgroup`
     is where the shim puts the container, {"v2": directory or None, "v1": [directories]}; `cgroups_path` the same for
     other runtimes. `nofile_hard` is the agent's own hard RLIMIT_NOFILE (-1 for infinity): without CAP_SYS_RESOURCE no
-    child can have more, so the default limit, which nobody asked for by name, is clamped to it.
+    child can have more, so the default limit, which nobody asked for by name, is clamped to it. `held` are the agent's
+    own capabilities, which ALL means; `nodes` and `rules` are those of engine.devices.
     """
     identity = desired.identity
     config: dict[str, Any] = {
         "ociVersion": OCI_VERSION,
-        "process": _process(desired, nofile_hard),
+        "process": _process(desired, nofile_hard, held),
         "root": {"path": str(layout.rootfs(id)), "readonly": identity.read_only},
         "mounts": _kernel_mounts(identity) + _own_mounts(desired, id, layout),
         "linux": {
             "namespaces": [{"type": kind} for kind in NAMESPACES],
-            "resources": _resources(desired.settings.limits),
+            "resources": {**_resources(desired.settings.limits), "devices": _device_rules(rules)},
             "cgroupsPath": cgroups_path,
             "rootfsPropagation": "private",
-            "maskedPaths": list(MASKED_PATHS),
-            "readonlyPaths": list(READONLY_PATHS),
+            "maskedPaths": [] if identity.privileged else list(MASKED_PATHS),
+            "readonlyPaths": [] if identity.privileged else list(READONLY_PATHS),
         },
         "annotations": _annotations(desired, id, layout, layers, upper, work, cgroup),
     }
+    if nodes:
+        config["linux"]["devices"] = [node.document() for node in nodes]
     if identity.sysctls:
         config["linux"]["sysctl"] = {_sysctl(name): value for name, value in identity.sysctls}
     if identity.hostname:
@@ -145,9 +143,9 @@ def _config_file(desired: Container, mount: ConfigMount) -> str:
 # --- process -------------------------------------------------------------------------------------------------------
 
 
-def _process(desired: Container, nofile_hard: int) -> dict[str, Any]:
+def _process(desired: Container, nofile_hard: int, held: Collection[str]) -> dict[str, Any]:
     identity = desired.identity
-    names = list(CAPABILITIES)
+    names = capabilities(identity, held)
     return {
         "terminal": False,
         # A placeholder: the raw USER is in the annotation, because its names are those of the container's own passwd,
@@ -165,10 +163,26 @@ def _process(desired: Container, nofile_hard: int) -> dict[str, Any]:
             "inheritable": [],
             "ambient": [],
         },
-        "noNewPrivileges": True,
+        "noNewPrivileges": identity.no_new_privileges,
         "rlimits": _rlimits(identity, nofile_hard),
         "oomScoreAdj": identity.oom_score_adj,
     }
+
+
+def capabilities(identity: Identity, held: Collection[str]) -> list[str]:
+    """The capabilities that its root gets: what it names, and of ALL what the agent itself has, as Docker does."""
+    names = set(CAPABILITIES)
+    if identity.privileged or "ALL" in identity.cap_add:
+        names = set(held)
+    if "ALL" in identity.cap_drop:
+        names = set()
+    return sorted((names | set(identity.cap_add)) - set(identity.cap_drop) - {"ALL"})
+
+
+def _device_rules(rules: Sequence[Rule] | None) -> list[dict[str, Any]]:
+    if rules is None:
+        return [{"allow": True, "access": "rwm"}]
+    return [{"allow": False, "access": "rwm"}, *(rule.document() for rule in rules)]
 
 
 def _user(identity: Identity) -> dict[str, Any]:
@@ -213,6 +227,7 @@ def _resources(limits: Limits) -> dict[str, Any]:
 
 def _kernel_mounts(identity: Identity) -> list[dict[str, Any]]:
     """What Linux programs expect of a container; a mount of the spec's own replaces /dev/shm or /dev/mqueue."""
+    access = "rw" if identity.privileged else "ro"
     mounts = [
         _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
         _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
@@ -232,9 +247,9 @@ def _kernel_mounts(identity: Identity) -> list[dict[str, Any]]:
             "/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", f"size={identity.shm_size}"
         ),
         _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
-        _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro"),
+        _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", access),
         # Read-only: on v1 a writable release_agent runs programs on the host (CVE-2022-0492).
-        _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", "ro"),
+        _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", access),
     ]
     replaced = {mount.target for mount in identity.mounts} - set(_RESERVED)
     return [mount for mount in mounts if mount["destination"] not in replaced]
@@ -277,7 +292,8 @@ def _own_mount(desired: Container, mount: Mount, id: str, layout: Layout) -> dic
         case BindMount():
             _check_source(desired, mount.source, layout)
             access = "ro" if mount.read_only else "rw"
-            return _mount(mount.target, "bind", mount.source, "rbind", *_PRIVATE, *_DATA, access)
+            safe = () if desired.identity.privileged else _DATA
+            return _mount(mount.target, "bind", mount.source, "rbind", *_PRIVATE, *safe, access)
         case TmpfsMount():
             return _mount(
                 mount.target, "tmpfs", "tmpfs", *_DATA[::-1], f"mode={mount.mode:04o}", f"size={mount.size}"

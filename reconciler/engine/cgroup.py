@@ -12,11 +12,13 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from reconciler.engine.cgroup_devices import restrict
 from reconciler.engine.cgroup_limits import read_limits, update
+from reconciler.engine.devices import Rule
 from reconciler.engine.hierarchies import Cgroup, Hierarchies, read
 from reconciler.errors import BlockedError, ReconcilerError
 from reconciler.state.desired import Limits
@@ -37,21 +39,32 @@ __all__ = [
     "wait_empty",
 ]
 
-_V1: Final = ("cpu", "cpuacct", "memory", "pids", "blkio")
+_V1: Final = ("cpu", "cpuacct", "memory", "pids", "blkio", "devices")
 _V2: Final = ("cpu", "memory", "pids", "io")
 _LEAF: Final = "reconciler-leaf"
 
 
-def create(hierarchies: Hierarchies, parent: str, id: str, limits: Limits) -> Cgroup:
+def create(
+    hierarchies: Hierarchies,
+    parent: str,
+    id: str,
+    limits: Limits,
+    *,
+    devices: Sequence[Rule] | None = None,
+    devices_needed: bool = False,
+) -> Cgroup:
     """Make the cgroup with its limits set, or leave nothing and raise; one that is already there is brought in line.
 
-    UnsupportedError names the limit that this machine cannot enforce, the file that is missing and the remedy.
+    `devices` as in cgroup_devices.restrict, None for every device. UnsupportedError names the limit that this machine
+    cannot enforce, the file that is missing and the remedy.
     """
     group = _locate(hierarchies, parent, id)
     try:
         for directory in group.directories():
             _make(directory, hierarchies, is_v2=directory == group.v2)
         update(group, limits)
+        if devices is not None:
+            restrict(group, devices, needed=devices_needed)
     except BaseException:
         with contextlib.suppress(ReconcilerError, OSError):
             remove(group)

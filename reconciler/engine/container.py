@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from reconciler.engine import bundle, cgroup, cgroup_limits, etc, record, trash
+from reconciler.engine import bundle, cgroup, cgroup_limits, devices, etc, record, trash
 from reconciler.engine.control import Control
 from reconciler.engine.durable import replace_bytes, replace_json
 from reconciler.engine.hierarchies import Hierarchies
@@ -28,7 +28,7 @@ from reconciler.engine.store import Store
 from reconciler.engine.zygote import Zygote
 from reconciler.errors import NotFoundError, ReconcilerError, TimedOutError
 from reconciler.failpoint import failpoint
-from reconciler.linux import process
+from reconciler.linux import capability, process
 from reconciler.state.desired import Container, Settings, VolumeMount
 
 _KILL_TIMEOUT = 10.0
@@ -75,7 +75,16 @@ class Containers:
             address = self._networks.lease(desired.app, desired.name)
             failpoint("create.leased")
             etc.write(layout, container_id, desired, self._networks.members(desired.app))
-            group = cgroup.create(self._hierarchies(), self._parent, container_id, desired.settings.limits)
+            nodes = devices.nodes(desired.identity)
+            rules = devices.rules(desired.identity, nodes)
+            group = cgroup.create(
+                self._hierarchies(),
+                self._parent,
+                container_id,
+                desired.settings.limits,
+                devices=rules,
+                devices_needed=devices.needed(desired.identity),
+            )
             failpoint("create.limited")
             layers = tuple(layer.chain_id for layer in desired.image.layers)
             upper, work = self._uppers.paths(container_id)
@@ -89,6 +98,9 @@ class Containers:
                 cgroup=group.annotation(),
                 cgroups_path=group.path,
                 nofile_hard=_nofile_hard(),
+                held=capability.names(capability.capget()[1]),
+                nodes=nodes,
+                rules=rules,
             )
             replace_json(layout.config(container_id), config, durable=False)
             failpoint("create.configured")

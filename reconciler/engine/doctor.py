@@ -26,7 +26,7 @@ from reconciler.engine.network.foreign import forward_blockers
 from reconciler.engine.network.ports import PortTable
 from reconciler.engine.snapshot import file_system_type
 from reconciler.errors import ReconcilerError
-from reconciler.linux import capability, mount, namespace, netlink, rtnetlink
+from reconciler.linux import bpf, capability, mount, namespace, netlink, rtnetlink
 
 FLOOR: Final = (5, 15)
 _BUILT: Final = 1_767_225_600  # 2026-01-01: no clock that is right shows less
@@ -178,10 +178,23 @@ def _cgroups() -> list[Check]:
         except OSError as error:
             return [Check("cgroup", False, f"{trial.parent}: {error.strerror}", _ELSEWHERE)]
     listing = [Check("cgroup", True, f"{found}: {where or 'no controller'}")]
+    listing.append(_devices(found))
     if missing:
         remedy = f"boot with {' '.join(f'cgroup_enable={name}' for name in missing)}"
         listing.append(Check("limits", None, f"can't be enforced: {', '.join(missing)}", remedy))
     return listing
+
+
+def _devices(found: Hierarchies) -> Check:
+    """Load the program that guards devices on version 2; the lists of version 1 need no trial."""
+    if "devices" in found.v1:
+        return Check("devices", True, "guarded by the version 1 cgroup controller devices")
+    try:
+        os.close(bpf.load_device_program(bpf.device_program(())))
+    except OSError as error:
+        detail = f"can't be guarded: {error.strerror}; no container gets one"
+        return Check("devices", None, detail, "boot a kernel with CONFIG_CGROUP_BPF")
+    return Check("devices", True, "guarded by a program on cgroup version 2")
 
 
 def _network() -> Check:

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from reconciler.engine import cgroup, cgroup_limits, record, volumes
+from reconciler.engine import cgroup, cgroup_limits, devices, record, volumes
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
 from reconciler.engine.network import listeners
@@ -98,7 +98,11 @@ class Observer:
         self._previous: FileCache[state.Previous | None] = FileCache()
 
     def observe(
-        self, *, failures: Mapping[str, state.Failure], ports: Sequence[state.Published] = ()
+        self,
+        *,
+        failures: Mapping[str, state.Failure],
+        ports: Sequence[state.Published] = (),
+        wanted_devices: Iterable[str] = (),
     ) -> state.Observed:
         """Everything found now. `failures` is what the caller remembers, `ports` what it wants to be published.
 
@@ -132,6 +136,7 @@ class Observer:
             listeners=self._listeners(item.port for item in ports if item not in there),
             store=self._store.observe(),
             failures=dict(failures),
+            devices=devices.present(wanted_devices),
         )
 
     def _listeners(self, wanted: Iterable[Port]) -> tuple[state.Listener, ...]:

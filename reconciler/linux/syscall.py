@@ -26,6 +26,7 @@ _NUMBERS = {
     "fsopen": (430, 430),
     "fsconfig": (431, 431),
     "fsmount": (432, 432),
+    "bpf": (321, 280),
     "clone3": (435, 435),
     "close_range": (436, 436),
     "openat2": (437, 437),

@@ -21,6 +21,7 @@ from reconciler.plan.steps import (
 )
 from reconciler.plan.work import Work, take_down, work
 from reconciler.state.desired import App, Desired, VolumeMount
+from reconciler.state.desired import Container as Wanted
 from reconciler.state.image import Image
 from reconciler.state.observed import Container, Exited, Failure, Now, Observed, Running
 
@@ -241,6 +242,11 @@ def _allowed(
         if todo.starts:
             if want.full_name in taken:
                 continue
+            if absent := absent_devices(want, observed):
+                lane.blocked.append(
+                    Blocked(app.name, name, f"waiting for {', '.join(absent)}", degraded=True)
+                )
+                continue
             earlier = set(order[:position])
             waits_for = [
                 dependency
@@ -253,6 +259,15 @@ def _allowed(
         if todo.down or todo.up:
             allowed[name] = todo
     return allowed
+
+
+def absent_devices(want: Wanted, observed: Observed) -> tuple[str, ...]:
+    """The devices that the container can't start without and that are not there: a state, not a failure."""
+    return tuple(
+        device.source
+        for device in want.identity.devices
+        if not device.optional and device.source not in observed.devices
+    )
 
 
 def _is_up(

@@ -188,6 +188,8 @@ def _create(step: CreateContainer, world: Observed, now: Now) -> Observed:
     volumes = tuple(m.volume for m in want.identity.mounts if isinstance(m, VolumeMount))
     have = world.volumes.get(want.app, frozenset())
     _require(have.issuperset(volumes), step, "a volume is missing")
+    needed = {device.source for device in want.identity.devices if not device.optional}
+    _require(world.devices.issuperset(needed), step, "a device is absent")
     same = world.containers.get(want.full_name, ())
     # Never the id of a predecessor, and yet no randomness: ids are made of everything that happened before.
     past = repr((want.full_name, want.fingerprint, step.attempt, step.restarts, now, [c.id for c in same]))

@@ -179,12 +179,16 @@ Step = (
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Something that should change and does not now. `until` is a boottime at which that is decided anew, if known."""
+    """Something that should change and does not now. `until` is a boottime at which that is decided anew, if known.
+
+    `degraded`: it waits for the world outside, for as long as that takes; nothing that the agent does will bring it on.
+    """
 
     app: str
     container: str
     reason: str
     until: float | None = None
+    degraded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

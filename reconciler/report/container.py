@@ -169,6 +169,8 @@ def _phrase(
         left = format_duration(float(max(0, math.ceil(block.until - now.boottime))))
         how = f", {ending(record)}".replace("(", "").replace(")", "") if record is not None else ""
         return f"Backoff ({ordinal(attempt)}, next in {left}{how})"
+    if state == "waiting" and block is not None and block.degraded:
+        return f"Degraded: {block.reason}"
     match phase:
         case Running():
             # Boottime, not wall: a clock that was set must not make a container older than the machine.

@@ -152,7 +152,8 @@ def _health(containers: Sequence[Mapping[str, Any]], blocked: Sequence[Blocked],
     )
     if "backoff" in states or failed or (blocked and not working):
         alive = "running" in states or "backoff" in states or "exited" in states
-        return "degraded" if alive or not containers else "missing"
+        absent = any(item.degraded for item in blocked)
+        return "degraded" if alive or absent or not containers else "missing"
     if working or "starting" in states:
         return "progressing"
     if "waiting" in states:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 from pydantic import ConfigDict, Field
 
 from reconciler.spec.fields import Doc, Part, docs
-from reconciler.spec.kernel import Sysctls
+from reconciler.spec.kernel import DEFAULT_CAPABILITIES, Capabilities, Devices, Sysctls
 from reconciler.spec.parts import (
     ConfigMounts,
     DependsOn,
@@ -178,6 +178,54 @@ class Container(Part):
             True,
         ),
     ] = Field(default_factory=dict)
+    cap_add: Annotated[
+        Capabilities,
+        Doc(
+            "Further capabilities of its root, or ALL; each must be in the device's `allowed_caps`. A user other than "
+            "root gets none of them.",
+            "list",
+            "[NET_ADMIN]",
+            "`[]`",
+            True,
+        ),
+    ] = ()
+    cap_drop: Annotated[
+        Capabilities,
+        Doc(
+            "Capabilities that its root has not, or ALL. By default it has "
+            f"{', '.join(name[4:] for name in DEFAULT_CAPABILITIES)}.",
+            "list",
+            "[ALL]",
+            "`[]`",
+            True,
+        ),
+    ] = ()
+    privileged: Annotated[
+        bool,
+        Doc(
+            "All capabilities and devices, nothing masked, /sys writable: its root is the device's root. The device "
+            "must `allow_privileged`.",
+            "boolean",
+            "true",
+            "",
+            True,
+        ),
+    ] = False
+    no_new_privileges: Annotated[
+        bool,
+        Doc("Set-uid programs and file capabilities give nothing.", "boolean", "false", "", True),
+    ] = True
+    devices: Annotated[
+        Devices,
+        Doc(
+            "Devices that it may use. Short form: `/dev/x[:/dev/y[:rwm]]`. While one is absent the container waits "
+            "for it.",
+            "list",
+            "[/dev/ttyUSB0]",
+            "`[]`",
+            True,
+        ),
+    ] = ()
     restart: Annotated[
         RestartPolicy,
         Doc(

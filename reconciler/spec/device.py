@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_va
 
 from reconciler.spec.fault import Fault
 from reconciler.spec.fields import Doc, Part
+from reconciler.spec.kernel import Capability, DevicePattern
 from reconciler.spec.marks import quote
 from reconciler.spec.parts import Logging, RestartPolicy
 from reconciler.spec.parts import Restart as RestartModel
@@ -195,6 +196,28 @@ class DeviceFile(Part):
             "`[]`: none",
         ),
     ] = ()
+    allowed_devices: Annotated[
+        tuple[DevicePattern, ...],
+        Doc(
+            "Devices that containers may use: paths in /dev, with everything below; `*`, `?` and `[0-9]` match within "
+            "a name.",
+            "list",
+            '["/dev/ttyUSB*", /dev/dri]',
+            "`[]`: none",
+        ),
+    ] = ()
+    allowed_caps: Annotated[
+        tuple[Capability, ...],
+        Doc(
+            "Capabilities that containers may have beside the default ones, or ALL.",
+            "list",
+            "[NET_ADMIN]",
+            "`[]`: none",
+        ),
+    ] = ()
+    allow_privileged: Annotated[
+        bool, Doc("Containers may be `privileged`: their root is the device's root.", "boolean", "true")
+    ] = False
     defaults: Annotated[
         DeviceDefaults,
         Doc("What a container gets where its spec says nothing.", "map", "{host_ip: 127.0.0.1}"),

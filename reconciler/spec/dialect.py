@@ -12,9 +12,8 @@ NOT_YET: Final[dict[str, frozenset[str]]] = {
     "App": frozenset({"where", "jobs", "networks", "secrets", "update", "allow_empty"}),
     "Container": frozenset(
         {
-            "apparmor", "cap_add", "cap_drop", "cpuset", "devices", "dns", "dns_opt", "dns_search", "drift",
-            "extra_hosts", "healthcheck", "network_mode", "networks", "no_new_privileges", "privileged", "replicas",
-            "reserve", "seccomp", "secrets", "selinux", "update", "userns",
+            "apparmor", "cpuset", "dns", "dns_opt", "dns_search", "drift", "extra_hosts", "healthcheck", "network_mode",
+            "networks", "replicas", "reserve", "seccomp", "secrets", "selinux", "update", "userns",
         }
     ),
     "Limits": frozenset({"io", "io_weight", "rootfs"}),
@@ -25,8 +24,7 @@ NOT_YET: Final[dict[str, frozenset[str]]] = {
     "Volume": frozenset({"external", "size_limit"}),
     "DeviceFile": frozenset(
         {
-            "sources", "trust", "windows", "locks", "network", "disk", "allowed_devices", "allowed_caps",
-            "allow_privileged", "notify", "peers", "limits", "store",
+            "sources", "trust", "windows", "locks", "network", "disk", "notify", "peers", "limits", "store",
         }
     ),
     "Registries": frozenset({"allow", "mirrors", "authfile"}),
@@ -89,6 +87,12 @@ TRANSLATIONS: Final[dict[str, dict[str, str]]] = {
         "sysctl": "sysctls",
         "workdir": "working_dir",
         "cap-add": "cap_add",
+        "cap-drop": "cap_drop",
+        "capabilities": "write 'cap_add' and 'cap_drop' instead",
+        "allowPrivilegeEscalation": "write 'no_new_privileges: false' to allow it",
+        "device": "devices",
+        "device_cgroup_rules": "write the device itself under 'devices', with what may be done: /dev/x:/dev/x:rw",
+        "gpus": "write the devices of the driver under 'devices', for example /dev/dri",
         "securityContext": "write 'user', 'read_only', 'cap_drop' and 'privileged' instead",
         "security_opt": "write 'seccomp', 'apparmor' or 'no_new_privileges' instead",
         "terminationGracePeriodSeconds": "stop_grace_period",

@@ -18,11 +18,12 @@ from reconciler.errors import ReconcilerError
 from reconciler.spec.check import check
 from reconciler.spec.defaults import BUILT_IN, Defaults, with_defaults
 from reconciler.spec.environment import faulty, labels_of
+from reconciler.spec.finding import Finding
 from reconciler.spec.marks import ERROR, WARNING, Mark, Problem, printable
 from reconciler.spec.model import App
 from reconciler.spec.places import MAX_PROBLEMS, Locator, Marks
 from reconciler.spec.reference import Digest, Reference
-from reconciler.spec.rules import Finding, Known, check_app, check_apps
+from reconciler.spec.rules import Known, check_app, check_apps
 from reconciler.spec.terms import Terms
 from reconciler.spec.yaml12 import MAX_BYTES, Node, Scalar, compose
 from reconciler.spec.yaml12 import Mapping as MappingNode

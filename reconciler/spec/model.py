@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from reconciler.spec.container import EXTENSIONS, Container, restart_fields
 from reconciler.spec.fault import Fault
 from reconciler.spec.fields import AlsoAccepts, Doc, Part
+from reconciler.spec.kernel import DeviceUse
 from reconciler.spec.parts import (
     BindMount,
     ConfigMount,
@@ -41,6 +42,7 @@ __all__ = [
     "ConfigMount",
     "Container",
     "Dependency",
+    "DeviceUse",
     "Limits",
     "Logging",
     "Mount",

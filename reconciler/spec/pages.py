@@ -15,6 +15,7 @@ from reconciler.spec.model import (
     ConfigMount,
     Container,
     Dependency,
+    DeviceUse,
     Limits,
     Logging,
     Port,
@@ -82,6 +83,8 @@ _BETWEEN: Final = """\
 - `{device: labels.KEY}` asks for a label that the device's own file sets.
 - Nothing is mounted twice at one place in a container, nor at `/` or in `/proc`.
 - A path of the device may be mounted if it is in the device's `allowed_binds`, or below such a path.
+- A device, a capability beside the default ones, and `privileged` are allowed by the device's own file, or refused with
+  what to add there. What is allowed and gives ways to the whole device is a warning.
 - No two containers of a device publish the same port and protocol on overlapping addresses: both are named, and both
   apps stay as they are.
 - Two files with the same `name` are an error in both.
@@ -156,6 +159,9 @@ registries:
   insecure: ["registry.lan:5000"] # plain HTTP
 bundles: [/media/usb/images] # OCI layouts, asked before any registry
 allowed_binds: [/srv, /run/dbus/system_bus_socket]
+allowed_devices: ["/dev/ttyUSB*", /dev/dri]
+allowed_caps: [NET_ADMIN]
+allow_privileged: false
 defaults:
   host_ip: 0.0.0.0
   restart: {max_delay: 1m}
@@ -190,6 +196,11 @@ def spec_page() -> str:
         _table(BindMount),
         "`type: tmpfs`\n",
         _table(TmpfsMount),
+        "### `devices`\n",
+        "Short form: `/dev/x`, `/dev/x:/dev/y`, `/dev/x:/dev/y:rw`. A container can use no other device than these and "
+        "the harmless ones that all have (null, zero, full, random, urandom, tty, terminals of its own), whatever "
+        "nodes it makes or finds.\n",
+        _table(DeviceUse),
         "### `configs` of a container\n",
         "Short form: the name, which appears as the file `/NAME`.\n",
         _table(ConfigMount),

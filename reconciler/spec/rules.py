@@ -12,24 +12,14 @@ from typing import Final
 
 from reconciler.spec.circles import knots, way_round
 from reconciler.spec.environment import references
+from reconciler.spec.finding import Finding
 from reconciler.spec.marks import ERROR, WARNING
 from reconciler.spec.model import App, BindMount, Container, VolumeMount
 from reconciler.spec.places import Path
+from reconciler.spec.privileges import privileges
 from reconciler.spec.process import FromDevice
 from reconciler.spec.reference import Digest
 from reconciler.spec.terms import Terms
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a rule found at `path` of the file of `app`; the app's own file if that is empty."""
-
-    path: Path
-    message: str
-    severity: str = ERROR
-    hint: str = ""
-    at_key: bool = False
-    app: str = ""
 
 
 def check_app(
@@ -53,6 +43,7 @@ def check_app(
         found += _targets(container, at)
         found += _binds(container, at, terms)
         found += _labels(container, at, terms)
+        found += privileges(container, at, terms)
         if container.limits.memory is None and name not in memory_said:
             found.append(
                 Finding(

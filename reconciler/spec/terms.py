@@ -12,11 +12,16 @@ DEVICE_FILE: Final = "/etc/reconciler/device.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """`binds` are paths that may be mounted with all below; `file` is the file that says all this, for messages."""
+    """What may be asked for: `binds` are paths that may be mounted with all below, `devices` patterns of paths, `caps`
+    full names of capabilities beside the default ones, or ALL. `file` is the file that says all this, for messages.
+    """
 
     binds: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    caps: tuple[str, ...] = ()
+    privileged: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     file: str = DEVICE_FILE
 
 
-ANYTHING: Final = Terms(binds=("/",))
+ANYTHING: Final = Terms(binds=("/",), devices=("/dev",), caps=("ALL",), privileged=True)

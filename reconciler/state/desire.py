@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from reconciler.spec import model
 from reconciler.spec.defaults import BUILT_IN, Defaults, with_defaults
 from reconciler.spec.environment import variables
+from reconciler.spec.kernel import DEFAULT_CAPABILITIES
 from reconciler.spec.load import LoadedApp
 from reconciler.spec.reference import Reference
 from reconciler.state.desired import (
@@ -20,6 +21,7 @@ from reconciler.state.desired import (
     BindMount,
     ConfigMount,
     Container,
+    Device,
     Identity,
     Limits,
     Mount,
@@ -97,6 +99,19 @@ def _container(
         oom_score_adj=spec.oom_score_adj,
         shm_size=spec.shm_size,
         sysctls=tuple(sorted(spec.sysctls.items())),
+        cap_add=_effective(spec.cap_add, () if "ALL" in spec.cap_drop else DEFAULT_CAPABILITIES),
+        cap_drop=_dropped(spec),
+        privileged=spec.privileged,
+        no_new_privileges=spec.no_new_privileges,
+        devices=tuple(
+            sorted(
+                (
+                    Device(one.source, one.target or one.source, one.permissions, one.optional)
+                    for one in spec.devices
+                ),
+                key=lambda device: device.target,
+            )
+        ),
     )
     return Container(
         app=app.name,
@@ -108,6 +123,19 @@ def _container(
         mark=str(loaded.marks.mark("containers", name, "image")),
         configs={mount.source: loaded.config_files[mount.source] for mount in spec.configs},
     )
+
+
+def _effective(added: tuple[str, ...], there: tuple[str, ...]) -> tuple[str, ...]:
+    """What `cap_add` changes: ALL is all of it, and what is there anyway is nothing."""
+    return ("ALL",) if "ALL" in added else tuple(name for name in added if name not in there)
+
+
+def _dropped(spec: model.Container) -> tuple[str, ...]:
+    """What `cap_drop` changes: ALL is all of it, and what is not there anyway is nothing."""
+    if "ALL" in spec.cap_drop:
+        return ("ALL",)
+    everything = spec.privileged or "ALL" in spec.cap_add
+    return tuple(name for name in spec.cap_drop if everything or name in DEFAULT_CAPABILITIES)
 
 
 def _arguments(spec: model.Container, image: Image) -> tuple[str, ...]:

@@ -57,11 +57,24 @@ Mount = VolumeMount | BindMount | TmpfsMount | ConfigMount
 
 
 @dataclass(frozen=True, slots=True)
+class Device:
+    """A device node, or a directory of them, at `target`; `permissions` of r, w and m (mknod), in this order.
+
+    Without an `optional` one the container starts all the same.
+    """
+
+    source: str
+    target: str
+    permissions: str = "rwm"
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """What makes a container this container: a change here needs a new process.
 
     `groups` are ids and names of further groups, `ulimits` (name, soft, hard; -1 for no limit) what differs from the
-    default, `sysctls` are by dotted name; all sorted.
+    default, `sysctls` are by dotted name, `cap_add` and `cap_drop` full names (CAP_CHOWN) or ALL; all sorted.
 
     `image` is the digest of the image's config document, never of an index or a tag. `arguments` is the whole argument
     vector, `environment` complete `K=V` strings sorted by key, `user` as in Docker's USER ("" is root); names are
@@ -83,6 +96,11 @@ class Identity:
     oom_score_adj: int = 0
     shm_size: int = 64 << 20
     sysctls: tuple[tuple[str, str], ...] = ()
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    privileged: bool = False
+    no_new_privileges: bool = True
+    devices: tuple[Device, ...] = ()
 
     def fingerprint(self) -> str:
         """Identify the configuration by content: equal fingerprints need no restart.
@@ -94,17 +112,19 @@ class Identity:
         value["mounts"] = [
             {"type": type(mount).__name__, **_said(mount)} for mount in sorted(self.mounts, key=_target)
         ]
+        if self.devices:
+            value["devices"] = [_said(device) for device in sorted(self.devices, key=_target)]
         canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _said(value: Identity | Mount) -> dict[str, object]:
+def _said(value: Identity | Mount | Device) -> dict[str, object]:
     """The fields that differ from their default."""
     found = {item.name: getattr(value, item.name) for item in fields(value)}
     return {name: found[name] for name in found if found[name] != value.__dataclass_fields__[name].default}
 
 
-def _target(mount: Mount) -> str:
+def _target(mount: Mount | Device) -> str:
     return mount.target
 
 

@@ -172,7 +172,10 @@ class Store:
 
 @dataclass(frozen=True)
 class Observed:
-    """Everything found in one turn. `containers` is by full name, oldest first where there are several."""
+    """Everything found in one turn. `containers` is by full name, oldest first where there are several.
+
+    `devices` are those of the wanted devices (paths of the host) that are there.
+    """
 
     boot: str
     containers: Mapping[str, tuple[Container, ...]] = field(default_factory=dict)
@@ -182,3 +185,4 @@ class Observed:
     listeners: tuple[Listener, ...] = ()
     store: Store = Store()
     failures: Mapping[str, Failure] = field(default_factory=dict)
+    devices: frozenset[str] = frozenset()

@@ -20,6 +20,9 @@ def test_every_setting_has_the_documented_default() -> None:
         registries=Registries(insecure=(), ca=None),
         bundles=(),
         allowed_binds=(),
+        allowed_devices=(),
+        allowed_caps=(),
+        allow_privileged=False,
         defaults=Defaults(host_ip="0.0.0.0", logging=Logging(), restart=Restart()),
         gc=Gc(keep_generations=3, min_age=3600.0, keep_blobs=False, high=85, low=75, min_free=512 << 20),
         shrink_guard=ShrinkGuard(max_removed=50, min_apps=3),
@@ -42,6 +45,9 @@ labels: {site: lab, floor: 2}
 registries: {insecure: ["registry.lan:5000", localhost], ca: /etc/ca.pem}
 bundles: [/media/usb]
 allowed_binds: [/srv/, /run/x]
+allowed_devices: ["/dev/ttyUSB*"]
+allowed_caps: [net_admin, ALL]
+allow_privileged: true
 defaults: {host_ip: 127.0.0.1, restart: on-failure:3, logging: {driver: none}}
 gc: {keep_generations: 0, min_age: 0s, keep_blobs: used, high: 90%, low: 90%, min_free: 1G}
 shrink_guard: {max_removed: 100%, min_apps: 0}
@@ -54,6 +60,9 @@ interval: 1m30s
         registries=Registries(("registry.lan:5000", "localhost"), "/etc/ca.pem"),
         bundles=("/media/usb",),
         allowed_binds=("/srv", "/run/x"),
+        allowed_devices=("/dev/ttyUSB*",),
+        allowed_caps=("CAP_NET_ADMIN", "ALL"),
+        allow_privileged=True,
         defaults=Defaults("127.0.0.1", Logging(driver="none"), Restart(policy="on-failure", max_attempts=3)),
         gc=Gc(0, 0.0, True, 90, 90, 10**9),
         shrink_guard=ShrinkGuard(100, 0),
@@ -91,8 +100,7 @@ def test_all_problems_come_at_once_with_their_places() -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        "sources", "trust", "windows", "locks", "network", "disk", "allowed_devices", "allowed_caps",
-        "allow_privileged", "notify", "peers", "limits", "store",
+        "sources", "trust", "windows", "locks", "network", "disk", "notify", "peers", "limits", "store",
     ],
 )  # fmt: skip
 def test_what_comes_later_is_refused_by_name(key: str) -> None:

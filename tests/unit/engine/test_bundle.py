@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from referencing import Registry, Resource
 
 from reconciler.engine import bundle
+from reconciler.engine.devices import DEFAULT, Node, rules
 from reconciler.engine.layout import Layout
 from reconciler.errors import ReconcilerError
+from reconciler.linux import capability
 from reconciler.shim.config import prepare
 from reconciler.spec.reference import Digest
 from reconciler.state.desired import (
@@ -80,6 +82,9 @@ FULL = Container(
         oom_score_adj=500,
         shm_size=1 << 20,
         sysctls=(("net.core.somaxconn", "1024"), ("net.ipv4.conf.a/b.forwarding", "1")),
+        cap_add=("CAP_NET_ADMIN",),
+        cap_drop=("CAP_CHOWN",),
+        no_new_privileges=False,
     ),
     Settings(
         limits=Limits(cpus=1500, memory=256 * 1024 * 1024, swap=64 * 1024 * 1024, pids=200),
@@ -91,7 +96,7 @@ FULL = Container(
 )
 
 
-def render(desired: Container, *, nofile_hard: int = 1048576) -> dict[str, Any]:
+def render(desired: Container, *, nofile_hard: int = 1048576, nodes: tuple[Node, ...] = ()) -> dict[str, Any]:
     return bundle.render(
         desired,
         id=ID,
@@ -102,6 +107,8 @@ def render(desired: Container, *, nofile_hard: int = 1048576) -> dict[str, Any]:
         cgroup={"v2": "/sys/fs/cgroup/reconciler-1/c", "v1": []},
         cgroups_path="/reconciler-1/c",
         nofile_hard=nofile_hard,
+        nodes=nodes,
+        rules=rules(desired.identity, nodes),
     )
 
 
@@ -124,8 +131,9 @@ def mounts(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {mount["destination"]: mount for mount in config["mounts"]}
 
 
-@pytest.mark.parametrize(("name", "desired"), [("plain", PLAIN), ("full", FULL)])
-def test_a_bundle_is_the_golden_one(name: str, desired: Container) -> None:
+@pytest.mark.parametrize("name", ["plain", "full", "privileged"])
+def test_a_bundle_is_the_golden_one(name: str) -> None:
+    desired = {"plain": PLAIN, "full": FULL, "privileged": PRIVILEGED}[name]
     path = GOLDEN / f"{name}.json"
     text = json.dumps(render(desired), indent=2, sort_keys=True) + "\n"
     if os.environ.get("UPDATE_GOLDEN"):
@@ -155,8 +163,68 @@ def test_our_own_shim_takes_a_bundle_as_it_is(desired: Container) -> None:
     assert prepared.layers == tuple(str(LAYOUT.layer(Digest("sha256", digit * 64))) for digit in "21")
 
 
+PRIVILEGED = replace(
+    FULL,
+    name="root",
+    identity=replace(
+        FULL.identity,
+        privileged=True,
+        cap_add=(),
+        cap_drop=("CAP_SYS_BOOT",),
+        mounts=(BindMount("/srv/in", "/in"),),
+    ),
+)
+
+
+def test_a_privileged_bundle_masks_nothing_and_takes_all_that_the_agent_has() -> None:
+    config = render(PRIVILEGED)
+    assert config["linux"]["maskedPaths"] == config["linux"]["readonlyPaths"] == []
+    assert config["linux"]["resources"]["devices"] == [{"allow": True, "access": "rwm"}]
+    found = mounts(config)
+    assert "rw" in found["/sys"]["options"]
+    assert "rw" in found["/sys/fs/cgroup"]["options"]
+    assert not {"nodev", "nosuid"} & set(found["/in"]["options"])
+    bounding = config["process"]["capabilities"]["bounding"]
+    assert set(bounding) == set(capability.NAMES) - {"CAP_SYS_BOOT"}
+    assert (
+        render(replace(PRIVILEGED, identity=replace(PRIVILEGED.identity, cap_drop=("ALL",))))["process"][
+            "capabilities"
+        ]["bounding"]
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("added", "dropped", "expected"),
+    [
+        ((), ("ALL",), set()),
+        (("CAP_KILL",), ("ALL",), {"CAP_KILL"}),
+        (("ALL",), (), {"CAP_CHOWN", "CAP_SYS_ADMIN"}),
+        (("ALL",), ("CAP_CHOWN",), {"CAP_SYS_ADMIN"}),
+    ],
+)
+def test_all_means_what_the_agent_itself_has(
+    added: tuple[str, ...], dropped: tuple[str, ...], expected: set[str]
+) -> None:
+    identity = replace(PLAIN.identity, cap_add=added, cap_drop=dropped)
+    assert set(bundle.capabilities(identity, ("CAP_CHOWN", "CAP_SYS_ADMIN"))) == expected
+
+
+def test_s5_every_bundle_denies_all_devices_but_the_listed_ones() -> None:
+    node = Node("/dev/modem", "c", 188, 0, 0o660, 0, 20, "rw")
+    config = render(FULL, nodes=(node,))
+    VALIDATOR.validate(config)
+    first, *rest = config["linux"]["resources"]["devices"]
+    assert first == {"allow": False, "access": "rwm"}
+    assert rest == [*(rule.document() for rule in DEFAULT), node.rule.document()]
+    assert config["linux"]["devices"] == [
+        {"path": "/dev/modem", "type": "c", "major": 188, "minor": 0, "fileMode": 0o660, "uid": 0, "gid": 20}
+    ]
+    assert ("/dev/modem", 0o20660, 188, 0, 0, 20) in prepare(config).devices
+
+
 def test_s1_capabilities_are_the_ten_and_none_is_inheritable_or_ambient() -> None:
-    capabilities = render(FULL)["process"]["capabilities"]
+    capabilities = render(PLAIN)["process"]["capabilities"]
     assert len(bundle.CAPABILITIES) == 10
     for kind in ("bounding", "effective", "permitted"):
         assert capabilities[kind] == list(bundle.CAPABILITIES)
@@ -268,12 +336,12 @@ def test_a_bind_beside_it_is_allowed(source: str) -> None:
 
 
 def test_the_swap_of_the_specification_is_the_sum() -> None:
-    assert render(FULL)["linux"]["resources"] == {
+    assert {k: v for k, v in render(FULL)["linux"]["resources"].items() if k != "devices"} == {
         "cpu": {"quota": 150_000, "period": 100_000},
         "memory": {"limit": 268435456, "swap": 335544320},
         "pids": {"limit": 200},
     }
-    assert render(PLAIN)["linux"]["resources"] == {}
+    assert render(PLAIN)["linux"]["resources"].keys() == {"devices"}
 
 
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)

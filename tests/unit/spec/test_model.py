@@ -38,7 +38,7 @@ def app(container: str, rest: str = "", *, defaults: Defaults | None = None) -> 
     loaded = load(
         {"web.yaml": f"{text}{rest}".encode()},
         lambda name: b"",
-        terms=Terms(binds=ALLOWED),
+        terms=Terms(binds=ALLOWED, devices=("/dev/a",)),
         defaults=defaults or Defaults(),
     )
     assert loaded.problems == ()
@@ -111,6 +111,9 @@ logging: {driver: file, max_size: 10Mi, max_files: 3, compress: true}"""
         ("ulimits: {nofile: {soft: 65536, hard: 1048576}}", "ulimits: {}"),
         ("ulimits: {core: 0, fsize: unlimited}", "ulimits: {RLIMIT_CORE: {soft: 0, hard: 0}, FSIZE: -1}"),
         ("sysctls: {net/core/somaxconn: 1}", 'sysctls: {net.core.somaxconn: "1"}'),
+        ("cap_drop: [all]\nno_new_privileges: true", "cap_drop: [ALL]"),
+        ("cap_drop: [CAP_CHOWN, net-bind-service, chown]", "cap_drop: [NET_BIND_SERVICE, CHOWN]"),
+        ('devices: ["/dev/a:/dev/b:wr"]', "devices: [{source: /dev//a, target: /dev/b, permissions: rw}]"),
         ("shm_size: 64Mi\noom_score_adj: 0", "shm_size: 67108864"),
     ],
 )
@@ -211,7 +214,8 @@ def test_what_restarts_a_container_is_written_down_for_every_field() -> None:
     found = restart_fields()
     assert {name for name, restarts in found.items() if restarts} == {
         "image", "entrypoint", "command", "working_dir", "user", "group_add", "environment", "env_from", "configs",
-        "volumes", "tmpfs", "ulimits", "oom_score_adj", "shm_size", "sysctls", "init", "read_only", "hostname",
+        "volumes", "tmpfs", "ulimits", "oom_score_adj", "shm_size", "sysctls", "cap_add", "cap_drop",
+        "privileged", "no_new_privileges", "devices", "init", "read_only", "hostname",
         "logging.driver",
     }  # fmt: skip
     assert {name.partition(".")[0] for name, restarts in found.items() if not restarts} == {

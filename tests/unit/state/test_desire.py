@@ -11,13 +11,14 @@ from reconciler.plan.diff import plan
 from reconciler.spec.defaults import Defaults
 from reconciler.spec.load import LoadedApp, load
 from reconciler.spec.model import Logging, Restart, restart_fields
-from reconciler.spec.terms import Terms
+from reconciler.spec.terms import ANYTHING, Terms
 from reconciler.state.desire import DEFAULT_PATH, desire, references
 from reconciler.state.desired import (
     App,
     BindMount,
     ConfigMount,
     Container,
+    Device,
     Limits,
     Port,
     RestartPolicy,
@@ -33,7 +34,7 @@ IMAGE = values.image("one")
 REFERENCE = f"registry.example/one:1@{IMAGE.index}"
 
 
-TERMS = Terms(binds=("/srv",), labels={"site": "lab"})
+TERMS = replace(ANYTHING, binds=("/srv",), labels={"site": "lab"})
 
 
 def loaded(containers: Mapping[str, Any], *, terms: Terms = TERMS, **more: Any) -> LoadedApp:
@@ -137,6 +138,36 @@ def test_a_label_of_the_device_that_is_used_is_part_of_what_was_read() -> None:
 def test_labels_of_the_app_are_those_of_every_container_that_sets_no_own() -> None:
     one = made({"labels": {"tier": "web"}}, labels={"tier": "all", "team": "doors"})
     assert one.settings.labels == (("team", "doors"), ("tier", "web"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "added", "dropped"),
+    [
+        ({}, (), ()),
+        (
+            {"cap_add": ["chown", "NET_RAW"], "cap_drop": ["KILL", "SYS_ADMIN"]},
+            ("CAP_NET_RAW",),
+            ("CAP_KILL",),
+        ),
+        ({"cap_add": ["CHOWN"], "cap_drop": ["ALL"]}, ("CAP_CHOWN",), ("ALL",)),
+        ({"cap_add": ["ALL", "NET_RAW"], "cap_drop": ["SYS_ADMIN"]}, ("ALL",), ("CAP_SYS_ADMIN",)),
+        ({"privileged": True, "cap_drop": ["SYS_ADMIN"]}, (), ("CAP_SYS_ADMIN",)),
+    ],
+)
+def test_capabilities_count_by_what_they_change(
+    fields: dict[str, Any], added: tuple[str, ...], dropped: tuple[str, ...]
+) -> None:
+    identity = made(fields).identity
+    assert (identity.cap_add, identity.cap_drop) == (added, dropped)
+
+
+def test_devices_are_at_their_own_place_unless_the_spec_names_another() -> None:
+    fields = {"devices": ["/dev/b", "/dev/c:/dev/a:rw", {"source": "/dev/d", "optional": True}]}
+    assert made(fields).identity.devices == (
+        Device("/dev/c", "/dev/a", "rw"),
+        Device("/dev/b", "/dev/b"),
+        Device("/dev/d", "/dev/d", optional=True),
+    )
 
 
 def test_user_and_directory_are_the_images_unless_the_spec_names_others() -> None:
@@ -250,6 +281,11 @@ def test_second_plan_is_empty_after_defaults_are_spelled_out() -> None:
             "shm_size": "64Mi",
             "sysctls": {},
             "env_from": [],
+            "cap_add": ["CHOWN"],
+            "cap_drop": ["NET_RAW"],
+            "privileged": False,
+            "no_new_privileges": True,
+            "devices": [],
             "annotations": {},
             "stop_signal": "SIGTERM",
             "environment": {},
@@ -318,6 +354,11 @@ CHANGES: dict[str, Any] = {
     "shm_size": "7Mi",
     "sysctls": {"net.core.somaxconn": 7},
     "annotations": {"a": "1"},
+    "cap_add": ["NET_ADMIN"],
+    "cap_drop": ["CHOWN"],
+    "privileged": True,
+    "no_new_privileges": False,
+    "devices": ["/dev/ttyUSB0"],
     "environment": {"A": "1"},
     "configs": ["conf"],
     "ports": ["80:80"],
@@ -361,7 +402,12 @@ def test_the_reference_says_truly_whether_changing_a_field_restarts_the_containe
     assert (before.fingerprint != after.fingerprint) is restart_fields()[field]
     assert before != after
     stored = (IMAGE, values.image("two"))
-    have = values.world(values.found(before), images=stored, volumes={"web": frozenset(("data",))})
+    have = values.world(
+        values.found(before),
+        images=stored,
+        volumes={"web": frozenset(("data",))},
+        devices=frozenset(("/dev/ttyUSB0",)),
+    )
     app = values.app("web", after, volumes=("data",))
     steps = [
         type(step).__name__ for step in values.steps_of(plan(values.desired(app), have, values.NOW), "web")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.state.desired import BindMount, ConfigMount, Identity, Mount, TmpfsMount, VolumeMount
+from reconciler.state.desired import BindMount, ConfigMount, Device, Identity, Mount, TmpfsMount, VolumeMount
 from tests.strategies import mounts
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "fingerprint" / "identities.json"
@@ -34,6 +34,8 @@ def identity(value: dict[str, Any]) -> Identity:
             KINDS[mount["type"]](**{k: v for k, v in mount.items() if k != "type"})
             for mount in value["mounts"]
         )
+    if "devices" in given:
+        given["devices"] = tuple(Device(**device) for device in value["devices"])
     return Identity(**given)
 
 
@@ -64,6 +66,11 @@ CHANGES: dict[str, Any] = {
     "oom_score_adj": 500,
     "shm_size": 1 << 20,
     "sysctls": (("net.core.somaxconn", "1024"),),
+    "cap_add": ("CAP_NET_ADMIN",),
+    "cap_drop": ("ALL",),
+    "privileged": True,
+    "no_new_privileges": False,
+    "devices": (Device("/dev/fuse", "/dev/fuse"),),
 }
 
 

@@ -1,0 +1,14 @@
+"""What a container may do to the whole device, said before it is made. Pure."""
+
+from reconciler.spec.kernel import DANGEROUS
+from reconciler.state.desired import Identity
+
+
+def risk_of(identity: Identity) -> str:
+    """Return a sentence about the power that the device gives the container, or an empty string."""
+    if identity.privileged:
+        return "privileged: its root can do anything to the device"
+    if found := sorted(DANGEROUS & set(identity.cap_add)):
+        names = ", ".join(name.removeprefix("CAP_") for name in found)
+        return f"{names}: its root has ways to the whole device"
+    return ""

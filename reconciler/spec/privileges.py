@@ -1,0 +1,82 @@
+"""What a device allows a container beyond the default: capabilities, devices, `privileged`. Rules of one container.
+
+A refusal names the file of the device, the key in it, and what to add there. What is allowed and dangerous is a
+warning, which `validate` and `plan` show: whoever applies it should have read it. Pure.
+"""
+
+from collections.abc import Iterable
+
+from reconciler.spec.finding import Finding
+from reconciler.spec.kernel import DANGEROUS, DEFAULT_CAPABILITIES, device_allowed
+from reconciler.spec.marks import WARNING
+from reconciler.spec.model import Container
+from reconciler.spec.places import Path
+from reconciler.spec.terms import Terms
+
+
+def privileges(container: Container, at: Path, terms: Terms) -> Iterable[Finding]:
+    """Yield what the device does not allow, what contradicts itself, and what is a risk."""
+    yield from _privileged(container, at, terms)
+    yield from _capabilities(container, at, terms)
+    yield from _devices(container, at, terms)
+
+
+def _privileged(container: Container, at: Path, terms: Terms) -> Iterable[Finding]:
+    if not container.privileged:
+        return
+    where = (*at, "privileged")
+    if not terms.privileged:
+        hint = f"add it in {terms.file}: allow_privileged: true"
+        yield Finding(where, "the device does not allow privileged containers", hint=hint)
+        return
+    yield Finding(
+        where, f"{_name(at)} is privileged: its root can do anything to the device", WARNING, at_key=True
+    )
+    if container.cap_add:
+        yield Finding(
+            (*at, "cap_add"),
+            "cap_add has no effect: a privileged container has all capabilities",
+            at_key=True,
+        )
+
+
+def _capabilities(container: Container, at: Path, terms: Terms) -> Iterable[Finding]:
+    both = sorted(set(container.cap_add) & set(container.cap_drop))
+    if both:
+        message = f"cap_add and cap_drop both name {', '.join(map(_short, both))}"
+        yield Finding((*at, "cap_drop"), message, at_key=True)
+    for name in container.cap_add:
+        if name in DEFAULT_CAPABILITIES or "ALL" in terms.caps or name in terms.caps:
+            if name in DANGEROUS:
+                message = f"{_name(at)} has {_short(name)}: its root has ways to the whole device"
+                yield Finding((*at, "cap_add"), message, WARNING, at_key=True)
+            continue
+        yield Finding(
+            (*at, "cap_add"),
+            f"the device does not allow the capability {_short(name)}",
+            hint=f"add it in {terms.file}: allowed_caps: [{_short(name)}]",
+        )
+
+
+def _devices(container: Container, at: Path, terms: Terms) -> Iterable[Finding]:
+    first: dict[str, int] = {}
+    for index, device in enumerate(container.devices):
+        target = device.target or device.source
+        if target in first:
+            message = f"devices[{index}] is at {target}, and so is devices[{first[target]}]"
+            yield Finding((*at, "devices", index), message)
+        first.setdefault(target, index)
+        if not device_allowed(device.source, terms.devices):
+            yield Finding(
+                (*at, "devices", index),
+                f"the device does not allow {device.source} to be used",
+                hint=f"add it in {terms.file}: allowed_devices: [{device.source}]",
+            )
+
+
+def _name(at: Path) -> str:
+    return ".".join(map(str, at))
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("CAP_")
