@@ -35,7 +35,10 @@ _SETTLE = 0.03  # seconds in which wake-ups that belong together are gathered in
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn, whole: what was wanted, what was there, what was decided. `seconds` is how long each phase took."""
+    """One turn, whole: what was wanted, what was there, what was decided. `seconds` is how long each phase took.
+
+    `generations` are those that are kept, oldest first.
+    """
 
     number: int
     now: Now
@@ -43,8 +46,13 @@ class Turn:
     observed: Observed
     plan: Plan
     busy: frozenset[str]
-    generation: int
+    generations: tuple[Generation, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def generation(self) -> int:
+        """The number of the generation that was applied last, 0 before the first."""
+        return self.generations[-1].number if self.generations else 0
 
     @property
     def finished(self) -> bool:
@@ -254,7 +262,7 @@ class Agent:
             observed=observed,
             plan=plan,
             busy=busy | self._executor.busy,
-            generation=self._generations[-1].number if self._generations else 0,
+            generations=tuple(self._generations),
             seconds={"observe": seen - began, "read": read - began, "plan": planned - seen},
         )
         self._remember(turn)

@@ -1,8 +1,7 @@
 """What the world is told: the loop's listener that feeds console, status and metrics, and serves them.
 
-Everything is derived from turns and outcomes. Serving never waits for the loop and never walks a disk: sizes
-that need a walk are measured on a thread of their own, at most every ten minutes, and only while somebody
-asks.
+Everything is derived from turns and outcomes. Serving never waits for the loop and never walks a disk: `gauges` reads
+what containers use at that moment, `sizes` measures on a thread of its own.
 """
 
 import os
@@ -12,14 +11,15 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
+from reconciler.agent.gauges import Gauges, traffic
 from reconciler.agent.loop import Listener, Turn
 from reconciler.agent.parts import Parts
-from reconciler.engine import cgroup, logs, volumes
-from reconciler.engine.hierarchies import Hierarchies
-from reconciler.engine.usage import Meter, Usage
+from reconciler.agent.sizes import Sizes
+from reconciler.engine import clock
 from reconciler.execute.executor import LaneEnd
 from reconciler.plan.steps import Outcome, PullImage
 from reconciler.report import status
@@ -27,12 +27,12 @@ from reconciler.report.action import action_of
 from reconciler.report.events import EventLog
 from reconciler.report.server import serve_tcp, serve_unix
 from reconciler.report.tally import Tally
-from reconciler.report.telemetry import Process, StoreSizes, Traffic
+from reconciler.report.telemetry import Process, StoreSizes
 from reconciler.report.telemetry import Telemetry as Values
 from reconciler.report.wsgi import Handler, api_application, metrics_application
-from reconciler.state.observed import Container, Running
+from reconciler.state.observed import Container
 
-_MEASURE_EVERY = 600.0
+_STALL = 3  # intervals without a turn
 _EMPTY: dict[str, Any] = {
     "items": [],
     "revision": "",
@@ -41,6 +41,21 @@ _EMPTY: dict[str, Any] = {
     "blocked": [],
     "problems": [],
 }
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a scrape tells that does not change within a turn."""
+
+    number: int = 0
+    document: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    spec_errors: int = 0
+    download_bytes: int = 0
+    generations: Mapping[str, int] = field(
+        default_factory=lambda: {"current": 0, "desired": 0, "last_good": 0}
+    )
+    registries: frozenset[str] = frozenset()
+    store: StoreSizes | None = None
 
 
 class Telemetry:
@@ -54,16 +69,10 @@ class Telemetry:
         self.tally = Tally()
         self._events = EventLog(parts.layout.events)
         self._turn: Turn | None = None
-        self._document: tuple[int, dict[str, Any]] = (0, _EMPTY)
-        self._meters: dict[str, Meter] = {}
+        self._told = _Told()
+        self._gauges = Gauges(parts.layout, parts.cgroup_parent)
+        self._sizes = Sizes(parts.layout)
         self._lock = threading.Lock()
-        self._sizes: tuple[float, dict[str, int], dict[tuple[str, str], int], dict[str, int]] = (
-            0.0,
-            {},
-            {},
-            {},
-        )
-        self._measuring = False
         self._began = time.time()
 
     # --- from the loop and its lanes ---------------------------------------------------------------------------------
@@ -73,8 +82,13 @@ class Telemetry:
         apps = frozenset(turn.intent.desired.apps)
         self.tally.turn(_result(turn), turn.seconds, turn.now.wall, turn.observed, apps)
         if not self._branch:
-            self.tally.read(turn.now.wall, problem=bool(turn.intent.source_problem))
+            problem = bool(turn.intent.source_problem)
+            self.tally.read(turn.intent.revision, turn.seconds["read"], turn.now.wall, problem=problem)
+        self._alive(turn=True)
         self._console.turn(turn)
+
+    def _alive(self, *, turn: bool) -> None:
+        self.tally.alive(time.monotonic(), _STALL * self._parts.device.interval, turn=turn)
 
     def outcome(self, outcome: Outcome) -> None:
         self.tally.outcome(outcome)
@@ -97,6 +111,7 @@ class Telemetry:
 
     def broken_turn(self, text: str) -> None:
         self.tally.broken_turn()
+        self._alive(turn=True)
         self._events.append(time.time(), "failed", "device", f"turn: {text}")
         self._console.broken_turn(text)
 
@@ -125,14 +140,13 @@ class Telemetry:
         )
 
     def values(self) -> Values:
-        """What one scrape tells, from the last turn and from the containers' cgroups as they are now."""
+        """What one scrape tells, from the last turn and from the containers as they are now."""
+        self._alive(turn=False)
         with self._lock:
             turn = self._turn
-            document = self._current(turn)
-            running = [] if turn is None else [c for same in turn.observed.containers.values() for c in same]
-            usage, traffic = self._usage(running)
-            self._measure_if_old()
-            _, sizes, volume_sizes, uppers = self._sizes
+            told = self._current(turn)
+            found = containers_of(turn)
+            measured = self._sizes.get(found)
             images = self._parts.images
             return Values(
                 version=version("reconciler"),
@@ -142,44 +156,36 @@ class Telemetry:
                 device=self._parts.device.name,
                 source=self._source,
                 branch=self._branch,
-                status=document,
+                status=told.document,
                 counters=self.tally.counters(),
-                spec_errors=status.errors(turn.intent.problems) if turn is not None else 0,
-                download_bytes=_download_bytes(turn),
-                usage=usage,
-                traffic=traffic,
-                upper_bytes=uppers,
-                volumes=_orphans(turn, volume_sizes),
-                store=_store(turn, sizes),
+                spec_errors=told.spec_errors,
+                download_bytes=told.download_bytes,
+                generations=told.generations,
+                usage=self._gauges.usage(found),
+                traffic=traffic(found),
+                upper_bytes=measured.uppers,
+                log_bytes=self._gauges.written(found),
+                volumes=_orphans(turn, measured.volumes),
+                store=_with_sizes(told.store, measured.kinds),
+                registries=told.registries,
                 requests=dict(images.requests),
                 pulled=dict(images.received),
+                clock_synchronized=clock.synchronized(),
                 process=self._process(),
             )
 
-    def _current(self, turn: Turn | None) -> dict[str, Any]:
-        if turn is not None and self._document[0] != turn.number:
-            self._document = (turn.number, self.status(turn))
-        return self._document[1]
-
-    def _usage(self, containers: list[Container]) -> tuple[dict[str, Usage], dict[str, Traffic]]:
-        alive = {c.id: c for c in containers if isinstance(c.phase, Running)}
-        for gone in self._meters.keys() - alive.keys():
-            self._meters.pop(gone).close()
-        hierarchies = Hierarchies.detect() if alive.keys() - self._meters.keys() else None
-        usage: dict[str, Usage] = {}
-        traffic: dict[str, Traffic] = {}
-        for identity, container in alive.items():
-            if identity not in self._meters and hierarchies is not None:
-                group = cgroup.open_existing(hierarchies, self._parts.cgroup_parent, identity)
-                if group is None:
-                    continue
-                self._meters[identity] = Meter(group)
-            usage[container.full_name] = self._meters[identity].read()
-            if isinstance(container.phase, Running):
-                found = read_traffic(container.phase.pid)
-                if found is not None:
-                    traffic[container.full_name] = found
-        return usage, traffic
+    def _current(self, turn: Turn | None) -> _Told:
+        if turn is not None and self._told.number != turn.number:
+            self._told = _Told(
+                number=turn.number,
+                document=self.status(turn),
+                spec_errors=status.errors(turn.intent.problems),
+                download_bytes=_download_bytes(turn),
+                generations=_generations(turn),
+                registries=_registries(turn),
+                store=_store(turn),
+            )
+        return self._told
 
     def _process(self) -> Process:
         used = resource.getrusage(resource.RUSAGE_SELF)
@@ -194,39 +200,11 @@ class Telemetry:
             started=self._began,
         )
 
-    # --- sizes that need a walk ---------------------------------------------------------------------------
-
-    def _measure_if_old(self) -> None:
-        if self._measuring or (time.monotonic() - self._sizes[0] < _MEASURE_EVERY and self._sizes[0]):
-            return
-        self._measuring = True
-        threading.Thread(target=self._measure, name="measure", daemon=True).start()
-
-    def _measure(self) -> None:
-        layout = self._parts.layout
-        turn = self._turn
-        found = [] if turn is None else [c for same in turn.observed.containers.values() for c in same]
-        try:
-            uppers = {c.full_name: volumes.tree_size(layout.upper(c.id)) for c in found}
-            by_volume = {
-                (volume.app, volume.name): volumes.size(layout, volume.app, volume.name)
-                for volume in volumes.volumes(layout)
-            }
-            sizes = {
-                "upper": sum(uppers.values()),
-                "volumes": sum(by_volume.values()),
-                "logs": sum(logs.size(layout.log(c.id)) for c in found),
-                "partial": volumes.tree_size(layout.partial),
-            }
-            self._sizes = (time.monotonic(), sizes, by_volume, uppers)
-        finally:
-            self._measuring = False
-
     # --- serving -----------------------------------------------------------------------------------------------------
 
     def serve(self, stack: ExitStack, routes: Mapping[tuple[str, str], Handler]) -> str:
         """Serve the socket and the metrics until `stack` is left; return where the metrics are, "" if they are off."""
-        stack.callback(self._close_meters)
+        stack.callback(self._close_gauges)
         api = serve_unix(self._parts.layout.agent_socket, api_application(routes))
         stack.callback(api.close)
         address = self._parts.device.metrics.address
@@ -238,9 +216,9 @@ class Telemetry:
         stack.callback(metrics.close)
         return metrics.address
 
-    def _close_meters(self) -> None:
-        for meter in self._meters.values():
-            meter.close()
+    def _close_gauges(self) -> None:
+        with self._lock:
+            self._gauges.close()
 
     def _page(self) -> str:
         return "reconciler: metrics are at /metrics, health at /healthz\n"
@@ -262,9 +240,12 @@ def _result(turn: Turn) -> str:
     return "blocked" if turn.plan.blocked else "unchanged"
 
 
-def _download_bytes(turn: Turn | None) -> int:
-    if turn is None:
-        return 0
+def containers_of(turn: Turn | None) -> list[Container]:
+    """Every container that a turn found."""
+    return [] if turn is None else [c for same in turn.observed.containers.values() for c in same]
+
+
+def _download_bytes(turn: Turn) -> int:
     missing = {
         layer.chain_id: layer.size
         for step in turn.plan.steps
@@ -273,6 +254,23 @@ def _download_bytes(turn: Turn | None) -> int:
         if layer.chain_id.hex not in turn.observed.store.layers
     }
     return sum(missing.values())
+
+
+def _generations(turn: Turn) -> dict[str, int]:
+    """A generation is written once everything of it is up: so far, the one applied last is the last good one, too."""
+    applied = {(app.name, app.digest) for kept in turn.generations[-1:] for app in kept.apps}
+    wanted = {(app.name, app.digest) for app in turn.intent.desired.apps.values()}
+    pending = wanted != applied or bool(turn.intent.stale)
+    number = turn.generation
+    return {"current": number, "desired": number + pending, "last_good": number}
+
+
+def _registries(turn: Turn) -> frozenset[str]:
+    """Those that images are wanted from, known or not."""
+    apps = turn.intent.desired.apps.values()
+    references = {c.reference for app in apps for c in app.containers.values()}
+    references |= {item.reference for app in apps for item in app.unresolved}
+    return frozenset(reference.partition("/")[0] for reference in references)
 
 
 def _orphans(
@@ -285,15 +283,13 @@ def _orphans(
     }
 
 
-def _store(turn: Turn | None, sizes: Mapping[str, int]) -> StoreSizes | None:
-    if turn is None:
-        return None
+def _store(turn: Turn) -> StoreSizes:
     store = turn.observed.store
     by_kind = {kind: sum(o.size for o in store.objects if o.kind == kind) for kind in ("layer", "blob")}
-    used = {c.image for same in turn.observed.containers.values() for c in same}
-    images = [o for o in store.objects if o.kind == "image"]
-    blobs = [o for o in store.objects if o.kind == "blob"]
-    wanted = {
+    images = [o.name for o in store.objects if o.kind == "image"]
+    blobs = [o.name for o in store.objects if o.kind == "blob"]
+    used = {c.image for c in containers_of(turn)}
+    used |= {
         digest
         for app in turn.intent.desired.apps.values()
         for container in app.containers.values()
@@ -302,31 +298,22 @@ def _store(turn: Turn | None, sizes: Mapping[str, int]) -> StoreSizes | None:
             str(container.image.manifest),
             str(container.image.config),
         )
-    } | used
+    }
+    pinned = {blob for kept in turn.generations for app in kept.apps for blob in app.blobs} - used
     return StoreSizes(
-        sizes={"layers": by_kind["layer"], "blobs": by_kind["blob"], **sizes},
+        sizes={"layers": by_kind["layer"], "blobs": by_kind["blob"]},
         free=store.free,
         total=store.size,
-        images=_by_use(images, wanted),
-        blobs=_by_use(blobs, wanted),
+        images=_by_use(images, used, pinned),
+        blobs=_by_use(blobs, used, pinned),
     )
 
 
-def _by_use(objects: list[Any], wanted: set[str]) -> dict[str, int]:
-    used = sum(item.name in wanted for item in objects)
-    return {"used": used, "unused": len(objects) - used}
+def _by_use(names: list[str], used: set[str], pinned: set[str]) -> dict[str, int]:
+    """How many are wanted or run, are kept for a generation that could be gone back to, and neither."""
+    found = {"used": sum(name in used for name in names), "pinned": sum(name in pinned for name in names)}
+    return {**found, "unused": len(names) - sum(found.values())}
 
 
-def read_traffic(pid: int) -> Traffic | None:
-    """The counters of eth0 as process `pid` sees them, None where there is no such process or link."""
-    try:
-        with open(f"/proc/{pid}/net/dev", encoding="ascii") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        name, _, figures = line.partition(":")
-        if name.strip() == "eth0":
-            n = [int(figure) for figure in figures.split()]
-            return Traffic(n[0], n[1], n[2], n[3], n[8], n[9], n[10], n[11])
-    return None
+def _with_sizes(store: StoreSizes | None, measured: Mapping[str, int]) -> StoreSizes | None:
+    return None if store is None else replace(store, sizes={**store.sizes, **measured})

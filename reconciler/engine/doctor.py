@@ -17,6 +17,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Final
 
+from reconciler.engine import clock
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
 from reconciler.engine.network import ruleset
@@ -286,11 +287,17 @@ def _room(layout: Layout) -> Check:
 
 def _clock() -> Check:
     now = time.time()
-    wrong = now < _BUILT
     detail = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
-    return Check(
-        "clock", None if wrong else True, detail, "set the clock: certificates look invalid" if wrong else ""
-    )
+    if now < _BUILT:
+        return Check("clock", None, detail, "set the clock: certificates look invalid")
+    if clock.synchronized() is False:
+        return Check(
+            "clock",
+            None,
+            f"{detail}, and nobody keeps it right",
+            "apt-get install systemd-timesyncd, or chrony with rtcsync",
+        )
+    return Check("clock", True, detail)
 
 
 def _inotify() -> Check:

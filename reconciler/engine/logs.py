@@ -14,7 +14,7 @@ from pathlib import Path
 from reconciler.engine.logsegment import Segment, current_sequence, open_segment, sequences
 from reconciler.errors import NotFoundError
 from reconciler.linux import inotify
-from reconciler.shim.logindex import CONTINUES, DROPPED, PARTIAL, RECOVERED, STDERR, STDOUT, Entry
+from reconciler.shim.logindex import CONTINUES, DROPPED, PARTIAL, RECOVERED, STDERR, STDOUT, TOTAL, Entry
 
 _NUMBERS = {"stdout": STDOUT, "stderr": STDERR}
 _NAMES = {number: name for name, number in _NUMBERS.items()}
@@ -283,6 +283,8 @@ class _Reader:
         for number, entry in segment.entries(self._number):
             _, offset, length, _, flags = entry
             self._number = number + 1
+            if flags & TOTAL:
+                continue
             if flags & DROPPED:
                 if self._lines.wants(entry):
                     yield from self._lines.lost(entry, length)
@@ -339,7 +341,7 @@ def _place(directory: Path, lines: int, streams: frozenset[int]) -> tuple[int, i
             if lines == 0:
                 return sequence, segment.count()
             for number, (_, offset, length, stream, flags) in segment.entries_backwards():
-                if stream not in streams or flags & DROPPED:
+                if stream not in streams or flags & (DROPPED | TOTAL):
                     continue
                 if flags & CONTINUES:
                     broken.add(stream)
@@ -358,7 +360,7 @@ def _scan(segment: Segment, streams: frozenset[int], broken: set[int]) -> int:
     found = 0
     seen: set[int] = set()
     for _, (_, offset, length, stream, flags) in segment.entries():
-        if stream not in streams or flags & DROPPED:
+        if stream not in streams or flags & (DROPPED | TOTAL):
             continue
         if stream not in seen:
             seen.add(stream)

@@ -69,7 +69,9 @@ def negotiate(accept: str) -> tuple[str, bool]:
 def encode(families: Iterable[Family], *, openmetrics: bool = False) -> bytes:
     """Return the exposition of `families`. Families without a sample are left out; nothing here raises on any value."""
     out: list[str] = []
-    rendered: dict[Labels, str] = {}
+    # By identity: families share the tuples of a container's labels, and hashing one costs as much as writing it out.
+    # The tuple is kept with its text, so that its identity is nobody else's meanwhile.
+    rendered: dict[int, tuple[Labels, str]] = {}
     for family in families:
         if not family.samples:
             continue
@@ -78,9 +80,12 @@ def encode(families: Iterable[Family], *, openmetrics: bool = False) -> bytes:
         name = family.name.removesuffix("_total") if bare else family.name
         out.append(f"# HELP {name} {_help(family.text, openmetrics)}\n# TYPE {name} {family.kind}\n")
         for labels, value in family.samples:
-            text = rendered.get(labels)
-            if text is None:
-                text = rendered[labels] = ",".join(f'{key}="{_value(item)}"' for key, item in labels)
+            known = rendered.get(id(labels))
+            if known is None:
+                text = ",".join([f'{key}="{_value(item)}"' for key, item in labels])
+                rendered[id(labels)] = labels, text
+            else:
+                text = known[1]
             if isinstance(value, Histogram):
                 _histogram(out, family.name, text, value)
             elif text:
@@ -105,6 +110,8 @@ def _histogram(out: list[str], name: str, labels: str, value: Histogram) -> None
 
 
 def _number(value: float) -> str:
+    if type(value) is int:
+        return str(value)
     if value != value:
         return "NaN"
     if value in (float("inf"), float("-inf")):
@@ -114,11 +121,12 @@ def _number(value: float) -> str:
     return str(int(value))
 
 
+_ESCAPES: Final = {ord('"'): '\\"', ord("\\"): "\\\\", ord("\n"): "\\n"}
+
+
 def _value(text: str) -> str:
     """Escape a label value: the three characters that the formats name, nothing else."""
-    if '"' in text or "\\" in text or "\n" in text:
-        return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return text
+    return text.translate(_ESCAPES) if '"' in text or "\\" in text or "\n" in text else text
 
 
 def _help(text: str, openmetrics: bool) -> str:

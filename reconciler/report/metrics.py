@@ -12,9 +12,12 @@ from reconciler.report.container import STATES
 from reconciler.report.exposition import Family, Labels
 from reconciler.report.resources import Container, Sample, counter, gauge, labels_of, resource_families
 from reconciler.report.status import HEALTH, SYNC
-from reconciler.report.tally import DRIFT
+from reconciler.report.tally import DRIFT, NO_PULL, RESTARTS, RESULTS
 from reconciler.report.telemetry import Process, Telemetry
 
+STREAMS = ("stdout", "stderr")
+_ARRIVALS = (("origin", "full"), ("origin", "resumed"), ("bundle", "full"))
+_CODES = ("2xx", "401", "404", "429", "4xx", "5xx", "none")  # none: there was no answer
 CONTAINER_HEALTH = ("healthy", "unhealthy", "starting", "none")
 
 
@@ -59,7 +62,7 @@ def _about(t: Telemetry) -> Iterator[Family]:
     yield gauge("reconciler_clock_synchronized", "Whether the kernel's clock is synchronized.", _one(clock))
     yield counter(
         "reconciler_watchdog_stalls_total",
-        "Turns that took longer than the watchdog likes.",
+        "How often the loop did not come round for three intervals.",
         _one(t.counters.stalls),
     )
 
@@ -126,11 +129,11 @@ def _reconcile(t: Telemetry) -> Iterator[Family]:
         [((("action", action),), count) for action, count in pending.items()],
     )
     yield gauge("reconciler_plan_download_bytes", "Bytes still to be fetched.", _one(t.download_bytes))
-    generation = status["generation"]
-    kinds: list[Sample] = [((("kind", kind),), generation) for kind in ("current", "desired")]
-    if t.last_good is not None:
-        kinds.append(((("kind", "last_good"),), t.last_good))
-    yield gauge("reconciler_generation", "Number of the generation.", kinds)
+    yield gauge(
+        "reconciler_generation",
+        "Number of the generation: applied last, wanted now, and the last that came up whole.",
+        [((("kind", kind),), number) for kind, number in t.generations.items()],
+    )
 
 
 # --- apps and containers -------------------------------------------------------------------------------------------
@@ -201,9 +204,9 @@ def _containers(t: Telemetry, containers: list[Container]) -> Iterator[Family]:
         "reconciler_container_restarts_total",
         "Restarts since the agent started, by reason.",
         [
-            ((*labels, ("reason", reason)), count)
+            ((*labels, ("reason", reason)), t.counters.restarts.get(c["name"], {}).get(reason, 0))
             for labels, c in labelled
-            for reason, count in t.counters.restarts.get(c["name"], {}).items()
+            for reason in RESTARTS
         ],
     )
     yield gauge(
@@ -220,15 +223,14 @@ def _containers(t: Telemetry, containers: list[Container]) -> Iterator[Family]:
     for labels, c in labelled:
         wanted[labels[:2]] = wanted.get(labels[:2], 0) + int(c["wanted"])
     yield gauge("reconciler_container_desired", "Replicas wanted.", list(wanted.items()))
+    written: dict[Labels, int] = {}
+    for labels, c in labelled:
+        for stream in STREAMS:
+            if (count := t.log_bytes.get((c["name"], stream))) is not None:
+                key = (*labels[:2], ("stream", stream))
+                written[key] = written.get(key, 0) + count
     yield counter(
-        "reconciler_log_bytes_total",
-        "Bytes that the container wrote to its log.",
-        [
-            ((*labels[:2], ("stream", stream)), count)
-            for labels, c in labelled
-            for (name, stream), count in t.log_bytes.items()
-            if name == c["name"]
-        ],
+        "reconciler_log_bytes_total", "Bytes that the container wrote to its log.", list(written.items())
     )
 
 
@@ -236,30 +238,35 @@ def _containers(t: Telemetry, containers: list[Container]) -> Iterator[Family]:
 
 
 def _images(t: Telemetry) -> Iterator[Family]:
+    """Series of a registry are there, from zero, as soon as an image is wanted from it."""
     counters = t.counters
+    pulls = {(g, result): 0 for g in t.registries for result in RESULTS} | dict(counters.pulls)
     yield counter(
         "reconciler_pull_total",
         "Images fetched and unpacked.",
-        [((("registry", g), ("result", r)), count) for (g, r), count in sorted(counters.pulls.items())],
+        [((("registry", g), ("result", r)), count) for (g, r), count in sorted(pulls.items())],
     )
+    pulled = {(g, *kind): 0 for g in t.registries for kind in _ARRIVALS} | dict(t.pulled)
     yield counter(
         "reconciler_pull_bytes_total",
         "Packed bytes that arrived.",
         [
             ((("registry", registry), ("source", source), ("kind", kind)), count)
-            for (registry, source, kind), count in sorted(t.pulled.items())
+            for (registry, source, kind), count in sorted(pulled.items())
         ],
     )
+    seconds = dict.fromkeys(t.registries, NO_PULL) | dict(counters.pull_seconds)
     yield Family(
         "reconciler_pull_duration_seconds",
         "histogram",
         "How long it took to fetch and unpack an image.",
-        [((("registry", registry),), seconds) for registry, seconds in sorted(counters.pull_seconds.items())],
+        [((("registry", registry),), taken) for registry, taken in sorted(seconds.items())],
     )
+    requests = {(g, code): 0 for g in t.registries for code in _CODES} | dict(t.requests)
     yield counter(
         "reconciler_registry_requests_total",
         "Answers of registries by status.",
-        [((("registry", g), ("code", code)), count) for (g, code), count in sorted(t.requests.items())],
+        [((("registry", g), ("code", code)), count) for (g, code), count in sorted(requests.items())],
     )
     yield counter(
         "reconciler_image_verify_total",

@@ -32,7 +32,7 @@ GARBAGE: Final = ("layer", "blob", "image", "previous")
 
 _FETCH_BOUNDS: Final = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0)
 _TURN_BOUNDS: Final = (0.001, 0.005, 0.015, 0.05, 0.25, 1.0, 5.0, 30.0, 300.0)
-_PULL_BOUNDS: Final = (1.0, 5.0, 15.0, 60.0, 300.0, 1800.0)
+NO_PULL: Final = Histogram.empty((1.0, 5.0, 15.0, 60.0, 300.0, 1800.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,7 @@ class Tally:
         self._fetches: Counter[str] = Counter()
         self._fetch_seconds = Histogram.empty(_FETCH_BOUNDS)
         self._last_fetch = 0.0
+        self._revision: str | None = None
         self._turns: Counter[str] = Counter()
         self._turn_seconds = {phase: Histogram.empty(_TURN_BOUNDS) for phase in PHASES}
         self._last_turn = 0.0
@@ -87,6 +88,8 @@ class Tally:
         self._gc_removed: Counter[str] = Counter()
         self._verified: Counter[str] = Counter()
         self._stalls = 0
+        self._alive: float | None = None
+        self._stalled = False
         self._seen: dict[str, _Seen] = {}
 
     def turn(
@@ -141,7 +144,7 @@ class Tally:
                 case PullImage():
                     registry = step.reference.partition("/")[0]
                     self._pulls[registry, result] += 1
-                    known = self._pull_seconds.get(registry) or Histogram.empty(_PULL_BOUNDS)
+                    known = self._pull_seconds.get(registry, NO_PULL)
                     self._pull_seconds[registry] = known.observe(outcome.seconds)
                 case CollectGarbage():
                     self._gc_runs[result] += 1
@@ -167,22 +170,34 @@ class Tally:
             if fetch.result != "error":
                 self._last_fetch = fetch.at
 
-    def read(self, wall: float, *, problem: bool) -> None:
+    def read(self, revision: str, seconds: float, wall: float, *, problem: bool) -> None:
         """Count a reading of a source that needs no fetching (a directory)."""
         with self._lock:
-            self._fetches["error" if problem else "success"] += 1
-            if not problem:
-                self._last_fetch = wall
+            if problem:
+                result = "error"
+            else:
+                result = "unchanged" if revision == self._revision else "success"
+                self._revision, self._last_fetch = revision, wall
+            self._fetches[result] += 1
+            self._fetch_seconds = self._fetch_seconds.observe(seconds)
 
     def verified(self, result: str) -> None:
         """Count an image whose content was checked: one of VERIFIED."""
         with self._lock:
             self._verified[result] += 1
 
-    def stalled(self) -> None:
-        """Count a turn that took longer than the watchdog likes."""
+    def alive(self, monotonic: float, allowed: float, *, turn: bool) -> None:
+        """Count a stall, once, where the loop has not come round for more than `allowed` seconds.
+
+        Called at the end of each turn, and with `turn` false by whoever looks in between: a loop that hangs for ever
+        is counted, too. The clock is one that stands still while the device sleeps.
+        """
         with self._lock:
-            self._stalls += 1
+            if self._alive is not None and not self._stalled and monotonic - self._alive > allowed:
+                self._stalled = True
+                self._stalls += 1
+            if turn:
+                self._alive, self._stalled = monotonic, False
 
     def counters(self) -> Counters:
         """All counters now; the known labels are there from the beginning, at zero."""

@@ -53,10 +53,11 @@ class StoreSizes:
 class Telemetry:
     """Everything that a scrape may tell. `status` is the document of `report.status`.
 
-    Mappings by container are by full name.
-    `download_bytes` is what is still to be fetched, `spec_errors` counts errors in the specs as they are now.
-    `volumes` maps (app, volume) to (bytes, orphaned). `requests` is by (registry, code), `pulled` by (registry, source,
-    kind). None: not known, and then the series is left out.
+    Mappings by container are by full name. `generations` maps current, desired and last_good to numbers, `log_bytes`
+    (container, stream) to bytes, `volumes` (app, volume) to (bytes, orphaned). `download_bytes` is what is still to be
+    fetched, `spec_errors` counts errors in the specs as they are now. `registries` are those that images are wanted
+    from; `requests` is by (registry, code), `pulled` by (registry, source, kind). None: not known, and then the series
+    is left out.
     """
 
     version: str
@@ -71,13 +72,14 @@ class Telemetry:
     device_labels: Mapping[str, str] = field(default_factory=dict)
     spec_errors: int = 0
     download_bytes: int = 0
-    last_good: int | None = None
+    generations: Mapping[str, int] = field(default_factory=dict)
     usage: Mapping[str, Usage] = field(default_factory=dict)
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
     upper_bytes: Mapping[str, int] = field(default_factory=dict)
     log_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict)
     volumes: Mapping[tuple[str, str], tuple[int, bool]] = field(default_factory=dict)
     store: StoreSizes | None = None
+    registries: frozenset[str] = frozenset()
     requests: Mapping[tuple[str, str], int] = field(default_factory=dict)
     pulled: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
     clock_synchronized: bool | None = None

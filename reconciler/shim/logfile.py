@@ -13,7 +13,16 @@ import time
 from collections.abc import Callable
 
 from reconciler.shim import logindex
-from reconciler.shim.logindex import CONTINUES, CURRENT_INDEX, CURRENT_LOG, DROPPED, JUMP, PARTIAL, SIZE
+from reconciler.shim.logindex import (
+    CONTINUES,
+    CURRENT_INDEX,
+    CURRENT_LOG,
+    DROPPED,
+    JUMP,
+    PARTIAL,
+    SIZE,
+    TOTAL,
+)
 
 PIPE_SIZE = 512 * 1024
 _JUMP_NS = 1_000_000_000
@@ -74,7 +83,7 @@ class LogFile:
         ] = []  # entries whose bytes are in the log, and which the index did not take yet
         self._renames: list[tuple[str, str]] = []  # what is left to do of a rotation
         self._splice = True
-        self._end = self._entries = 0
+        self._end = self._entries = self._carried = 0
         self._next = (-1, -1)
         self._born = time.monotonic()
         self._clock = (time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME))
@@ -206,7 +215,11 @@ class LogFile:
 
     def _begin_rotation(self) -> None:
         """Make the next pair under temporary names: where the disk has no room for it, nothing has changed."""
-        self._next = new_pair(self._directory, self.sequence + 1)
+        totals = [
+            logindex.pack(self._clock[0], 0, count, stream, TOTAL) for stream, count in self._told() if count
+        ]
+        self._next = new_pair(self._directory, self.sequence + 1, b"".join(totals))
+        self._carried = len(totals)
         # In this order a reader that finds current.idx knows by its header which log belongs to it.
         self._renames = [
             (CURRENT_LOG, logindex.rotated_log(self.sequence)),
@@ -214,6 +227,10 @@ class LogFile:
             (logindex.NEW_INDEX, CURRENT_INDEX),
             (logindex.NEW_LOG, CURRENT_LOG),
         ]
+
+    def _told(self) -> list[tuple[int, int]]:
+        """By stream, how many bytes the entries written so far tell of."""
+        return [(stream, count - self._unnoted[stream]) for stream, count in self.bytes.items()]
 
     def _finish_rotation(self) -> None:
         while self._renames:
@@ -224,7 +241,7 @@ class LogFile:
         os.close(self._index)
         self._log, self._index = self._next
         self.sequence += 1
-        self._end = self._entries = 0
+        self._end, self._entries = 0, self._carried
         now = time.monotonic()
         lived, self._born = now - self._born, now
         self._forget_old()
@@ -241,15 +258,18 @@ class LogFile:
                     unlink(self._directory, name(sequence))
 
 
-def new_pair(directory: int, sequence: int) -> tuple[int, int]:
-    """Make a log and an index with number `sequence` in the open `directory`, under their temporary names."""
+def new_pair(directory: int, sequence: int, entries: bytes = b"") -> tuple[int, int]:
+    """Make a log and an index with number `sequence` in the open `directory`, under their temporary names.
+
+    `entries` are those that the index begins with.
+    """
     for name in (logindex.NEW_LOG, logindex.NEW_INDEX):
         unlink(directory, name)
     log = os.open(logindex.NEW_LOG, _CREATE, 0o640, dir_fd=directory)
     try:
         index = os.open(logindex.NEW_INDEX, _CREATE, 0o640, dir_fd=directory)
         try:
-            header = logindex.pack_header(sequence, time.time_ns())
+            header = logindex.pack_header(sequence, time.time_ns()) + entries
             if os.pwrite(index, header, 0) != len(header):
                 raise OSError(errno.ENOSPC, "index: no space left on device")
         except OSError:

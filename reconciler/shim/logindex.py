@@ -9,8 +9,9 @@ A log directory holds raw bytes and, beside them, what the bytes alone do not sa
 The index is a header and entries of 32 bytes each, little endian, so that entry n is at 32 * (n + 1). An entry tells
 of one stretch of bytes as it came out of the container's pipe, many lines or half a line. It is written after its
 bytes, so that a reader who follows never sees an entry that points beyond the data; after a power cut either file may
-be short, or hold zeros: the checksum says which entries to believe. `shim.logfile` writes this format, `engine.logs`
-reads it.
+be short, or hold zeros: the checksum says which entries to believe. An index that a rotation begins carries over how
+much was told of before it, so that one is enough to know how much a container has written in all. `shim.logfile` writes
+this format, `engine.logs` reads it.
 """
 
 import struct
@@ -33,6 +34,9 @@ CONTINUES = 2  # the first byte is in the middle of a line of its stream
 JUMP = 4  # the wall clock was set between the entry before and this one
 DROPPED = 8  # no bytes: `length` bytes were lost here, the disk did not take them
 RECOVERED = 16  # bytes without an entry of their own; a reader makes these up, they are never written
+TOTAL = (
+    32  # no bytes: `length` bytes of this stream are told of by the files before this one, kept or deleted
+)
 
 _HEADER = struct.Struct("<8sIIQQ")
 _ENTRY = struct.Struct("<QQQBBHI")

@@ -67,7 +67,8 @@ def full(observed: Observed | None = None) -> Telemetry:
         requests={("r.example", "2xx"): 4, ("r.example", "404"): 1},
         pulled={("r.example", "origin", "full"): 1000},
         clock_synchronized=True,
-        last_good=3,
+        generations={"current": 3, "desired": 4, "last_good": 3},
+        registries=frozenset({"r.example"}),
         process=Process(1.25, 40 << 20, 200 << 20, 30, 20000, NOW.wall),
         device_labels={"site": 'a"b\\c\nd'},
     )
@@ -210,6 +211,47 @@ def test_counters_are_there_from_zero() -> None:
     running = telemetry(observed, tally=tally)
     assert value(running, "reconciler_container_restarts_total", reason="oom", container="page") == 0
     assert value(running, "reconciler_drift_detected_total", app="web", kind="missing") == 0
+    waiting = telemetry(world(), registries=frozenset({"r.example"}))
+    assert value(waiting, "reconciler_container_restarts_total", reason="oom", container="page") == 0
+    for code in ("401", "404", "429", "5xx"):
+        assert value(waiting, "reconciler_registry_requests_total", registry="r.example", code=code) == 0
+    assert value(waiting, "reconciler_pull_total", registry="r.example", result="error") == 0
+    assert (
+        value(waiting, "reconciler_pull_bytes_total", registry="r.example", source="origin", kind="full") == 0
+    )
+    assert "reconciler_pull_duration_seconds" in parsed(waiting)
+
+
+def test_what_a_container_wrote_is_told_by_stream() -> None:
+    assert value(full(), "reconciler_log_bytes_total", app="web", container="page", stream="stderr") == 6
+    for kind, number in (("current", 3), ("desired", 4), ("last_good", 3)):
+        assert value(full(), "reconciler_generation", kind=kind) == number
+
+
+def test_a_loop_that_does_not_come_round_is_counted_once_a_stall() -> None:
+    tally = Tally()
+    tally.alive(0.0, 30.0, turn=False)  # nobody knows yet when it began
+    tally.alive(100.0, 30.0, turn=True)
+    tally.alive(130.0, 30.0, turn=True)
+    assert tally.counters().stalls == 0
+    for moment in (161.0, 200.0):  # it hangs, and somebody looks
+        tally.alive(moment, 30.0, turn=False)
+    tally.alive(300.0, 30.0, turn=True)
+    assert tally.counters().stalls == 1
+    tally.alive(331.0, 30.0, turn=True)  # it took long, and nobody looked
+    assert tally.counters().stalls == 2
+
+
+def test_a_directory_that_reads_the_same_is_unchanged() -> None:
+    tally = Tally()
+    tally.read("a", 0.01, 100.0, problem=False)
+    tally.read("a", 0.01, 200.0, problem=False)
+    tally.read("", 0.01, 300.0, problem=True)
+    tally.read("b", 0.01, 400.0, problem=False)
+    counters = tally.counters()
+    assert counters.fetches == {"success": 2, "error": 1, "unchanged": 1}
+    assert sum(counters.fetch_seconds.counts) == 4
+    assert counters.last_fetch == 400.0
 
 
 def test_states_are_one_series_each_and_exactly_one_is_set() -> None:
