@@ -145,6 +145,16 @@ class Resolver:
             ]
         return min(times, default=None)
 
+    def retries(self) -> dict[Reference, float]:
+        """Seconds until the next look-up of each image whose last one failed."""
+        now = time.monotonic()
+        with self._lock:
+            return {
+                reference: max(0.0, attempt.retry_at - now)
+                for reference, attempt in self._attempts.items()
+                if attempt.failures and not attempt.running
+            }
+
     def forget_failures(self) -> None:
         """Try everything again now: somebody asked for it."""
         with self._lock:

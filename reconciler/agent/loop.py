@@ -24,7 +24,8 @@ from reconciler.engine.process import boot_id
 from reconciler.errors import ReconcilerError
 from reconciler.execute.executor import Executor, LaneEnd
 from reconciler.plan.diff import plan as make_plan
-from reconciler.plan.steps import ConfigureNetwork, Outcome, Plan
+from reconciler.plan.steps import ConfigureNetwork, Outcome, Plan, Step
+from reconciler.state.desire import references
 from reconciler.state.desired import App, Desired
 from reconciler.state.generation import AppliedApp, Generation
 from reconciler.state.observed import Failure, Now, Observed, Published
@@ -126,6 +127,19 @@ class Agent:
         self._stop = True
         self._stopped.set()
         self._awake.set()
+
+    def doing(self) -> dict[str, Step]:
+        """The step that each app's lane is in the middle of."""
+        return self._executor.doing
+
+    def retries(self, turn: Turn) -> dict[str, float]:
+        """Seconds until an image is looked up again, of each app that waits for one."""
+        due = self._resolver.retries()
+        waiting = {
+            name: [due[reference] for reference in references(app) if reference in due]
+            for name, app in (turn.intent.apps.items() if due else ())
+        }
+        return {name: min(times) for name, times in waiting.items() if times}
 
     def reconcile(self, *, allow_empty: bool = False) -> int:
         """Ask for a turn that tries everything again at once; return the number of the last turn before it.

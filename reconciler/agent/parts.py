@@ -13,6 +13,7 @@ from reconciler.engine.local import LocalEngine
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.observe import Observer
 from reconciler.engine.platform import host_platform
+from reconciler.engine.progress import Pulls
 from reconciler.engine.pull import Images, Progress
 from reconciler.engine.store import Store
 from reconciler.engine.zygote import Zygote
@@ -33,6 +34,7 @@ class Parts:
     containers: Containers
     engine: LocalEngine
     observer: Observer
+    pulls: Pulls
 
     @property
     def cgroup_parent(self) -> str:
@@ -65,9 +67,10 @@ def open_parts(layout: Layout, device: Device, progress: Callable[[Progress], No
     networks = Networks(layout, identity)
     parent = f"reconciler-{identity}"
     zygote = Zygote(layout, place=lambda pid: scope.join(parent, Hierarchies.detect(), pid))
+    pulls = Pulls(progress)
     containers = Containers(layout, identity, store, networks, zygote, Hierarchies.detect)
     engine = LocalEngine(
-        layout, containers=containers, networks=networks, store=store, images=images, progress=progress
+        layout, containers=containers, networks=networks, store=store, images=images, pulls=pulls
     )
     return Parts(
         layout=layout,
@@ -80,6 +83,7 @@ def open_parts(layout: Layout, device: Device, progress: Callable[[Progress], No
         containers=containers,
         engine=engine,
         observer=Observer(layout, identity, store, networks),
+        pulls=pulls,
     )
 
 

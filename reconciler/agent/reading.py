@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from reconciler.agent.gauges import Gauges
 from reconciler.agent.history import read_failures, read_generations
 from reconciler.agent.intent import Intent, Reader, Resolver, Source
 from reconciler.agent.loop import Agent, Listener, Turn, wanted_devices, wanted_ports
@@ -162,11 +163,17 @@ def status_here(layout: Layout, device: Device) -> dict[str, Any]:
     observed, moment = observe(layout, intent.desired), now()
     plan = make_plan(intent.desired, observed, moment, retention=retention(device))
     generations = read_generations(layout)
+    gauges = Gauges(layout, f"reconciler-{instance.read_id(layout)}")
+    try:
+        usage = gauges.usage(c for same in observed.containers.values() for c in same)
+    finally:
+        gauges.close()
     return status.document(
         intent.desired,
         observed,
         plan,
         moment,
+        live=status.Live(usage),
         generation=generations[-1].number if generations else 0,
         adhoc={"agent": "not running"},
     )

@@ -21,16 +21,17 @@ from reconciler.agent.parts import Parts
 from reconciler.agent.sizes import Sizes
 from reconciler.engine import clock
 from reconciler.execute.executor import LaneEnd
-from reconciler.plan.steps import Outcome, PullImage
+from reconciler.plan.steps import Outcome, Plan, PullImage, Step
 from reconciler.report import status
 from reconciler.report.action import action_of
 from reconciler.report.events import EventLog
 from reconciler.report.server import serve_tcp, serve_unix
+from reconciler.report.status import NOTHING_LIVE, Live
 from reconciler.report.tally import Tally
 from reconciler.report.telemetry import Process, StoreSizes
 from reconciler.report.telemetry import Telemetry as Values
 from reconciler.report.wsgi import Handler, api_application, metrics_application
-from reconciler.state.observed import Container
+from reconciler.state.observed import Container, Now
 
 _STALL = 3  # intervals without a turn
 _EMPTY: dict[str, Any] = {
@@ -121,14 +122,28 @@ class Telemetry:
 
     # --- status and metrics ------------------------------------------------------------------------------------------
 
-    def status(self, turn: Turn) -> dict[str, Any]:
-        """The status document of a turn."""
+    def status(self, turn: Turn, doing: Mapping[str, Step], retries: Mapping[str, float]) -> dict[str, Any]:
+        """The status document of a turn, with what has become of it since: `doing` and `retries` are the loop's."""
+        now = Now(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+        pulls = self._parts.pulls.now()
+        with self._lock:
+            usage = self._gauges.usage(containers_of(turn))
+        said = {
+            app: status.pull_sentence(step.reference, pulls.get(step.reference), now)
+            if isinstance(step, PullImage)
+            else str(step)
+            for app, step in doing.items()
+        }
+        plan = status.recounted(turn.plan, turn.now, now)
+        return self._document(turn, plan, now, Live(usage, said, retries))
+
+    def _document(self, turn: Turn, plan: Plan, now: Now, live: Live) -> dict[str, Any]:
         intent = turn.intent
         return status.document(
             intent.desired,
             turn.observed,
-            turn.plan,
-            turn.now,
+            plan,
+            now,
             problems=intent.problems,
             busy=turn.busy,
             revision=intent.revision,
@@ -136,6 +151,7 @@ class Telemetry:
             source_problem=intent.source_problem,
             source_stale=intent.source_stale,
             guard=intent.guard,
+            live=live,
             adhoc={"agent": "running"},
         )
 
@@ -178,7 +194,7 @@ class Telemetry:
         if turn is not None and self._told.number != turn.number:
             self._told = _Told(
                 number=turn.number,
-                document=self.status(turn),
+                document=self._document(turn, turn.plan, turn.now, NOTHING_LIVE),
                 spec_errors=status.errors(turn.intent.problems),
                 download_bytes=_download_bytes(turn),
                 generations=_generations(turn),

@@ -8,9 +8,10 @@ import threading
 import time
 from contextlib import ExitStack
 from types import FrameType
+from typing import Any
 
 from reconciler.agent import reading
-from reconciler.agent.loop import Agent
+from reconciler.agent.loop import Agent, Turn
 from reconciler.agent.notify import Notify
 from reconciler.agent.parts import open_parts
 from reconciler.agent.requests import Requests
@@ -45,7 +46,11 @@ def agent(args: argparse.Namespace) -> int:
         stack.callback(loop.close)
         notify = Notify()
         _handle_signals(loop)
-        metrics = telemetry.serve(stack, Requests(loop, parts, telemetry.status).routes())
+
+        def status(turn: Turn) -> dict[str, Any]:
+            return telemetry.status(turn, loop.doing(), loop.retries(turn))
+
+        metrics = telemetry.serve(stack, Requests(loop, parts, status).routes())
         stack.callback(reading.watch(source, loop.wake, duration(args.poll, "--poll"), console.say))
         replace_json(
             layout.agent_record,

@@ -42,6 +42,10 @@ Docker's names or those of `-o json`; `json`, `index`, `len`, `join`, `upper`, `
 `if`, `else`, `end`; pipes. With `table ` before it, it makes a table, with `\\t` between the columns. `--filter` may be
 given several times: one value of each key must match, of `label` all.
 
+`ps -o wide` adds the id, the pid, the digest, and what the container's cgroup has counted: CPU is the average since its
+program was started, in percent of one core, as ps(1) has it, and MEM what it uses now, caches included. In JSON that is
+`usage`: `cpu` in cores, `cpu_seconds`, `memory`; null where nothing runs.
+
 Whatever containers, images and specs have chosen (names, labels, log lines) is printed to a terminal with its control
 characters as visible escapes. In tables and JSON that is so everywhere; `logs` and `--format` print it to a pipe as it
 is.

@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +129,9 @@ class Adder:
                 return
         meter = Meter()
         try:
-            source = fetch.from_registry(self._registry, wanted.reference, layer, meter, pause=job.stop.wait)
+            source = fetch.from_registry(
+                self._registry, wanted.reference, layer, meter, pause=_pause(wanted, meter, job)
+            )
             try:
                 self._stream(place, wanted, source, meter, job)
             except VerificationError:
@@ -139,7 +141,7 @@ class Adder:
                 place.clear()
                 meter = Meter()
                 source = fetch.from_registry(
-                    self._registry, wanted.reference, layer, meter, pause=job.stop.wait
+                    self._registry, wanted.reference, layer, meter, pause=_pause(wanted, meter, job)
                 )
                 self._stream(place, wanted, source, meter, job)
         except RegistryError as error:
@@ -196,6 +198,28 @@ def _watched(source: Iterator[bytes], wanted: Addition, meter: Meter, job: Job[D
         close = getattr(source, "close", None)
         if close is not None:
             close()
+
+
+def _pause(wanted: Addition, meter: Meter, job: Job[Digest]) -> Callable[[float], object]:
+    """Wait before the next try, telling until when, and why; cut short when nobody wants the layer any more."""
+
+    def pause(seconds: float) -> object:
+        layer = wanted.layer
+        until = time.clock_gettime(time.CLOCK_BOOTTIME) + seconds
+        wanted.progress(
+            Progress(
+                layer.digest,
+                min(meter.received, layer.size),
+                layer.size,
+                Phase.WAITING,
+                meter.resumed,
+                until,
+                meter.trouble,
+            )
+        )
+        return job.stop.wait(seconds)
+
+    return pause
 
 
 def _private(path: str, flags: int) -> int:

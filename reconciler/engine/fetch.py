@@ -32,6 +32,7 @@ class Meter:
     resumed: int = 0  # of them, after the transfer had broken off
     source: str = ""  # bundle or origin
     resumes: int = 0  # times that it had broken off
+    trouble: str = ""  # why it is waiting, or waited last
 
 
 def verified(chunks: Iterable[bytes], layer: Layer) -> Iterator[bytes]:
@@ -111,5 +112,6 @@ def from_registry(
                 meter.resumes += 1
             if not error.transient or attempt >= len(patience.retries) or meter.resumes > patience.resumes:
                 raise
+            meter.trouble = str(error)
             pause(max(patience.retries[attempt], error.retry_after))
             attempt += 1

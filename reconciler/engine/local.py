@@ -3,7 +3,7 @@
 the executor's verbs, delegated to the parts that do them. No logic of its own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Address
 
 from reconciler.engine import record, volumes
@@ -11,7 +11,8 @@ from reconciler.engine.container import Containers
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.network.ports import PortMapping
-from reconciler.engine.pull import Images, Progress
+from reconciler.engine.progress import Pulls
+from reconciler.engine.pull import Images
 from reconciler.engine.store import Store
 from reconciler.failpoint import failpoint
 from reconciler.spec.reference import Digest, Reference
@@ -21,7 +22,7 @@ from reconciler.state.observed import Published
 
 
 class LocalEngine:
-    """Satisfies `execute.engine.Engine`. `progress` hears of every pull, from any thread."""
+    """Satisfies `execute.engine.Engine`. `pulls` shows every pull while it runs."""
 
     def __init__(
         self,
@@ -31,14 +32,14 @@ class LocalEngine:
         networks: Networks,
         store: Store,
         images: Images,
-        progress: Callable[[Progress], None],
+        pulls: Pulls,
     ) -> None:
         self._layout = layout
         self._containers = containers
         self._networks = networks
         self._store = store
         self._images = images
-        self._progress = progress
+        self._pulls = pulls
 
     def configure_network(self, networks: Sequence[str], published: Sequence[Published]) -> None:
         self._networks.ensure_all(networks, [(item.app, item.container) for item in published])
@@ -58,7 +59,8 @@ class LocalEngine:
         )
 
     def pull(self, reference: str, image: Image) -> None:
-        self._images.pull(image, Reference.parse(reference), self._progress)
+        with self._pulls.pulling(reference, self._images.missing(image)):
+            self._images.pull(image, Reference.parse(reference), self._pulls)
 
     def create_volume(self, app: str, volume: str) -> None:
         volumes.create(self._layout, app, volume)

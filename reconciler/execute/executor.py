@@ -41,7 +41,7 @@ class Lane:
     """The rest of one app's steps. `digest` is the spec that they come from; a newer one cancels the lane.
 
     `pull` is the pull that its first step waits for, `asked_to_stop` the id of the container that it waits
-    for.
+    for, `doing` the step that it is in the middle of.
     """
 
     app: str
@@ -52,6 +52,7 @@ class Lane:
     pull: Future[None] | None = None
     asked_to_stop: str = ""
     performed: set[str] = field(default_factory=set)
+    doing: Step | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,12 @@ class Executor:
         """The apps that have a lane running."""
         with self._lock:
             return frozenset(self._lanes)
+
+    @property
+    def doing(self) -> dict[str, Step]:
+        """The step that each running lane is in the middle of, by app."""
+        with self._lock:
+            return {app: lane.doing for app, lane in self._lanes.items() if lane.doing is not None}
 
     @property
     def idle(self) -> bool:
@@ -192,7 +199,7 @@ class Executor:
 
     def _run_steps(self, lane: Lane) -> None:
         while lane.steps and not lane.cancelled:
-            step = lane.steps[0]
+            step = lane.doing = lane.steps[0]
             match step:
                 case PullImage():
                     if lane.pull is None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, assert_never
 
+from reconciler.engine.usage import Usage
 from reconciler.plan.restart import ending, next_attempt, ordinal
 from reconciler.plan.steps import Blocked, CollectGarbage, ConfigureNetwork, CreateContainer, PullImage, Step
 from reconciler.report.tables import age, duration
@@ -28,6 +29,7 @@ def container(
     steps: Sequence[Step],
     busy: bool,
     now: Now,
+    usage: Usage | None = None,
 ) -> dict[str, Any]:
     app_name, _, name = full_name.partition("/")
     want = app.containers.get(name) if app is not None else None
@@ -67,6 +69,13 @@ def container(
         "reason": why,
         "health": "none",
         "ready": running is not None,
+        "usage": None
+        if usage is None or running is None
+        else {
+            "cpu": _average(usage.cpu_seconds, now.boottime - running.since),
+            "cpu_seconds": usage.cpu_seconds,
+            "memory": usage.memory,
+        },
         "pid": running.pid if running is not None else None,
         "created": rfc3339(have.created) if have is not None and have.created else None,
         "started_at": round(running.since_wall, 3) if running is not None else None,
@@ -98,6 +107,11 @@ def container(
         "fingerprint": have.fingerprint if have is not None else "",
         "up_to_date": want is not None and have is not None and have.fingerprint == want.fingerprint,
     }
+
+
+def _average(cpu_seconds: float | None, seconds: float) -> float | None:
+    """Cores used on average since the program was started, as ps(1) has it: a moment's use is what `stats` is for."""
+    return None if cpu_seconds is None else round(cpu_seconds / max(seconds, 0.001), 4)
 
 
 def _image(want: Wanted | None, reference: str) -> str:

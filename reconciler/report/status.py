@@ -6,10 +6,13 @@ document, so that they can't disagree. Keys are never renamed within v1; new one
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
-from reconciler.plan.restart import ending
+from reconciler.engine.progress import Pulling
+from reconciler.engine.usage import Usage
+from reconciler.plan.restart import countdown, ending
 from reconciler.plan.steps import (
     Blocked,
     Plan,
@@ -17,7 +20,7 @@ from reconciler.plan.steps import (
 )
 from reconciler.report.action import action_of
 from reconciler.report.container import container, rfc3339
-from reconciler.report.tables import GREEN, RED, YELLOW, Column, duration, short_digest, short_reference
+from reconciler.report.tables import GREEN, RED, YELLOW, Column, duration, short_digest, short_reference, size
 from reconciler.spec.marks import ERROR, Problem, printable
 from reconciler.state.desired import Desired
 from reconciler.state.observed import Exited, Now, Observed
@@ -25,6 +28,22 @@ from reconciler.state.observed import Exited, Now, Observed
 SYNC: Final = ("synced", "out_of_sync", "unknown")
 HEALTH: Final = ("healthy", "progressing", "degraded", "suspended", "missing")
 NO_SECCOMP: Final = "containers run without a seccomp filter in this release"
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What changes between two turns, read when somebody asks.
+
+    `usage` is by full name. By app: `doing` is what its lane is in the middle of, `retries` the seconds until its image
+    is looked up again.
+    """
+
+    usage: Mapping[str, Usage] = field(default_factory=dict)
+    doing: Mapping[str, str] = field(default_factory=dict)
+    retries: Mapping[str, float] = field(default_factory=dict)
+
+
+NOTHING_LIVE: Final = Live()
 
 
 def document(
@@ -40,13 +59,15 @@ def document(
     source_problem: str = "",
     source_stale: str = "",
     guard: str = "",
+    live: Live = NOTHING_LIVE,
     adhoc: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the status of the device. Total: every combination of phases, blocks and failures has a row.
 
     `busy` are the apps with a lane running, `problems` what is wrong in the specs, `source_problem` why the source
     can't be read, `source_stale` why it is older than it should be, `guard` why nothing shrinks. `adhoc` is merged in
-    at the top level (the agent's own facts, such as its addresses).
+    at the top level (the agent's own facts, such as its addresses). A plan that is older than `now` has been
+    `recounted` before.
     """
     found: dict[str, set[str]] = defaultdict(set)
     steps: dict[str | None, list[Step]] = defaultdict(list)
@@ -59,7 +80,7 @@ def document(
         blocked[block.app].append(block)
     names = found.keys() | desired.apps.keys() | desired.held.keys()
     items = [
-        _app(name, desired, observed, found[name], steps[name], blocked[name], now, name in busy)
+        _app(name, desired, observed, found[name], steps[name], blocked[name], now, name in busy, live)
         for name in sorted(names)
     ]
     waiting = any(item["sync"] != "synced" or item["health"] == "progressing" for item in items)
@@ -94,16 +115,20 @@ def _app(
     blocked: Sequence[Blocked],
     now: Now,
     busy: bool,
+    live: Live,
 ) -> dict[str, Any]:
     wanted = desired.apps.get(name)
     full_names = set(found)
     if wanted is not None:
         full_names |= {container.full_name for container in wanted.containers.values()}
         full_names |= {f"{name}/{item.container}" for item in wanted.unresolved}
-    containers = [container(full, wanted, observed, blocked, steps, busy, now) for full in sorted(full_names)]
+    containers = [
+        container(full, wanted, observed, blocked, steps, busy, now, live.usage.get(full))
+        for full in sorted(full_names)
+    ]
     failure = observed.failures.get(name)
     sync = _sync(name, desired, blocked, steps, busy)
-    reason = _reason(name, desired, blocked, steps) or _end(observed, sorted(full_names))
+    reason = _reason(name, desired, blocked, steps, live) or _end(observed, sorted(full_names))
     return {
         "name": name,
         "path": wanted.path if wanted is not None else "",
@@ -139,6 +164,30 @@ def _sync(name: str, desired: Desired, blocked: Sequence[Blocked], steps: Sequen
     return "out_of_sync" if wanted.stale or wanted.unresolved or steps or busy or held_up else "synced"
 
 
+def recounted(plan: Plan, planned: Now, now: Now) -> Plan:
+    """The same plan, its countdowns as they are now: what was said when it was made is not said for minutes."""
+
+    def again(item: Blocked) -> Blocked:
+        if item.until is None:
+            return item
+        said, left = (f"in {countdown(item.until, time.boottime)}" for time in (planned, now))
+        return replace(item, reason=item.reason.replace(said, left)) if said != left else item
+
+    return replace(plan, blocked=tuple(again(item) for item in plan.blocked))
+
+
+def pull_sentence(reference: str, pulling: Pulling | None, now: Now) -> str:
+    """What is told of a pull under way: how much of what was missing is here, or why it waits for its next try."""
+    name = f"pulling {short_reference(reference)}"
+    if pulling is None:
+        return name
+    layer = min(pulling.complete + 1, pulling.layers)
+    text = f"{name}: {size(pulling.done)} of {size(pulling.total)}, layer {layer} of {pulling.layers}"
+    if not pulling.trouble:
+        return text
+    return f"{text}; {pulling.trouble}; next try in {countdown(pulling.until, now.boottime)}"
+
+
 def _is_back_off(item: Blocked) -> bool:
     """Restarts wait per container and for a time; what holds up an update has no container, or no time."""
     return bool(item.container) and item.until is not None
@@ -161,21 +210,26 @@ def _health(containers: Sequence[Mapping[str, Any]], blocked: Sequence[Blocked],
     return "healthy"
 
 
-def _reason(name: str, desired: Desired, blocked: Sequence[Blocked], steps: Sequence[Step]) -> str:
+def _reason(
+    name: str, desired: Desired, blocked: Sequence[Blocked], steps: Sequence[Step], live: Live
+) -> str:
     """The one sentence that `status` shows: what is in the way first, then what is being done."""
     wanted = desired.apps.get(name)
+    retry = f"; next try in {countdown(live.retries[name], 0.0)}" if name in live.retries else ""
     if wanted is not None and wanted.stale:
-        return f"keeps running its last good spec: {wanted.stale}"
+        return f"keeps running its last good spec: {wanted.stale}{retry}"
     if name in desired.held:
         return desired.held[name]
     for item in blocked:
         if not _is_back_off(item):
-            return f"{item.container}: {item.reason}" if item.container else item.reason
+            return f"{item.container}: {item.reason}{retry}" if item.container else item.reason
     for item in blocked:
         return f"{item.container}: {item.reason}"
+    doing = live.doing.get(name, "") or (str(steps[0]) if steps else "")
     if wanted is None:
-        return desired.hold_all or "no spec wants it any more; it is being removed"
-    return str(steps[0]) if steps else ""
+        removed = "no spec wants it any more; it is being removed"
+        return desired.hold_all or (f"{removed}: {doing}" if doing else removed)
+    return doing
 
 
 def _end(observed: Observed, full_names: Iterable[str]) -> str:
@@ -244,8 +298,8 @@ def ps_columns(*, now: float, truncate: bool = True) -> tuple[Column, ...]:
         Column("ID", field("ID"), wide=True),
         Column("PID", lambda item: str(item["pid"] or "-"), wide=True),
         Column("DIGEST", field("Digest"), wide=True),
-        Column("CPU", lambda item: _usage(item, "cpu"), wide=True),
-        Column("MEM", lambda item: _usage(item, "memory"), wide=True),
+        Column("CPU", _cpu, wide=True),
+        Column("MEM", _memory, wide=True),
     )
 
 
@@ -286,8 +340,15 @@ _PAINTS: Final = {
 }
 
 
-def _usage(item: Mapping[str, Any], key: str) -> str:
-    return str(item.get("usage", {}).get(key, "-"))
+def _cpu(item: Mapping[str, Any]) -> str:
+    """100% is one core, as ps(1) and `docker stats` count."""
+    cores = (item.get("usage") or {}).get("cpu")
+    return "-" if cores is None else f"{cores * 100:.1f}%"
+
+
+def _memory(item: Mapping[str, Any]) -> str:
+    memory = (item.get("usage") or {}).get("memory")
+    return "-" if memory is None else size(memory)
 
 
 APP_COLUMNS: Final = (

@@ -15,6 +15,8 @@ from reconciler.spec.reference import Digest
 from tests.images import Built
 from tests.registry import FakeRegistry, Request, Script, Wire
 
+LARGE = 4 << 20
+
 
 def answers(status: int, text: str, headers: Mapping[str, str] | None = None) -> Script:
     """A registry that says the same to everything."""
@@ -41,6 +43,23 @@ def stall(data: bytes, wire: Wire) -> None:
     wire.hang()
 
 
+def half(data: bytes, wire: Wire) -> None:
+    """Send small layers whole, and half of a large one."""
+    if len(data) < LARGE:
+        wire.respond(200, data)
+        return
+    wire.respond(200, data[: len(data) // 2], length=len(data))
+    wire.hang()
+
+
+def later(data: bytes, wire: Wire) -> None:
+    """Have everybody come back later for large layers."""
+    if len(data) < LARGE:
+        wire.respond(200, data)
+        return
+    wire.respond(503, b"{}", {"Retry-After": "29"})
+
+
 def faults(registry: FakeRegistry) -> dict[str, Script]:
     """Every fault by name."""
     return {
@@ -54,6 +73,8 @@ def faults(registry: FakeRegistry) -> dict[str, Script]:
         "longer": layers(registry, lambda data, wire: wire.respond(200, data + b"more")),
         "shorter": layers(registry, lambda data, wire: wire.respond(200, data[:-5])),
         "stalling": layers(registry, stall),
+        "half": layers(registry, half),
+        "later": layers(registry, later),
     }
 
 

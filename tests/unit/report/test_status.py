@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reconciler.engine.progress import Pulling
+from reconciler.engine.usage import Usage
 from reconciler.plan.diff import plan as make_plan
 from reconciler.plan.steps import Blocked, CreateContainer, Plan, PullImage, StartContainer
 from reconciler.report import status
@@ -152,6 +154,60 @@ def test_a_pull_is_progress() -> None:
     item = shown(world(), plan=Plan(steps))
     assert (item["sync"], item["health"]) == ("out_of_sync", "progressing")
     assert item["reason"] == f"pull {WANT.reference}"
+
+
+@pytest.mark.parametrize(
+    ("pulling", "text"),
+    [
+        (None, "pulling r.example/page:1@aaaaaaaaaaaa"),
+        (
+            Pulling(34 << 20, 60 << 20, complete=1, layers=5),
+            "pulling r.example/page:1@aaaaaaaaaaaa: 34.0MiB of 60.0MiB, layer 2 of 5",
+        ),
+        (
+            Pulling(60, 60, complete=5, layers=5, until=NOW.boottime + 11.5, trouble="r.example: 503"),
+            "pulling r.example/page:1@aaaaaaaaaaaa: 60B of 60B, layer 5 of 5; r.example: 503; next try in 12 s",
+        ),
+    ],
+)
+def test_a_pull_under_way_is_told_with_what_is_here_of_it(pulling: Pulling | None, text: str) -> None:
+    said = status.pull_sentence(WANT.reference, pulling, NOW)
+    assert said == text
+    item = shown(world(), busy=frozenset({"web"}), live=status.Live(doing={"web": said}), plan=Plan())
+    assert (item["sync"], item["health"], item["reason"]) == ("out_of_sync", "progressing", text)
+
+
+def test_a_countdown_goes_on_between_two_turns() -> None:
+    reason = "pull x: down; next try in 4 min 10 s"
+    plan = Plan(
+        (), (Blocked("web", "", reason, NOW.boottime + 250.0), Blocked("web", "page", "in 4 min 10 s"))
+    )
+    later = replace(NOW, boottime=NOW.boottime + 200.0)
+    assert [item.reason for item in status.recounted(plan, NOW, later).blocked] == [
+        "pull x: down; next try in 50 s",
+        "in 4 min 10 s",
+    ]
+    assert status.recounted(plan, NOW, NOW) == plan
+
+
+def test_an_image_that_is_looked_up_again_says_when() -> None:
+    unresolved = UnresolvedImage("page", WANT.reference, Unresolved("registry answers 500"))
+    desired = Desired({"web": replace(APP, containers={}, unresolved=(unresolved,))})
+    item = shown(world(), desired, live=status.Live(retries={"web": 7.2}))
+    assert str(item["reason"]).endswith("registry answers 500; next try in 8 s")
+
+
+def test_what_a_container_uses_is_its_average_since_it_was_started() -> None:
+    running = found(Running(42, NOW.boottime - 60, NOW.wall - 60))
+    item = shown(
+        world(running), live=status.Live(usage={"web/page": Usage(cpu_seconds=15.0, memory=3 << 20)})
+    )
+    container = item["container"]
+    assert isinstance(container, dict)
+    assert container["usage"] == {"cpu": 0.25, "cpu_seconds": 15.0, "memory": 3 << 20}
+    text = listing("", [container], status.ps_columns(now=NOW.wall), output="wide")
+    assert text.splitlines()[1].split()[-2:] == ["25.0%", "3.00MiB"]
+    assert shown(world(running))["container"]["usage"] is None  # type: ignore[index]
 
 
 def test_a_taken_port_is_told_and_waits() -> None:
