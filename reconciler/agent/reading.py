@@ -57,16 +57,24 @@ def describe_source(layout: Layout, args: argparse.Namespace) -> dict[str, str]:
 
 
 def open_source(
-    layout: Layout, described: Mapping[str, str], fetched: Callable[[Fetch], None] = lambda _: None
+    layout: Layout,
+    described: Mapping[str, str],
+    fetched: Callable[[Fetch], None] = lambda _: None,
+    *,
+    repository: Path | None = None,
 ) -> DirectorySource | GitSource:
-    """The source as `describe_source` describes it; `fetched` hears of every fetch of a git branch."""
+    """The source as `describe_source` describes it; `fetched` hears of every fetch of a git branch.
+
+    `repository` is where a branch is fetched to, for those who must leave the state directory as it is.
+    """
     if described["git"]:
         return GitSource(
-            layout.repository,
+            repository or layout.repository,
             described["git"],
             branch=described["branch"],
             path=described["path"],
             listener=fetched,
+            known=layout.repository if repository is not None else None,
         )
     return DirectorySource(Path(described["path"]))
 

@@ -63,6 +63,8 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except SystemExit as error:  # a signal that a verb turned into its orderly end
+        return error.code if isinstance(error.code, int) else 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more can be written, not even at exit
         return 141

@@ -3,6 +3,8 @@
 import argparse
 import os
 import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ from reconciler.agent import client, reading
 from reconciler.agent.requests import summary
 from reconciler.cli.common import device_of, document, duration, layout_of, print_json
 from reconciler.cli.console import Console
+from reconciler.cli.scratch import scratch_directory
 from reconciler.errors import BlockedError, InvalidSpecError, NotFoundError, ReconcilerError, TimedOutError
 from reconciler.plan.risk import risk_of
 from reconciler.plan.steps import CreateContainer, Plan, Step
+from reconciler.report.status import STALE
 from reconciler.report.tables import use_color
 from reconciler.spec.marks import Problem
 
@@ -68,16 +72,20 @@ def print_problems(
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Print the steps that an apply would take. Reads only."""
+    """Print the steps that an apply would take. Reads only: a branch is fetched into a directory that goes again."""
     layout, device = layout_of(args), device_of(args)
-    with reading.planned(
-        layout, device, reading.open_source(layout, reading.describe_source(layout, args))
-    ) as (intent, made):
+    described = reading.describe_source(layout, args)
+    with ExitStack() as stack:
+        repository = stack.enter_context(scratch_directory()) / "repository.git" if described["git"] else None
+        source = reading.open_source(layout, described, repository=repository)
+        intent, made = stack.enter_context(reading.planned(layout, device, source))
         errors = print_problems(intent.problems, args, document_too=False)
         if args.output == "json":
-            print_json(document("StepList", plan_items(made)))
+            print_json(document("StepList", plan_items(made, intent.stale)))
         else:
-            print_plan(made)
+            print_plan(made, intent.stale)
+    if intent.source_stale:
+        print(f"source: {intent.source_stale}", file=sys.stderr)
     if intent.source_problem:
         raise BlockedError(f"source: {intent.source_problem}")
     if intent.guard:
@@ -89,8 +97,8 @@ def plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def print_plan(made: Plan) -> None:
-    """The steps in order, then what is held up."""
+def print_plan(made: Plan, stale: Mapping[str, str]) -> None:
+    """The steps in order, then what is held up, be it that an app goes on in its older version."""
     for step in made.steps:
         print(f"  {step}")
         for risk in _risk(step).values():
@@ -98,6 +106,8 @@ def print_plan(made: Plan) -> None:
     for item in made.blocked:
         name = f"{item.app}/{item.container}" if item.container else item.app
         print(f"  waiting: {name}: {item.reason}")
+    for app, reason in sorted(stale.items()):
+        print(f"  waiting: {app}: {STALE}{reason}")
     print(f"{len(made.steps)} steps" if made.steps else "nothing to do")
 
 
@@ -106,7 +116,7 @@ def _risk(step: Step) -> dict[str, str]:
     return {"risk": risk} if risk else {}
 
 
-def plan_items(made: Plan) -> list[Any]:
+def plan_items(made: Plan, stale: Mapping[str, str]) -> list[Any]:
     """The plan as data: an object per step, then one per thing that waits."""
     steps: list[Any] = [
         {"action": type(step).__name__, "app": step.app or "", "text": str(step)} | _risk(step)
@@ -116,7 +126,11 @@ def plan_items(made: Plan) -> list[Any]:
         {"action": "Blocked", "app": item.app, "container": item.container, "text": item.reason}
         for item in made.blocked
     ]
-    return steps + waiting
+    held = [
+        {"action": "Blocked", "app": app, "container": "", "text": STALE + reason}
+        for app, reason in sorted(stale.items())
+    ]
+    return steps + waiting + held
 
 
 def apply(args: argparse.Namespace) -> int:

@@ -27,6 +27,7 @@ from reconciler.state.observed import Exited, Now, Observed
 
 SYNC: Final = ("synced", "out_of_sync", "unknown")
 HEALTH: Final = ("healthy", "progressing", "degraded", "suspended", "missing")
+STALE: Final = "keeps running its last good spec: "
 NO_SECCOMP: Final = "containers run without a seccomp filter in this release"
 
 
@@ -217,7 +218,7 @@ def _reason(
     wanted = desired.apps.get(name)
     retry = f"; next try in {countdown(live.retries[name], 0.0)}" if name in live.retries else ""
     if wanted is not None and wanted.stale:
-        return f"keeps running its last good spec: {wanted.stale}{retry}"
+        return f"{STALE}{wanted.stale}{retry}"
     if name in desired.held:
         return desired.held[name]
     for item in blocked:

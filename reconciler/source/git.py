@@ -65,7 +65,8 @@ class _Tree:
 class GitSource:
     """A branch of a repository, kept in the bare repository `repository`, which is made if it is missing.
 
-    Raises UsageError for a URL, branch or path that is none. Thread-safe; `listener` hears of every fetch.
+    Raises UsageError for a URL, branch or path that is none. Thread-safe; `listener` hears of every fetch. What the
+    repository `known` has is not fetched again; it is only read.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class GitSource:
         branch: str = "main",
         path: str = "",
         listener: Callable[[Fetch], None] = lambda _: None,
+        known: Path | None = None,
     ) -> None:
         self._protocol = protocol(url)
         self.branch = check_branch(branch)
@@ -84,6 +86,7 @@ class GitSource:
         self.name = hide_credentials(url)
         self._repository = repository
         self._listener = listener
+        self._known = known
         # Another URL or branch in the same state directory must not be taken for this one.
         identity = hashlib.sha256("\0".join((url, branch)).encode()).hexdigest()
         self._ref = f"refs/reconciler/{identity[:20]}"
@@ -286,6 +289,8 @@ class GitSource:
                 timeout=_LOCAL_TIMEOUT,
                 lock=lock,
             )
+            if self._known is not None:
+                self._borrow(self._known)
             return
         # We hold the lock, and every git of ours holds it for as long as it lives: nobody is using these.
         for directory, _, names in os.walk(self._repository):
@@ -294,6 +299,21 @@ class GitSource:
                     ("tmp_pack_", "tmp_idx_", "tmp_rev_", "tmp_obj_")
                 ):
                     os.unlink(os.path.join(directory, name))
+
+    def _borrow(self, known: Path) -> None:
+        """Begin with the commits of another repository: its objects by reference, its refs as they are now."""
+        try:
+            for name in ("packed-refs", "shallow"):
+                if (known / name).exists():
+                    shutil.copyfile(known / name, self._repository / name)
+            refs = Path("refs") / "reconciler"
+            if (known / refs).is_dir():
+                shutil.copytree(known / refs, self._repository / refs)
+        except (OSError, shutil.Error):
+            return  # it is being made, or changed, at this moment: then everything is fetched
+        alternates = self._repository / "objects" / "info" / "alternates"
+        alternates.parent.mkdir(exist_ok=True)
+        alternates.write_text(f"{known / 'objects'}\n")
 
     @contextmanager
     def _exclusive(self) -> Iterator[int]:
