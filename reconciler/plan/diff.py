@@ -7,6 +7,7 @@ look at each other; only the port table and the garbage are the whole device's. 
 from collections.abc import Mapping, Sequence
 
 from reconciler.plan import lane as lanes
+from reconciler.plan.basis import Basis, basis
 from reconciler.plan.garbage import Retention, explain, garbage, next_expiry
 from reconciler.plan.lane import Lane, failure_gate
 from reconciler.plan.ports import Claims, order
@@ -29,12 +30,14 @@ def plan(
     retention: Retention = Retention(),  # noqa: B008 - frozen
     generations: Sequence[Generation] = (),
     busy: frozenset[str] = frozenset(),
+    known: Basis | None = None,
 ) -> Plan:
     """Return the steps that take `observed` to `desired`, in the order in which they must run.
 
     Apps in `busy` have a lane running: they get no steps, and keep their networks and ports. `wake_at` is the next
-    boottime at which time alone changes this plan.
+    boottime at which time alone changes this plan. `known` saves time where it is the basis of the same values.
     """
+    ground = basis(desired, generations, retention, known)
     found: dict[str, dict[str, Sequence[Container]]] = {}
     for full_name, same in observed.containers.items():
         app, _, name = full_name.partition("/")
@@ -47,7 +50,8 @@ def plan(
             untouched.add(name)
             blocked.append(Blocked(name, "", desired.held[name]))
     removed: list[str] = []
-    for name in sorted(found.keys() | observed.network.known):
+    networks = observed.network.known
+    for name in sorted(found.keys() | networks):
         if name in desired.apps or name in untouched:
             continue
         if desired.hold_all:
@@ -56,25 +60,36 @@ def plan(
         else:
             removed.append(name)
 
-    claims = Claims.start(observed.network.published, observed.listeners)
-    taken = _claim(claims, desired, observed, found, untouched, busy)
+    claims = None
+    taken: dict[str, str] = {}
+    if untouched or not _ports_are_right(ground, observed, found):
+        claims = Claims.start(observed.network.published, observed.listeners)
+        taken = _claim(claims, ground.rows, observed, found, untouched, busy)
     by_app: dict[str, Lane] = {}
     for name, wanted in desired.apps.items():
-        if name not in untouched:
-            own = found.get(name, _NOTHING)
-            by_app[name] = lanes.converge(wanted, own, desired, observed, taken, now)
+        if name in untouched:
+            continue
+        own = found.get(name, _NOTHING)
+        if not own and name in ground.waiting and name not in observed.failures and name not in networks:
+            blocked += ground.waiting[name]
+            continue
+        by_app[name] = lanes.converge(wanted, own, desired, observed, taken, now)
+        if claims is not None:
             _reclaim(claims, desired, name, own, by_app[name])
     for name in removed:
         by_app[name] = lanes.remove(name, found.get(name, _NOTHING), observed, now)
 
     steps: list[Step] = []
-    network = _network(claims, desired, observed, found, untouched)
+    table = claims.table() if claims is not None else ground.rows
+    network = _network(table, desired, observed, found, untouched)
     if network is not None:
         _device_step(network, observed, now, steps, blocked)
     for name in sorted(name for name, own in by_app.items() if own.steps or own.blocked):
         steps += by_app[name].steps
         blocked += by_app[name].blocked
-    explained = explain(observed.store, desired, observed.containers, generations, retention, now)
+    explained = explain(
+        observed.store, desired, observed.containers, generations, retention, now, ground.roots
+    )
     if objects := garbage(explained):
         _device_step(CollectGarbage(objects), observed, now, steps, blocked)
     times = [item.until for item in blocked if item.until is not None]
@@ -105,40 +120,51 @@ def _device_step(
 # --- network ------------------------------------------------------------------------------------------------------
 
 
+def _ports_are_right(
+    ground: Basis, observed: Observed, found: Mapping[str, Mapping[str, Sequence[Container]]]
+) -> bool:
+    """Return whether every wanted port is published, no other is, and no container is of another version than wanted.
+
+    Then all claims are granted, nothing has to be reclaimed, and the table is as it must be.
+    """
+    if not ground.undisputed or observed.network.published != ground.rows:
+        return False
+    apps = ground.desired.apps
+    for name, own in found.items():
+        containers = apps[name].containers if name in apps else {}
+        for same in own.values():
+            for container in same:
+                want = containers.get(container.name)
+                if want is None or want.fingerprint != container.fingerprint:
+                    return False
+    return True
+
+
 def _claim(
     claims: Claims,
-    desired: Desired,
+    rows: Sequence[Published],
     observed: Observed,
     found: Mapping[str, Mapping[str, Sequence[Container]]],
     untouched: set[str],
     busy: frozenset[str],
 ) -> dict[str, str]:
-    """Enter every wanted port into `claims`; return, by full name, why a container can't have one of its ports.
+    """Enter every port of `rows`, the wanted ones, into `claims`; return, by full name, why a container can't have one.
 
     Untouched apps come first, then what is published already, so that nobody's port is taken away by a newcomer.
     """
     for name in sorted(untouched):
         if name in busy and observed.network.published is not None:
-            rows = {row for row in observed.network.published if row.app == name}
+            own = {row for row in observed.network.published if row.app == name}
         else:
-            rows = {
+            own = {
                 Published(name, container.name, port)
                 for same in found.get(name, _NOTHING).values()
                 for container in same
                 for port in container.settings.ports
             }
-        for row in sorted(rows, key=order):
+        for row in sorted(own, key=order):
             claims.keep(row)
-    wanted = sorted(
-        (
-            Published(name, container.name, port)
-            for name, app in desired.apps.items()
-            if name not in untouched
-            for container in app.containers.values()
-            for port in container.settings.ports
-        ),
-        key=order,
-    )
+    wanted = [row for row in rows if row.app not in untouched] if untouched else rows
     taken: dict[str, str] = {}
     for is_published in (True, False):
         for row in wanted:
@@ -173,7 +199,7 @@ def _reclaim(
 
 
 def _network(
-    claims: Claims,
+    table: tuple[Published, ...],
     desired: Desired,
     observed: Observed,
     found: Mapping[str, Mapping[str, Sequence[Container]]],
@@ -186,7 +212,6 @@ def _network(
     for name, app in desired.apps.items():
         if app.containers and name not in untouched and (name in found or not app.unresolved):
             networks.add(name)
-    table = claims.table()
     there = observed.network.published
     if networks <= observed.network.apps and (
         there == table if there is not None else not (networks or table)

@@ -43,6 +43,21 @@ class Explained:
     until: float | None = None
 
 
+_Wanted = dict[tuple[str, str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Roots:
+    """What is wanted whatever is there now: the reason by kind and name, of what should run and of the generations.
+
+    `images` are those that should run, each with the reason for what it is made from.
+    """
+
+    desired: _Wanted
+    images: tuple[tuple[Image, str], ...]
+    applied: _Wanted
+
+
 def explain(
     store: Store,
     desired: Desired,
@@ -50,17 +65,21 @@ def explain(
     generations: Sequence[Generation],
     retention: Retention,
     now: Now,
+    known: Roots | None = None,
 ) -> tuple[Explained, ...]:
-    """Return every object of the store with the reason why it stays or goes, longest unused first."""
+    """Return every object of the store with the reason why it stays or goes, longest unused first.
+
+    `known` are the roots of the same values, where somebody has them.
+    """
     if not store.objects:
         return ()
-    wanted = _mark(store, desired, containers, generations, retention)
+    wanted = _mark(store, desired, containers, known or roots(desired, generations, retention), retention)
     kept: list[Explained] = []
     old: list[Explained] = []
     young: list[StoredObject] = []
     for item in store.objects:
         age = now.wall - item.last_used
-        if (reason := wanted.get((item.kind, item.name))) is not None:
+        if (reason := _reason(wanted, (item.kind, item.name))) is not None:
             kept.append(Explained(item, True, reason))
         elif age >= retention.min_age:
             old.append(Explained(item, False, f"nothing wants it, unused for {_duration(age)}"))
@@ -124,27 +143,36 @@ def _duration(seconds: float) -> str:
 
 # --- mark ---------------------------------------------------------------------------------------------------------
 
-_Wanted = dict[tuple[str, str], str]
+
+def roots(desired: Desired, generations: Sequence[Generation], retention: Retention) -> Roots:
+    """Return what is wanted whatever is there now: what should run, and the kept generations."""
+    wanted: _Wanted = {}
+    images: dict[int, tuple[Image, str]] = {}  # by identity: a thousand apps may share one
+    for name in sorted(desired.apps):
+        for container_name in sorted(desired.apps[name].containers):
+            container = desired.apps[name].containers[container_name]
+            wanted.setdefault(("previous", container.full_name), f"the run before of {container.full_name}")
+            if id(container.image) not in images:
+                images[id(container.image)] = container.image, f"{container.full_name} should run it"
+                _mark_image(wanted, *images[id(container.image)])
+        _mark_unresolved(wanted, desired.apps[name])
+    applied: _Wanted = {}
+    for generation, app in _kept(desired, generations, retention.keep_generations):
+        _mark_applied(applied, app, f"generation {generation.number} needs it for {app.name}")
+    return Roots(wanted, tuple(images.values()), applied)
 
 
 def _mark(
     store: Store,
     desired: Desired,
     containers: Mapping[str, Sequence[Container]],
-    generations: Sequence[Generation],
+    known: Roots,
     retention: Retention,
-) -> _Wanted:
-    """Return each wanted object by kind and name, with the first reason found."""
+) -> tuple[_Wanted, _Wanted, _Wanted]:
+    """Return each wanted object by kind and name: what should run, what exists, what the generations had."""
     wanted: _Wanted = {}
-    marked: set[int] = set()  # images by identity: a thousand apps may share one
-    for name in sorted(desired.apps):
-        for container_name in sorted(desired.apps[name].containers):
-            container = desired.apps[name].containers[container_name]
-            wanted.setdefault(("previous", container.full_name), f"the run before of {container.full_name}")
-            if id(container.image) not in marked:
-                marked.add(id(container.image))
-                _mark_image(wanted, container.image, store, retention, f"{container.full_name} should run it")
-        _mark_unresolved(wanted, desired.apps[name])
+    for image, reason in known.images:
+        _mark_blobs(wanted, image, store, retention, reason)
     for same in containers.values():
         for found in same:
             reason = f"container {found.full_name} ({found.id[:12]}) uses it"
@@ -154,24 +182,30 @@ def _mark(
             wanted.setdefault(("image", found.image), reason)
             if _left_alone(desired, found.app):
                 wanted.setdefault(("previous", found.full_name), f"the run before of {found.full_name}")
-    for generation, app in _kept(desired, generations, retention.keep_generations):
-        _mark_applied(wanted, app, f"generation {generation.number} needs it for {app.name}")
-    return wanted
+    return known.desired, wanted, known.applied
+
+
+def _reason(wanted: tuple[_Wanted, ...], key: tuple[str, str]) -> str | None:
+    """Return the first reason found."""
+    return next((reason for part in wanted if (reason := part.get(key)) is not None), None)
 
 
 def _left_alone(desired: Desired, app: str) -> bool:
     return app in desired.held or (bool(desired.hold_all) and app not in desired.apps)
 
 
-def _mark_image(wanted: _Wanted, image: Image, store: Store, retention: Retention, reason: str) -> None:
+def _mark_image(wanted: _Wanted, image: Image, reason: str) -> None:
     for digest in (image.index, image.manifest, image.config):
         wanted.setdefault(("image", str(digest)), reason)
         wanted.setdefault(("blob", str(digest)), reason)
     for layer in image.layers:
-        name = layer.chain_id.hex
-        wanted.setdefault(("layer", name), reason)
-        # What is not unpacked yet is needed for that, or is the part of a download that need not be repeated.
-        if retention.keep_blobs or name not in store.layers:
+        wanted.setdefault(("layer", layer.chain_id.hex), reason)
+
+
+def _mark_blobs(wanted: _Wanted, image: Image, store: Store, retention: Retention, reason: str) -> None:
+    """What is not unpacked yet is needed for that, or is the part of a download that need not be repeated."""
+    for layer in image.layers:
+        if retention.keep_blobs or layer.chain_id.hex not in store.layers:
             wanted.setdefault(("blob", str(layer.digest)), reason)
 
 

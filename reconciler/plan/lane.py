@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from reconciler.plan.basis import unresolved
 from reconciler.plan.order import reaches, start_order
 from reconciler.plan.restart import countdown, failure_delay, ordinal
 from reconciler.plan.steps import (
@@ -78,10 +79,7 @@ def _gate(app: App, failure: Failure | None, now: Now) -> Gate | None:
     failed = failure_gate(app.name, app.digest, failure, now)
     if not app.unresolved:
         return failed
-    waiting = tuple(
-        Blocked(app.name, item.container, f"{item.reference}: {item.unresolved.reason}")
-        for item in app.unresolved
-    )
+    waiting = unresolved(app)
     if failed is None:
         return Gate(waiting)
     return Gate(waiting + failed.blocked, failed.failed_step)

@@ -7,7 +7,9 @@ from typing import get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reconciler.plan.basis import basis
 from reconciler.plan.diff import plan
+from reconciler.plan.garbage import Retention
 from reconciler.plan.restart import failure_delay
 from reconciler.plan.simulate import simulate
 from reconciler.plan.steps import (
@@ -67,6 +69,18 @@ def test_after_a_download_only_the_port_table_may_be_left_to_follow(data: st.Dat
     have = turn(want, have)
     assert [step for step in left(want, have) if not step.startswith("configure network")] == []
     assert left(want, turn(want, have)) == []
+
+
+@given(strategies.situations(foreign=True), strategies.situations(foreign=True))
+def test_what_is_kept_between_turns_never_changes_a_plan(one: Situation, other: Situation) -> None:
+    retention, generations = Retention(), (values.generation(1, values.app("ant")),)
+    kept = basis(one[0], generations, retention)
+    assert basis(one[0], generations, retention, kept) is kept
+    for want, have in (one, other):
+        for world in (have, settle(want, have), values.world()):
+            assert plan(want, world, NOW, generations=generations, known=kept) == plan(
+                want, world, NOW, generations=generations
+            )
 
 
 @given(st.data(), st.integers(0, 25))
