@@ -17,9 +17,10 @@ from bench.measure import BenchError, Round, Sample, boottime, interleave, walls
 from bench.report import Row
 from bench.session import Session
 from bench.subject import Instance, app
-from reconciler.agent.intent import Reader, Resolver
-from reconciler.agent.loop import wanted_ports
+from reconciler.agent.intent import Reader
 from reconciler.agent.parts import Parts
+from reconciler.agent.resolver import Resolver
+from reconciler.agent.wanted import wanted_ports
 from reconciler.engine import bundle, cgroup
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.process import Control

@@ -6,10 +6,9 @@ one thread that polls the pidfds of all shims. It reads nothing and decides noth
 import os
 import select
 import threading
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 
-from reconciler.engine.process import ProcessId, open_pidfd, read_shim
+from reconciler.engine.process import ProcessId, open_pidfd
 
 
 class ExitWatch:
@@ -25,16 +24,9 @@ class ExitWatch:
         self._thread = threading.Thread(target=self._run, name="exits", daemon=True)
         self._thread.start()
 
-    def watch(self, shim_records: Iterable[Path]) -> None:
-        """Watch exactly the shims of these shim.json files from now on;
-
-        ones that ended already are left out.
-        """
-        wanted: set[ProcessId] = set()
-        for path in shim_records:
-            record = read_shim(path)
-            if record is not None:
-                wanted.add(record.shim)
+    def watch(self, wanted: frozenset[ProcessId]) -> None:
+        """Watch exactly these shims, which were alive a moment ago; one that has ended since wakes at once."""
+        ended = False
         with self._lock:
             self._ended &= wanted
             gone = self._wanted.keys() - wanted
@@ -47,8 +39,11 @@ class ExitWatch:
                     self._wanted[process] = pidfd
                 else:
                     self._ended.add(process)
+                    ended = True
         if gone or fresh:
             self._poke()
+        if ended:
+            self._wake()
 
     def close(self) -> None:
         self._closed = True

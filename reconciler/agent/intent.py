@@ -1,33 +1,26 @@
 """From a source to what is desired: read, parse, fall back on the last good, guard against shrinking, resolve images.
 
-Reading never deletes: whatever can't be read, parsed or resolved keeps what it stands for as it is. Resolving an image
-may take a network round trip, so it happens on threads of its own and an app waits for its own images only.
+Reading never deletes: whatever can't be read, parsed or resolved keeps what it stands for as it is. What was made of
+unchanged files and images is made once.
 """
 
-import threading
-import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from reconciler.agent.history import LastGood, forget_last_good, read_last_good, write_last_good
+from reconciler.agent.resolver import Resolver
 from reconciler.config import Device
 from reconciler.engine.layout import Layout
-from reconciler.engine.pull import Images
-from reconciler.engine.store import Store
 from reconciler.errors import ReconcilerError
 from reconciler.source.snapshot import Snapshot
 from reconciler.spec.load import Loaded, LoadedApp, load
 from reconciler.spec.marks import Problem
-from reconciler.spec.reference import Digest, Reference
+from reconciler.spec.reference import Reference
 from reconciler.state.desire import desire, references
 from reconciler.state.desired import App, Desired
 from reconciler.state.image import Image, Unresolved
 from reconciler.state.shrink import shrink_reason
-
-_RETRY_FIRST = 2.0
-_RETRY_LAST = 300.0
 
 
 class Source(Protocol):
@@ -57,136 +50,14 @@ class Intent:
     unkept: str = ""
 
 
-@dataclass
-class _Attempt:
-    """An image that is not resolved yet: when it may be tried again (monotonic), and why it failed last."""
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a loaded app came to with these images."""
 
-    running: bool = False
-    failures: int = 0
-    retry_at: float = 0.0
-    error: Unresolved = field(default_factory=lambda: Unresolved("looking it up"))
-
-
-class Resolver:
-    """Digest -> image, for ever once known.
-
-    Each registry has threads of its own, so that one that hangs holds up only what comes from it; and what one registry
-    says of a digest is not held against the same digest elsewhere. `background` false looks up at once, in the
-    caller's thread; without `images` nothing is looked up at all. With `keep` what was found is stored.
-    """
-
-    def __init__(
-        self,
-        images: Images | None,
-        store: Store,
-        wake: Callable[[], None],
-        *,
-        background: bool = True,
-        keep: bool = True,
-    ) -> None:
-        self._images = images
-        self._store = store
-        self._wake = wake
-        self._keep = keep
-        self._known: dict[Digest, Image] = {}
-        self._attempts: dict[Reference, _Attempt] = {}
-        self._asked: set[Reference] = set()
-        self._lock = threading.Lock()
-        self._background = background
-        self._pools: dict[str, ThreadPoolExecutor] = {}
-        self.pending = 0  # how many images were asked for, since `begin`, that are on their way
-
-    def begin(self) -> None:
-        """A new reading begins: what it does not ask for need not be tried again."""
-        with self._lock:
-            for reference in [*self._attempts]:
-                if reference not in self._asked and not self._attempts[reference].running:
-                    del self._attempts[reference]
-            self._asked = set()
-            self.pending = 0
-
-    def resolve(self, reference: Reference) -> Image | Unresolved:
-        """The image, or why it is not known (yet)."""
-        digest = reference.digest
-        if digest is None:
-            return Unresolved(f"{reference}: not pinned by digest", transient=False)
-        image = self._known.get(digest) or self._store.resolved(digest)
-        if image is not None:
-            self._known[digest] = image
-            return image
-        if self._images is None:
-            return Unresolved(f"{reference}: not on this device")
-        with self._lock:
-            self._asked.add(reference)
-            attempt = self._attempts.setdefault(reference, _Attempt())
-            if not attempt.running and time.monotonic() < attempt.retry_at:
-                return attempt.error
-            self.pending += 1
-            if attempt.running:
-                return attempt.error
-            attempt.running = True
-        if not self._background:
-            self._look_up(self._images, reference, digest, attempt)
-            return self._known.get(digest) or attempt.error
-        pool = self._pools.get(reference.registry)
-        if pool is None:
-            pool = self._pools[reference.registry] = ThreadPoolExecutor(2, thread_name_prefix="resolve")
-        pool.submit(self._look_up, self._images, reference, digest, attempt)
-        return attempt.error
-
-    @property
-    def retry_at(self) -> float | None:
-        """When the next look-up is due (monotonic), if one has failed of those that were asked for last."""
-        with self._lock:
-            times = [
-                attempt.retry_at
-                for reference, attempt in self._attempts.items()
-                if reference in self._asked and not attempt.running
-            ]
-        return min(times, default=None)
-
-    def retries(self) -> dict[Reference, float]:
-        """Seconds until the next look-up of each image whose last one failed."""
-        now = time.monotonic()
-        with self._lock:
-            return {
-                reference: max(0.0, attempt.retry_at - now)
-                for reference, attempt in self._attempts.items()
-                if attempt.failures and not attempt.running
-            }
-
-    def forget_failures(self) -> None:
-        """Try everything again now: somebody asked for it."""
-        with self._lock:
-            for attempt in self._attempts.values():
-                attempt.retry_at = 0.0
-
-    def close(self) -> None:
-        for pool in self._pools.values():
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    def _look_up(self, images: Images, reference: Reference, digest: Digest, attempt: _Attempt) -> None:
-        error: Unresolved | None = None
-        try:
-            if self._keep:
-                self._known[digest] = images.resolve(reference)
-            else:
-                self._known[digest] = images.resolve_without_storing(reference)
-        except ReconcilerError as failure:
-            hint = f" ({failure.hint})" if failure.hint else ""
-            error = Unresolved(f"{failure}{hint}", failure.transient)
-        except OSError as failure:
-            error = Unresolved(f"{reference}: {failure}", transient=True)
-        with self._lock:
-            attempt.running = False
-            if error is None:
-                self._attempts.pop(reference, None)
-            else:
-                attempt.error = error
-                delay = min(_RETRY_LAST, _RETRY_FIRST * 2**attempt.failures)
-                attempt.failures += 1
-                attempt.retry_at = time.monotonic() + delay
-        self._wake()
+    loaded: LoadedApp
+    references: tuple[Reference, ...]
+    images: tuple[Image | Unresolved, ...]
+    value: App
 
 
 class Reader:
@@ -204,17 +75,47 @@ class Reader:
         self._good: dict[str, LastGood] | None = None
         self._good_loaded: dict[str, LoadedApp] = {}
         self._unkept: set[str] = set()
-        self._apps: dict[tuple[str, str], tuple[LoadedApp, tuple[Image | Unresolved, ...], str, App]] = {}
+        self._last: tuple[Snapshot, Loaded, bool, Intent] | None = None
+        self._apps: dict[tuple[str, str], _Made] = {}
 
     def read(self, *, allow_empty: bool = False) -> Intent:
-        """Read the source and return what is desired now.
+        """Read the source and return what is desired now: the very object of last time where nothing changed.
 
         With `allow_empty` the shrink guard lets everything through that could be read.
         """
         snapshot = self._source.snapshot()
-        unkept = ""
-        self._resolver.begin()
         loaded = self._load(snapshot.files, snapshot.read_config)
+        last = self._last
+        if last is not None and self._is_same(last, snapshot, loaded, allow_empty):
+            return last[3]
+        self._resolver.begin()
+        good = dict(self._last_good())
+        intent = self._intent(snapshot, loaded, allow_empty)
+        # What was just kept as the last good, or forgotten, may make the next reading another one
+        settled = not intent.unkept and good == self._last_good()
+        self._last = (snapshot, loaded, allow_empty, intent) if settled else None
+        return intent
+
+    def _is_same(
+        self,
+        last: tuple[Snapshot, Loaded, bool, Intent],
+        snapshot: Snapshot,
+        loaded: Loaded,
+        allow_empty: bool,
+    ) -> bool:
+        """Whether all that the last intent was made from is what it was."""
+        before = last[0]
+        return (
+            loaded is last[1]
+            and allow_empty == last[2]
+            and snapshot.files is before.files
+            and (snapshot.revision, snapshot.problem, snapshot.stale)
+            == (before.revision, before.problem, before.stale)
+            and self._resolver.answers_again()
+        )
+
+    def _intent(self, snapshot: Snapshot, loaded: Loaded, allow_empty: bool) -> Intent:
+        unkept = ""
         good = self._last_good()
         stale: dict[str, str] = {}
         apps = dict(loaded.apps)
@@ -267,6 +168,7 @@ class Reader:
 
     def remembered(self) -> Intent:
         """What is desired by the last good specs alone, without a look at the source."""
+        self._resolver.begin()
         apps: dict[str, LoadedApp] = {}
         for name, kept in self._last_good().items():
             app = self._reload(kept)
@@ -380,14 +282,20 @@ class Reader:
         )
 
     def _desire(self, app: LoadedApp, stale: str) -> App:
-        images = {str(reference): self._resolver.resolve(reference) for reference in references(app)}
-        resolved = tuple(images.values())
         key = (app.app.name, app.digest)
-        cached = self._apps.get(key)
-        if cached is not None and cached[0] is app and cached[2] == stale and _same(cached[1], resolved):
-            return cached[3]
+        made = self._apps.get(key)
+        wanted = made.references if made is not None and made.loaded is app else references(app)
+        resolved = tuple([self._resolver.resolve(reference) for reference in wanted])
+        if (
+            made is not None
+            and made.loaded is app
+            and made.value.stale == stale
+            and _same(made.images, resolved)
+        ):
+            return made.value
+        images = {str(reference): image for reference, image in zip(wanted, resolved, strict=True)}
         value = desire(app, images, defaults=self._device.defaults, stale=stale)
-        self._apps[key] = (app, resolved, stale, value)
+        self._apps[key] = _Made(app, wanted, resolved, value)
         return value
 
     def _until_resolved(self, value: App, kept: LastGood, stale: dict[str, str]) -> App:

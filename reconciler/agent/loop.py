@@ -15,20 +15,23 @@ from typing import Protocol
 from reconciler.agent.devices import DeviceWatch
 from reconciler.agent.exits import ExitWatch
 from reconciler.agent.history import read_failures, read_generations, write_failures, write_generation
-from reconciler.agent.intent import Intent, Reader, Resolver, Source
+from reconciler.agent.intent import Intent, Reader, Source
 from reconciler.agent.notify import watchdog_interval
 from reconciler.agent.parts import Parts
+from reconciler.agent.resolver import Resolver
 from reconciler.agent.sweeper import Sweeper
+from reconciler.agent.wanted import Wanted, applied
 from reconciler.engine import leftovers
 from reconciler.engine.process import boot_id
 from reconciler.errors import ReconcilerError
 from reconciler.execute.executor import Executor, LaneEnd
+from reconciler.plan.basis import Basis, basis
 from reconciler.plan.diff import plan as make_plan
 from reconciler.plan.steps import ConfigureNetwork, Outcome, Plan, Step
 from reconciler.state.desire import references
-from reconciler.state.desired import App, Desired
-from reconciler.state.generation import AppliedApp, Generation
-from reconciler.state.observed import Failure, Now, Observed, Published
+from reconciler.state.desired import Desired
+from reconciler.state.generation import Generation
+from reconciler.state.observed import Failure, Now, Observed
 
 _PAUSE_FIRST = 1.0  # seconds after a turn that came to nothing; doubled each time, up to the interval
 _SETTLE = 0.03  # seconds in which wake-ups that belong together are gathered into one turn
@@ -111,6 +114,9 @@ class Agent:
         self._exits = ExitWatch(self.wake)
         self._devices = DeviceWatch(self.wake)
         self._sweeper = Sweeper(parts.store, listener.problem)
+        self._wanted = Wanted.of(Desired({}))
+        self._basis: Basis | None = None
+        self._applied: Desired | None = None  # what the newest generation is known to hold
         self._turns = 0
         self._changed = threading.Condition()
         self._trouble: tuple[int, str] | None = None
@@ -259,12 +265,19 @@ class Agent:
         busy = self._executor.busy
         observed = self._observe(intent)
         seen = time.monotonic()
-        digests = {app.name: app.digest for app in intent.desired.apps.values()}
+        digests = self._wanted.digests
         self._executor.cancel_older(digests)
         busy |= self._executor.busy
         now = Now(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+        self._basis = basis(intent.desired, self._generations, self._retention, self._basis)
         plan = make_plan(
-            intent.desired, observed, now, retention=self._retention, generations=self._generations, busy=busy
+            intent.desired,
+            observed,
+            now,
+            retention=self._retention,
+            generations=self._generations,
+            busy=busy,
+            known=self._basis,
         )
         self._forget_healed(plan, busy)
         planned = time.monotonic()
@@ -280,10 +293,7 @@ class Agent:
             seconds={"observe": seen - began, "read": read - began, "plan": planned - seen},
         )
         self._remember(turn)
-        layout = self._parts.layout
-        self._exits.watch(
-            layout.shim_record(container.id) for same in observed.containers.values() for container in same
-        )
+        self._exits.watch(self._parts.observer.shims)
         if turn.finished and allow_empty:
             self._allow_empty = False
         self._sweeper.sweep()
@@ -307,11 +317,13 @@ class Agent:
     # --- inside a turn ---------------------------------------------------------------------------------------------
 
     def _observe(self, intent: Intent) -> Observed:
-        wanted = wanted_devices(intent.desired)
+        if self._wanted.desired is not intent.desired:
+            self._wanted = Wanted.of(intent.desired)
+        wanted = self._wanted
         observed = self._parts.observer.observe(
-            failures=self._failures, ports=wanted_ports(intent.desired), wanted_devices=wanted
+            failures=self._failures, ports=wanted.ports, wanted_devices=wanted.devices
         )
-        self._devices.watch(wanted - observed.devices)
+        self._devices.watch(wanted.devices - observed.devices)
         return observed
 
     def _patience(self, turn: Turn) -> float:
@@ -370,6 +382,8 @@ class Agent:
 
     def _forget_healed(self, plan: Plan, busy: frozenset[str]) -> None:
         """Forget failures of apps that have nothing left to do: whatever was in the way has gone."""
+        if not self._failures:
+            return
         waiting = {step.app or "" for step in plan.steps} | {item.app for item in plan.blocked} | busy
         healed = self._failures.keys() - waiting
         if healed:
@@ -394,10 +408,12 @@ class Agent:
         """Write a generation once everything is as desired and differs from the last one."""
         if not turn.converged or turn.intent.source_problem:
             return
-        apps = tuple(_applied(app) for _, app in sorted(turn.intent.desired.apps.items()))
-        if self._generations and self._generations[-1].apps == apps:
+        desired = turn.intent.desired
+        if desired is self._applied:
             return
-        if not self._generations and not apps:
+        apps = tuple(applied(app) for _, app in sorted(desired.apps.items()))
+        if self._generations[-1].apps == apps if self._generations else not apps:
+            self._applied = desired
             return
         number = self._generations[-1].number + 1 if self._generations else 1
         generation = Generation(number, turn.intent.revision, turn.now.wall, apps)
@@ -407,42 +423,9 @@ class Agent:
         ):
             return
         self._generations = [*self._generations, generation][-max(1, keep) :]
+        self._applied = desired
         self.wake()  # what only the oldest generation wanted may be garbage now
 
 
 def _configures(plan: Plan) -> bool:
     return any(isinstance(step, ConfigureNetwork) for step in plan.steps)
-
-
-def wanted_ports(desired: Desired) -> list[Published]:
-    """Every port that a spec wants to be published."""
-    return [
-        Published(app.name, container.name, port)
-        for app in desired.apps.values()
-        for container in app.containers.values()
-        for port in container.settings.ports
-    ]
-
-
-def wanted_devices(desired: Desired) -> frozenset[str]:
-    """Every device that a container asks for, by its path."""
-    return frozenset(
-        device.source
-        for app in desired.apps.values()
-        for container in app.containers.values()
-        for device in container.identity.devices
-    )
-
-
-def _applied(app: App) -> AppliedApp:
-    images = {container.reference: container.image for _, container in sorted(app.containers.items())}
-    return AppliedApp(
-        name=app.name,
-        path=app.path,
-        digest=app.digest,
-        images=tuple((ref, str(image.manifest), str(image.config)) for ref, image in images.items()),
-        layers=tuple(sorted({layer.chain_id.hex for image in images.values() for layer in image.layers})),
-        blobs=tuple(
-            sorted({str(d) for image in images.values() for d in (image.index, image.manifest, image.config)})
-        ),
-    )

@@ -14,9 +14,11 @@ from typing import Any
 
 from reconciler.agent.gauges import Gauges
 from reconciler.agent.history import read_failures, read_generations
-from reconciler.agent.intent import Intent, Reader, Resolver, Source
-from reconciler.agent.loop import Agent, Listener, Turn, wanted_devices, wanted_ports
+from reconciler.agent.intent import Intent, Reader, Source
+from reconciler.agent.loop import Agent, Listener, Turn
 from reconciler.agent.parts import Parts, open_images, open_parts, retention
+from reconciler.agent.resolver import Resolver
+from reconciler.agent.wanted import wanted_devices, wanted_ports
 from reconciler.config import Device
 from reconciler.engine import instance
 from reconciler.engine.layout import Layout

@@ -16,8 +16,8 @@ from reconciler.engine import cgroup, instance, volumes
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.leases import decode
-from reconciler.engine.observe import phase_of
 from reconciler.engine.record import Record, records
+from reconciler.engine.sight import phase_of
 from reconciler.engine.store import Store
 from reconciler.errors import NotFoundError, ReconcilerError, UsageError
 from reconciler.report import inspection

@@ -12,7 +12,8 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -26,11 +27,13 @@ from reconciler.state.desired import Limits
 __all__ = [
     "Cgroup",
     "Hierarchies",
+    "Place",
     "create",
     "frozen",
     "kill",
     "oom_kills",
     "open_existing",
+    "place",
     "populated",
     "processes",
     "read_limits",
@@ -79,19 +82,43 @@ def open_existing(hierarchies: Hierarchies, parent: str, id: str) -> Cgroup | No
 
 
 def _locate(hierarchies: Hierarchies, parent: str, id: str) -> Cgroup:
-    path = f"{parent}/{id}"
+    return place(hierarchies, parent).group(id)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the containers of one instance have their cgroups: the directories that theirs are in."""
+
+    path: str
+    v2: Path | None
+    v1: Mapping[str, Path]
+    controllers: frozenset[str]
+
+    def group(self, id: str) -> Cgroup:
+        """The container's cgroup, which need not be there."""
+        return Cgroup(
+            path=f"/{self.path}/{id}",
+            v2=self.v2 / id if self.v2 is not None else None,
+            v1={name: directory / id for name, directory in self.v1.items()},
+            controllers=self.controllers,
+        )
+
+
+def place(hierarchies: Hierarchies, parent: str) -> Place:
+    """Find where `parent` is now: in the scope that systemd has made for it, or else right below each root."""
+    path = parent
     v2 = hierarchies.v2
     if v2 is not None:
         scope = v2 / "system.slice" / f"{parent}.scope"
         if scope.is_dir():
-            path = f"system.slice/{parent}.scope/{id}"
+            path = f"system.slice/{parent}.scope"
     names = [name for name in _V1 if name in hierarchies.v1 and name not in hierarchies.v2_controllers]
     if v2 is None and "freezer" in hierarchies.v1:
         names.append("freezer")  # without cgroup.kill, a fork bomb must be frozen before it can be ended
-    return Cgroup(
-        path=f"/{path}",
+    return Place(
+        path=path,
         v2=v2 / path if v2 is not None else None,
-        v1={name: hierarchies.v1[name] / parent / id for name in names},
+        v1={name: hierarchies.v1[name] / parent for name in names},
         controllers=hierarchies.v2_controllers,
     )
 

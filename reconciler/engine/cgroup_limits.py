@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from reconciler.engine.hierarchies import Cgroup, read
+from reconciler.engine.hierarchies import Cgroup, read, read_value
 from reconciler.errors import BlockedError, ReconcilerError, UnsupportedError
 from reconciler.state.desired import Limits
 
@@ -112,53 +112,94 @@ def _no_controller(name: str, controller: str) -> UnsupportedError:
 
 
 def read_limits(group: Cgroup, wanted: Limits | None = None) -> Limits:
-    """Read the limits in force.
-
-    With `wanted`, a value that differs from it only by what the kernel keeps (whole pages) or cannot tell (swap where
-    nothing counts it, or where memory has no limit) reads as wanted, so that comparing the two finds drift only.
-    """
-    cpus = _read_cpus(group)
-    memory = _number(group.file("memory", "memory.max", "memory.limit_in_bytes"))
-    pids = _number(group.file("pids", "pids.max", "pids.max"))
-    swap = _read_swap(group, memory)
-    if wanted is None:
-        return Limits(cpus=cpus, memory=memory, swap=swap or 0, pids=pids)
-    if wanted.memory is not None and memory == wanted.memory // _PAGE * _PAGE:
-        total = (wanted.memory + wanted.swap) // _PAGE * _PAGE
-        if swap is not None and swap in (total - memory, wanted.swap // _PAGE * _PAGE):
-            swap = wanted.swap
-        memory = wanted.memory
-    return Limits(
-        cpus=cpus, memory=memory, swap=wanted.swap if swap is None or memory is None else swap, pids=pids
-    )
+    """Read the limits in force, as `LimitFiles.read` does, once."""
+    return LimitFiles(group).read(wanted)
 
 
-def _read_cpus(group: Cgroup) -> int | None:
-    if group.v2 is not None and "cpu" in group.controllers:
-        quota, _, period = read(group.v2 / "cpu.max").partition(" ")
-    elif "cpu" in group.v1:
-        quota = read(group.v1["cpu"] / "cpu.cfs_quota_us")
-        period = read(group.v1["cpu"] / "cpu.cfs_period_us")
-    else:
+class LimitFiles:
+    """The files that say what a cgroup enforces, for reading them again and again."""
+
+    __slots__ = ("_directories", "_files", "_last", "_swap_is_total")
+
+    def __init__(self, group: Cgroup) -> None:
+        cpu_in_v2 = group.v2 is not None and "cpu" in group.controllers
+        files = (
+            group.file("cpu", "cpu.max", "cpu.cfs_quota_us"),
+            None if cpu_in_v2 else group.file("cpu", "", "cpu.cfs_period_us"),
+            group.file("memory", "memory.max", "memory.limit_in_bytes"),
+            group.file("memory", "memory.swap.max", "memory.memsw.limit_in_bytes"),
+            group.file("pids", "pids.max", "pids.max"),
+        )
+        self._files = tuple("" if file is None else str(file) for file in files)
+        self._swap_is_total = not (group.v2 is not None and "memory" in group.controllers)
+        self._directories = group.directories()
+        self._last: tuple[tuple[bytes, ...], Limits | None, Limits] | None = None
+
+    def there(self) -> bool:
+        """Say whether the cgroup is there, in any hierarchy."""
+        return any(directory.is_dir() for directory in self._directories)
+
+    def read(self, wanted: Limits | None = None) -> Limits:
+        """Read the limits in force.
+
+        With `wanted`, a value that differs from it only by what the kernel keeps (whole pages) or cannot tell (swap
+        where nothing counts it, or where memory has no limit) reads as wanted, so that comparing the two finds drift
+        only. What reads as last time is the same object.
+        """
+        quota, period, memory, swap, pids = self._files
+        share = _read(quota)
+        # Version 1 says -1 where there is no quota, and then nothing depends on the period
+        said = (
+            share,
+            b"" if share.startswith(b"-1") else _read(period),
+            _read(memory),
+            _read(swap),
+            _read(pids),
+        )
+        last = self._last
+        if last is not None and last[0] == said and last[1] is wanted:
+            return last[2]
+        found = self._understand(said, wanted)
+        self._last = said, wanted, found
+        return found
+
+    def _understand(self, said: tuple[bytes, ...], wanted: Limits | None) -> Limits:
+        cpus = _cpus(said[0], said[1])
+        memory, swap, pids = map(_number, said[2:])
+        if swap is not None and self._swap_is_total:
+            swap = None if memory is None else swap - memory
+        if memory is None:
+            swap = None
+        if wanted is None:
+            return Limits(cpus=cpus, memory=memory, swap=swap or 0, pids=pids)
+        if wanted.memory is not None and memory == wanted.memory // _PAGE * _PAGE:
+            total = (wanted.memory + wanted.swap) // _PAGE * _PAGE
+            if swap is not None and swap in (total - memory, wanted.swap // _PAGE * _PAGE):
+                swap = wanted.swap
+            memory = wanted.memory
+        return Limits(
+            cpus=cpus,
+            memory=memory,
+            swap=wanted.swap if swap is None or memory is None else swap,
+            pids=pids,
+        )
+
+
+def _read(file: str) -> bytes:
+    return read_value(file) if file else b""
+
+
+def _cpus(quota: bytes, period: bytes) -> int | None:
+    """Thousandths of a CPU from a quota and its period, which version 2 has both in the first."""
+    parts = quota.split() + period.split()
+    if len(parts) < 2 or parts[0] in (b"max", b"-1"):
         return None
-    quota = quota.strip()
-    if quota in ("", "max", "-1"):
-        return None
-    return int(quota) * 1000 // int(period)
+    return int(parts[0]) * 1000 // int(parts[1])
 
 
-def _read_swap(group: Cgroup, memory: int | None) -> int | None:
-    if memory is None:
-        return None
-    if group.v2 is not None and "memory" in group.controllers:
-        return _number(group.v2 / "memory.swap.max")
-    total = _number(group.v1["memory"] / "memory.memsw.limit_in_bytes")
-    return None if total is None else total - memory
-
-
-def _number(file: Path | None) -> int | None:
-    text = "" if file is None else read(file).strip()
-    if text in ("", "max"):
+def _number(text: bytes) -> int | None:
+    text = text.strip()
+    if text in (b"", b"max"):
         return None
     value = int(text)
     return None if value >= _UNLIMITED_V1 else value

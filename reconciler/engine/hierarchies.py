@@ -4,6 +4,7 @@ Found out from /proc/self/mountinfo each time; nothing is assumed about /sys/fs/
 """
 
 import errno
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from reconciler.errors import UnsupportedError
 _V1_CONTROLLERS = frozenset(
     ("cpu", "cpuacct", "cpuset", "memory", "pids", "blkio", "freezer", "devices", "hugetlb", "rdma", "misc")
 )
+
+# The last two: between open and read the cgroup was removed, or the process of a /proc/PID/cgroup ended.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ESRCH)
 
 
 @dataclass(frozen=True)
@@ -104,12 +108,23 @@ def read(file: Path) -> str:
     """Read a control file; an empty text where it is not there, or its cgroup or its process went meanwhile."""
     try:
         return file.read_text()
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
     except OSError as error:
-        # Between open and read the cgroup was removed, or the process of a /proc/PID/cgroup ended
-        if error.errno in (errno.ENODEV, errno.ESRCH):
+        if error.errno in _GONE:
             return ""
+        raise
+
+
+def read_value(file: str) -> bytes:
+    """Read a control file that holds one short value, as `read` does; every turn does it for every container."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, 256)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno in _GONE:
+            return b""
         raise
 
 

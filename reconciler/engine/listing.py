@@ -4,8 +4,10 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
+_NOTHING: Final[Mapping[str, os.stat_result]] = MappingProxyType({})
 _SETTLED: Final = 0.1  # seconds after which a directory's mtime is sure to tell the next change apart
 
 
@@ -21,7 +23,7 @@ class Listing:
         try:
             changed = self._path.stat().st_mtime_ns
         except FileNotFoundError:
-            return {}
+            return _NOTHING
         if changed != self._seen:
             with os.scandir(self._path) as entries:
                 found = {}

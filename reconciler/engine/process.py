@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,8 +56,9 @@ class ShimRecord:
     started_wall: float | None
 
 
+@cache
 def boot_id() -> str:
-    """The id of this boot of the kernel."""
+    """The id of this boot of the kernel, which no process of it outlives."""
     return record.boot_id()
 
 
@@ -71,8 +73,11 @@ def identify(pid: int) -> ProcessId | None:
 def alive(process: ProcessId) -> bool:
     """Say whether that very process runs. A zombie does not: PID 1 of a device may not reap it."""
     try:
-        with open(f"/proc/{process.pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        fd = os.open(f"/proc/{process.pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fields = os.read(fd, 4096).rpartition(b")")[2].split(maxsplit=20)
+        finally:
+            os.close(fd)
     except (FileNotFoundError, ProcessLookupError):
         return False
     return int(fields[19]) == process.started and fields[0] not in (b"Z", b"X") and process.boot == boot_id()
@@ -101,19 +106,19 @@ def open_pidfd(process: ProcessId) -> int | None:
     return fd
 
 
-def read_shim(path: Path) -> ShimRecord | None:
+def read_shim(path: Path | str) -> ShimRecord | None:
     """Read shim.json; None where it is missing or damaged, OSError where that can't be told (EMFILE, EIO)."""
     return _read(path, _shim)
 
 
-def read_exit(path: Path) -> ExitRecord | None:
+def read_exit(path: Path | str) -> ExitRecord | None:
     """Read exit.json; None where it is missing or damaged, OSError where that can't be told (EMFILE, EIO)."""
     return _read(path, _exit)
 
 
-def _read(path: Path, parse: Callable[[dict[str, Any]], _T]) -> _T | None:
+def _read(path: Path | str, parse: Callable[[dict[str, Any]], _T]) -> _T | None:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             value = json.loads(file.read(_LARGEST))
         return parse(value)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):

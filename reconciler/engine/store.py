@@ -11,7 +11,6 @@ import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import new as new_hash
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from reconciler.engine.durable import replace_json, sync_directory
 from reconciler.engine.fileindex import damaged
 from reconciler.engine.image import digest_of
 from reconciler.engine.imagerecord import InvalidRecordError, LayerRecord, decode_image, encode_image
+from reconciler.engine.inventory import ALGORITHMS, Blob, Files, Inventory, blobs
 from reconciler.engine.layout import Layout
 from reconciler.engine.listing import Listing
 from reconciler.errors import BlockedError, VerificationError
@@ -30,15 +30,6 @@ from reconciler.state import observed
 from reconciler.state.image import Image
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """A stored blob: bytes and the wall time of its last change or use."""
-
-    digest: Digest
-    size: int
-    last_used: float
-
-
 class Store:
     """One state directory's images. Safe to use from several threads, and beside another process's `Store`."""
 
@@ -47,6 +38,8 @@ class Store:
         self._listings: dict[Path, Listing] = {}
         self._records: dict[str, tuple[tuple[int, int, int], LayerRecord | None]] = {}
         self._images: dict[Digest, Image] = {}
+        self._digests: tuple[Files, frozenset[Digest]] | None = None
+        self._inventory = Inventory(layout, self._listing, self._layers)
         self._commit = threading.Lock()
         # Held while a container lays claim to layers and volumes by its record, and while what no record names goes
         self.claims = threading.Lock()
@@ -176,12 +169,7 @@ class Store:
 
     def blobs(self) -> tuple[Blob, ...]:
         """Return every stored blob, by digest."""
-        found = []
-        for algorithm, length in (("sha256", 64), ("sha512", 128)):
-            for name, status in self._listing(self._layout.blobs / algorithm).items():
-                if len(name) == length:
-                    found.append(Blob(Digest(algorithm, name), status.st_size, status.st_mtime))
-        return tuple(sorted(found, key=lambda blob: blob.digest))
+        return blobs(self._listing(self._layout.blobs / algorithm) for algorithm in ALGORITHMS)
 
     def remove_blob(self, digest: Digest) -> None:
         """Remove a blob; succeeds if it is gone. Only under `exclusive`."""
@@ -228,7 +216,7 @@ class Store:
         """Return the record of every complete layer."""
         return self._layers(self._listing(self._layout.layers))
 
-    def _layers(self, names: Mapping[str, os.stat_result]) -> Mapping[Digest, LayerRecord]:
+    def _layers(self, names: Files) -> Mapping[Digest, LayerRecord]:
         """Return the record of every complete layer of one listing: the next one may know of more."""
         found = {}
         for name, status in names.items():
@@ -330,6 +318,14 @@ class Store:
         self.discard(self._layout.resolved_image(digest))
         failpoint("collect.image")
 
+    def resolved_digests(self) -> frozenset[Digest]:
+        """Return the digests that were resolved, by the names of their records: what `resolved` can know of."""
+        names = self._listing(self._layout.resolved)
+        if self._digests is None or self._digests[0] is not names:
+            digests = (Digest(*name.removesuffix(".json").split("-", 1)) for name in names if "-" in name)
+            self._digests = names, frozenset(digests)
+        return self._digests[1]
+
     def images(self) -> tuple[Image, ...]:
         """Return every image that is resolved, whether or not its layers are here."""
         found = []
@@ -357,36 +353,9 @@ class Store:
 
     def observe(self) -> observed.Store:
         """Return everything collectable and the room left, for a plan. Cheap: called in every turn of the loop."""
-        stored = observed.StoredObject
-        records = self._listing(self._layout.layers)
-        layers = self._layers(records)
-        objects = [
-            stored("layer", chain_id.hex, record.size, records[f"{chain_id.hex}.json"].st_mtime)
-            for chain_id, record in layers.items()
-        ]
-        objects += [stored("blob", str(blob.digest), blob.size, blob.last_used) for blob in self.blobs()]
-        for name, status in self._listing(self._layout.resolved).items():
-            digest = name.removesuffix(".json").replace("-", ":", 1)
-            objects.append(stored("image", digest, status.st_size, status.st_mtime))
-        objects += self._previous()
-        room = os.statvfs(self._layout.state)
-        return observed.Store(
-            layers=frozenset(chain_id.hex for chain_id in layers),
-            objects=tuple(sorted(objects, key=lambda item: (item.kind, item.name))),
-            free=room.f_bavail * room.f_frsize,
-            size=room.f_blocks * room.f_frsize,
-        )
+        return self._inventory.observe()
 
-    def _previous(self) -> Iterator[observed.StoredObject]:
-        """What is kept of containers that ran before: its logs are what it costs."""
-        root = self._layout.previous_root
-        for app in self._listing(root):
-            for name, status in self._listing(root / app).items():
-                logs = self._listing(self._layout.previous(app, name) / "log")
-                size = sum(log.st_size for log in logs.values())
-                yield observed.StoredObject("previous", f"{app}/{name}", size, status.st_mtime)
-
-    def _listing(self, path: Path) -> Mapping[str, os.stat_result]:
+    def _listing(self, path: Path) -> Files:
         listing = self._listings.get(path)
         if listing is None:
             listing = self._listings.setdefault(path, Listing(path))

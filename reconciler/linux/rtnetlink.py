@@ -16,6 +16,7 @@ _NEWROUTE, _GETROUTE = 24, 26
 _NEWNEIGH = 28
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
+_IFLA_STATS, _IFLA_STATS64 = 7, 23
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 18, 20, 26, 28, 29
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_PORT_KIND, _IFLA_INFO_PORT_DATA = 1, 2, 4, 5
 _IFLA_BRPORT_MODE = 4
@@ -228,6 +229,63 @@ def read_link(body: bytes) -> Link:
         alias=netlink.string(found.get(_IFLA_IFALIAS, b"")),
         devconf=struct.unpack(f"={len(settings) // 4}i", settings),
     )
+
+
+class LinkList:
+    """Reads the answers to `get_links` again and again: a link whose description has not changed is the same object.
+
+    It goes by every byte but those that `read_link` does not look at and that change all the time: counters, and what a
+    link's kind tells about itself, which with a bridge holds timers.
+    """
+
+    __slots__ = ("_known", "_last")
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[int, tuple[tuple[int, int, bytes], ...], Link]] = {}
+        self._last: list[Link] = []
+
+    def read(self, bodies: list[bytes]) -> list[Link]:
+        """The links; the same list, which nobody may change, where all of them are the same in the same order."""
+        known: dict[int, tuple[int, tuple[tuple[int, int, bytes], ...], Link]] = {}
+        links = []
+        for body in bodies:
+            index = _IFINFO.unpack_from(body)[2]
+            entry = self._known.get(index)
+            if entry is None or len(body) != entry[0] or not _matches(body, entry[1]):
+                entry = len(body), _steady_parts(body), read_link(body)
+            known[index] = entry
+            links.append(entry[2])
+        self._known = known
+        if len(links) != len(self._last) or any(a is not b for a, b in zip(links, self._last, strict=True)):
+            self._last = links
+        return self._last
+
+
+def _matches(body: bytes, parts: tuple[tuple[int, int, bytes], ...]) -> bool:
+    return all([body[start:end] == part for start, end, part in parts])
+
+
+def _steady_parts(body: bytes) -> tuple[tuple[int, int, bytes], ...]:
+    """The parts of a link's description that count, each with where it begins and ends; headers are always among them,
+
+    so that where they are the same, everything else is where it was.
+    """
+    parts = []
+    start = 0
+    offset = _IFINFO.size
+    for kind, payload in netlink.attribute_list(body, offset):
+        first, last = offset + 4, offset + 4 + len(payload)
+        if kind == _IFLA_LINKINFO:
+            for inner, value in netlink.attribute_list(payload):
+                first += (4 + len(value) + 3) & ~3
+                if inner == _IFLA_INFO_KIND:
+                    break
+        if kind in (_IFLA_LINKINFO, _IFLA_STATS, _IFLA_STATS64) and first < last:
+            parts.append((start, first, body[start:first]))
+            start = last
+        offset = (last + 3) & ~3
+    parts.append((start, len(body), body[start:]))
+    return tuple(parts)
 
 
 # --- addresses, routes, forwarding entries ----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -41,10 +41,14 @@ class _Kept:
 
 @dataclass(slots=True)
 class _Walk:
-    """One walk over the tree whose root is open as `root`; `seen` are the directories that have been read."""
+    """One walk over the tree whose root is open as `root`.
+
+    `seen` are the directories that have been read, `fresh` the files that are not what the last walk found.
+    """
 
     root: int
     kept: dict[str, _Kept] = field(default_factory=dict)
+    fresh: int = 0
     problems: list[str] = field(default_factory=list)
     seen: set[tuple[int, int]] = field(default_factory=set)
 
@@ -56,9 +60,14 @@ class DirectorySource:
         self.root = root
         self._kept: dict[str, _Kept] = {}
         self._configs: dict[str, _Kept] = {}
+        self._last: Snapshot | None = None
 
     def snapshot(self) -> Snapshot:
-        """Return what is there now. Unchanged files are the same `bytes` objects as in the last snapshot."""
+        """Return what is there now.
+
+        Unchanged files are the same `bytes` objects as in the last snapshot; where no file changed, came or went, it is
+        the same mapping of files.
+        """
         try:
             root = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
@@ -69,14 +78,20 @@ class DirectorySource:
         finally:
             os.close(root)
         kept, problems = walk.kept, walk.problems
+        problem = "; ".join(problems[:3]) + ("; and more" if len(problems) > 3 else "")
+        last = self._last
+        if last is not None and not walk.fresh and len(kept) == len(self._kept):
+            if problem != last.problem:
+                last = self._last = replace(last, problem=problem)
+            return last
         self._kept = kept
         revision = hashlib.sha256()
         files = {}
         for path in sorted(kept):
             files[path] = kept[path].content
             revision.update(os.fsencode(path) + b"\0" + kept[path].digest)
-        problem = "; ".join(problems[:3]) + ("; and more" if len(problems) > 3 else "")
-        return Snapshot(revision.hexdigest(), files, problem=problem, read=self.read_config)
+        self._last = Snapshot(revision.hexdigest(), files, problem=problem, read=self.read_config)
+        return self._last
 
     def read_config(self, path: str) -> bytes:
         """Return the content of the file at `path` below the root, or raise a ReconcilerError that says why not."""
@@ -106,6 +121,7 @@ class DirectorySource:
         walk.seen.add((status.st_dev, status.st_ino))
         directories: list[str] = []
         links: list[str] = []
+        before = self._kept
         try:
             with os.scandir(fd) as entries:
                 for entry in entries:
@@ -118,7 +134,11 @@ class DirectorySource:
                         if len(walk.kept) >= MAX_FILES:
                             walk.problems.append(f"{self.root}: more than {MAX_FILES} spec files")
                             return
-                        self._file(walk, prefix, entry)
+                        known = before.get(prefix + name)
+                        if known is None or not self._is_same(entry, known):
+                            self._file(walk, prefix, entry, known)
+                        else:
+                            walk.kept[prefix + name] = known
                     elif entry.is_symlink() and not is_hidden(name):
                         links.append(name)
         except OSError as error:
@@ -147,7 +167,17 @@ class DirectorySource:
         finally:
             os.close(child)
 
-    def _file(self, walk: _Walk, prefix: str, entry: os.DirEntry[str]) -> None:
+    @staticmethod
+    def _is_same(entry: os.DirEntry[str], known: _Kept) -> bool:
+        """Whether one look at the inode shows that the file is what it was; not where it is a link, or may be gone."""
+        if known.key is None or entry.is_symlink():
+            return False
+        try:
+            return _key(entry.stat(follow_symlinks=False)) == known.key
+        except OSError:
+            return False
+
+    def _file(self, walk: _Walk, prefix: str, entry: os.DirEntry[str], known: _Kept | None) -> None:
         kept = walk.kept
         path = prefix + entry.name
         try:
@@ -155,21 +185,16 @@ class DirectorySource:
         except UnicodeEncodeError:
             visible = os.fsencode(path).decode("utf-8", "backslashreplace")
             kept[visible] = _failed(None, "its name is not UTF-8")
+            walk.fresh += 1
             return
-        known = self._kept.get(path)
-        if known is not None and known.key is not None and not entry.is_symlink():
-            try:
-                if _key(entry.stat(follow_symlinks=False)) == known.key:
-                    kept[path] = known
-                    return
-            except FileNotFoundError:
-                return
         try:
-            kept[path] = _read(walk.root, path, known)
+            found = _read(walk.root, path, known)
         except FileNotFoundError:
-            if entry.is_symlink():
-                kept[path] = _failed(None, "a symbolic link that leads nowhere")
-            # else removed since it was listed: a file that is gone is no failure
+            if not entry.is_symlink():
+                return  # removed since it was listed: a file that is gone is no failure
+            found = _failed(None, "a symbolic link that leads nowhere")
+        kept[path] = found
+        walk.fresh += found is not known
 
 
 def _read(root: int, path: str, known: _Kept | None) -> _Kept:

@@ -5,7 +5,6 @@ could not be read: a file that can't be read is a `ReadFailure` in its place, an
 whole, or only in part, says so in `problem`, and then nobody may conclude anything from what is missing in `files`.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,7 +16,7 @@ MAX_BYTES: Final = 1024 * 1024  # of one file; spec/yaml12 has the same limit
 MAX_FILES: Final = 10_000
 MAX_DEPTH: Final = 16
 
-_SPEC: Final = re.compile(r"[^.].*\.ya?ml", re.DOTALL)
+_SPECS: Final = (".yaml", ".yml")
 
 Files = Mapping[str, bytes | ReadFailure]
 
@@ -52,7 +51,7 @@ class Snapshot:
 
 def is_spec(name: str) -> bool:
     """Whether a file of this name (without its directory) is read as a spec: *.yaml and *.yml that are not hidden."""
-    return _SPEC.fullmatch(name) is not None
+    return name.endswith(_SPECS) and not name.startswith(".")
 
 
 def is_hidden(name: str) -> bool:

@@ -97,6 +97,7 @@ class _Kept:
     """What the cache holds between turns."""
 
     settings: tuple[object, ...]
+    files: Mapping[str, bytes | ReadFailure] = field(default_factory=dict)
     parsed: dict[str, _Parsed] = field(default_factory=dict)
     result: Loaded | None = None
     config_problems: dict[str, list[Problem]] = field(default_factory=dict)
@@ -113,13 +114,17 @@ def load(
     """Return the apps of `files` (by their path in the repository) and every problem of all of them.
 
     `read_config` returns the content of a file that a config names, or raises OSError or ReconcilerError. `cache` is an
-    empty dict at first, kept by the caller; the result is the same with and without.
+    empty dict at first, kept by the caller; the result is the same with and without. Where nothing changed it is the
+    very object of the last call, and where `files` is the mapping of the last call too, which nobody may have changed
+    since, only what the configs name is looked at.
     """
     settings = (terms, defaults)
     kept = cache.get("kept") if cache is not None else None
     if not isinstance(kept, _Kept) or kept.settings != settings:
         kept = _Kept(settings)
-    now = _Kept(settings, {}, kept.result)
+    if kept.files is files and kept.result is not None:
+        return _load_configs(kept, kept.result, read_config, terms)
+    now = _Kept(settings, files, {}, kept.result)
     changed = kept.result is None or len(kept.parsed) != len(files)
     unread = [path for path, data in files.items() if not _is_known(kept, path, data)]
     fresh: dict[str, _Parsed] = {}
@@ -139,6 +144,19 @@ def load(
     if cache is not None:
         cache["kept"] = now
     return now.result
+
+
+def _load_configs(kept: _Kept, result: Loaded, read_config: Callable[[str], bytes], terms: Terms) -> Loaded:
+    """What unchanged files come to: the same as last time, unless a config's content is another one now."""
+    changed = False
+    for path, before in kept.config_problems.items():
+        known = kept.parsed[path]
+        loaded = known.loaded
+        problems = kept.config_problems[path] = _with_configs(known, read_config, terms)
+        changed = changed or known.loaded is not loaded or problems != before
+    if changed:
+        result = kept.result = _join(kept)
+    return result
 
 
 def _is_known(kept: _Kept, path: str, data: bytes | ReadFailure) -> bool:

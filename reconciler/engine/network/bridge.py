@@ -77,17 +77,57 @@ class Found:
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def look(sock: netlink.Socket, instance: str) -> Found:
-    """What there is, by one pass over the links and one over the addresses."""
-    host_links = links(sock)
+class AddressList:
+    """Reads the addresses of this host again and again: the same list, not to be changed, while they are the same."""
+
+    __slots__ = ("_bodies", "_last")
+
+    def __init__(self) -> None:
+        self._bodies: list[bytes] = []
+        self._last: list[HostAddress] = []
+
+    def read(self, bodies: list[bytes]) -> list[HostAddress]:
+        if bodies != self._bodies:
+            found = (rtnetlink.read_address(body) for body in bodies)
+            now = [HostAddress(a.index, IPv4Address(a.address), a.prefix_length) for a in found if a.address]
+            self._bodies = bodies
+            if now != self._last:  # a lease of DHCP runs down in each answer
+                self._last = now
+        return self._last
+
+
+class Before:
+    """What `look` saw before, so that it need not take apart again what is the same. For one instance."""
+
+    __slots__ = ("addresses", "found", "links")
+
+    def __init__(self) -> None:
+        self.links = rtnetlink.LinkList()
+        self.addresses = AddressList()
+        self.found: tuple[Sequence[Link], Found] | None = None
+
+
+def look(sock: netlink.Socket, instance: str, before: Before | None = None) -> Found:
+    """What there is, by one pass over the links and one over the addresses.
+
+    With `before` it is the very object of last time where the kernel says the same.
+    """
+    before = before or Before()
+    host_links = before.links.read(sock.dump(rtnetlink.get_links()))
+    host_addresses = before.addresses.read(sock.dump(rtnetlink.get_addresses()))
+    last = before.found
+    if last is not None and last[0] is host_links and last[1].addresses is host_addresses:
+        return last[1]
     ports: dict[str, list[tuple[Link, LinkLabel]]] = {}
     for link, label in links_of(instance, None, host_links):
         ports.setdefault(label.app, []).append((link, label))
-    return Found({link.name: link for link in host_links}, addresses(sock), ports)
+    found = Found({link.name: link for link in host_links}, host_addresses, ports)
+    before.found = host_links, found
+    return found
 
 
 def links(sock: netlink.Socket) -> list[Link]:
-    return [rtnetlink.read_link(body) for body in sock.dump(rtnetlink.get_links())]
+    return rtnetlink.LinkList().read(sock.dump(rtnetlink.get_links()))
 
 
 def find(sock: netlink.Socket, name: str) -> Link | None:
@@ -101,8 +141,7 @@ def find(sock: netlink.Socket, name: str) -> Link | None:
 
 
 def addresses(sock: netlink.Socket) -> list[HostAddress]:
-    found = (rtnetlink.read_address(body) for body in sock.dump(rtnetlink.get_addresses()))
-    return [HostAddress(a.index, IPv4Address(a.address), a.prefix_length) for a in found if a.address]
+    return AddressList().read(sock.dump(rtnetlink.get_addresses()))
 
 
 def routes(sock: netlink.Socket) -> list[HostRoute]:

@@ -7,6 +7,7 @@ bridge exists, and an address is given back last.
 
 import threading
 from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from reconciler.engine.layout import Layout
@@ -28,6 +29,17 @@ from reconciler.linux import netlink
 from reconciler.linux.rtnetlink import Link
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the kernel and the lease file said when they were last looked at, and what it came to."""
+
+    host: bridge.Found
+    leases: Mapping[str, AppLease]
+    table: ruleset.Table | None
+    forwarding: bool
+    found: NetworkObserved
+
+
 class Networks:
     """The networks of one instance, in the network namespace of the calling process."""
 
@@ -40,6 +52,8 @@ class Networks:
         self._bridges_lock = threading.Lock()
         self._table_lock = threading.Lock()
         self._ports: PortTable | None = None  # what `publish` was last told, where it was told anything yet
+        self._before = bridge.Before()
+        self._last: _Seen | None = None
         self._compared: tuple[ruleset.Table, Mapping[str, AppLease], bool] | None = None
 
     # --- apps -------------------------------------------------------------------------------------------------------
@@ -165,14 +179,24 @@ class Networks:
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def observe(self) -> NetworkObserved:
-        """What there is, whoever made it so; changes nothing."""
+        """What there is, whoever made it so; changes nothing. Where all is as it was, it is the same object."""
         with kernel("network"), netlink.Socket(netlink.ROUTE) as sock:
-            host = bridge.look(sock, self._instance)
+            host = bridge.look(sock, self._instance, self._before)
         leases = self._leases.read()
         table = self._firewall.observe()
+        forwarding = not leases or self._forwarding.enabled()
+        last = self._last
+        if (
+            last is not None
+            and last.host is host
+            and (last.leases is leases or not (last.leases or leases))
+            and last.table is table
+            and last.forwarding is forwarding
+        ):
+            return last.found
         apps = {}
         if leases:
-            general = () if self._forwarding.enabled() else (f"{FORWARDING.replace('/', '.')} is off",)
+            general = () if forwarding else (f"{FORWARDING.replace('/', '.')} is off",)
             for app, lease in sorted(leases.items()):
                 wanted = Bridge(self._instance, app, lease.subnet, 0)
                 found = host.links.get(wanted.name)
@@ -187,12 +211,14 @@ class Networks:
                     detached=detached - attached,
                 )
         ports = table.ports if table is not None else None if leases else ()
-        return NetworkObserved(
+        observed = NetworkObserved(
             apps=apps,
             ports=ports,
             ruleset_intact=self._is_intact(table, leases),
             host_addresses=frozenset(found.address for found in host.addresses),
         )
+        self._last = _Seen(host, leases, table, forwarding, observed)
+        return observed
 
     def forward_blockers(self) -> tuple[ForwardBlocker, ...]:
         """Other people's chains that may drop what is forwarded to containers."""

@@ -80,9 +80,9 @@ class Case:
             zygote=SimpleNamespace(start=lambda: None),
             containers=SimpleNamespace(sweep=lambda: self.may_fail("sweep")),
             store=SimpleNamespace(
-                recover=lambda: None, has_trash=lambda: self.may_fail("trash"), resolved=lambda _: None
+                recover=lambda: None, has_trash=lambda: self.may_fail("trash"), resolved_digests=frozenset
             ),
-            observer=SimpleNamespace(observe=self.observe),
+            observer=SimpleNamespace(observe=self.observe, shims=frozenset()),
         )
         self.agent = Agent(cast(Parts, parts), source or Empty(), self.heard)
 

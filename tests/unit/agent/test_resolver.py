@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from reconciler.agent.intent import Resolver
+from reconciler.agent.resolver import Resolver
 from reconciler.engine.layout import Layout
 from reconciler.engine.pull import Images
 from reconciler.engine.registry.errors import RegistryError

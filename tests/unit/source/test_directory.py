@@ -11,7 +11,7 @@ import pytest
 
 from reconciler.errors import ReconcilerError
 from reconciler.source.directory import DirectorySource
-from reconciler.source.snapshot import MAX_FILES, Snapshot, is_spec
+from reconciler.source.snapshot import MAX_DEPTH, MAX_FILES, Snapshot, is_spec
 from reconciler.source.watch import watch
 from reconciler.spec.load import ReadFailure
 
@@ -68,6 +68,37 @@ def test_specs_are_read_recursively_and_everything_else_is_left(tmp_path: Path) 
 )
 def test_only_yaml_names_that_are_not_hidden_are_specs(name: str, expected: bool) -> None:
     assert is_spec(name) is expected
+
+
+def test_where_no_file_changed_it_is_the_same_mapping_of_files(tmp_path: Path) -> None:
+    source = DirectorySource(tmp_path)
+    age(write(tmp_path / "a.yaml"))
+    age(write(tmp_path / "sub/b.yaml"))
+    source.snapshot()
+    before = source.snapshot()
+    assert source.snapshot().files is before.files
+    (tmp_path / "sub").rename(tmp_path / "other")
+    moved = source.snapshot()
+    assert list(moved.files) == ["a.yaml", "other/b.yaml"]
+    assert moved.revision != before.revision
+    (tmp_path / "a.yaml").unlink()
+    assert list(source.snapshot().files) == ["other/b.yaml"]
+    (tmp_path / "link.yaml").symlink_to("nowhere")
+    assert [*source.snapshot().files] == [*source.snapshot().files] == ["link.yaml", "other/b.yaml"]
+
+
+def test_a_directory_that_is_too_deep_is_a_problem_although_the_files_are_the_same(tmp_path: Path) -> None:
+    source = DirectorySource(tmp_path)
+    age(write(tmp_path / "a.yaml"))
+    files = [source.snapshot().files for _ in range(2)][-1]
+    deep = tmp_path.joinpath(*["d"] * (MAX_DEPTH + 1))
+    deep.mkdir(parents=True)
+    found = source.snapshot()
+    assert "directories deep" in found.problem
+    assert found.files is files
+    deep.rmdir()
+    deep.parent.rmdir()
+    assert source.snapshot().problem == ""
 
 
 def test_the_revision_names_the_content(tmp_path: Path) -> None:

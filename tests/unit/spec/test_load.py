@@ -86,13 +86,18 @@ def test_an_unchanged_file_gives_the_same_app_and_the_same_result() -> None:
     }
     assert load(copies, reading(dict(configs)), cache=cache) is first
 
-    files["b.yaml"] = spec("b", "    init: true\n")
+    files = files | {"b.yaml": spec("b", "    init: true\n")}
     second = load(files, reading(configs), cache=cache)
     assert second.apps["a"] is first.apps["a"]
     assert second.apps["b"] != first.apps["b"]
     assert second.apps["b"].digest != first.apps["b"].digest
-    del files["b.yaml"]
-    assert list(load(files, reading(configs), cache=cache).apps) == ["a"]
+    files = {path: data for path, data in files.items() if path != "b.yaml"}
+    third = load(files, reading(configs), cache=cache)
+    assert list(third.apps) == ["a"]
+    assert load(files, reading(configs), cache=cache) is third
+    other = load(files, reading({"conf/a.toml": b"two"}), cache=cache)
+    assert other.apps["a"].config_files == {"c": b"two"}
+    assert not load(files, reading({}), cache=cache).apps
 
 
 def test_a_change_of_a_config_changes_the_app_though_its_file_is_the_same() -> None:

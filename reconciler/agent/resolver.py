@@ -1,0 +1,179 @@
+"""Images by digest: looked up once, remembered for ever, tried again later where that failed.
+
+A look-up may take a network round trip, so it happens on threads of its own and an app waits for its own images only.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from reconciler.engine.pull import Images
+from reconciler.engine.store import Store
+from reconciler.errors import ReconcilerError
+from reconciler.spec.reference import Digest, Reference
+from reconciler.state.image import Image, Unresolved
+
+_RETRY_FIRST = 2.0
+_RETRY_LAST = 300.0
+
+
+@dataclass
+class _Attempt:
+    """An image that is not resolved yet: when it may be tried again (monotonic), and why it failed last."""
+
+    running: bool = False
+    failures: int = 0
+    retry_at: float = 0.0
+    error: Unresolved = field(default_factory=lambda: Unresolved("looking it up"))
+
+
+class Resolver:
+    """Digest -> image, for ever once known.
+
+    Each registry has threads of its own, so that one that hangs holds up only what comes from it; and what one registry
+    says of a digest is not held against the same digest elsewhere. `background` false looks up at once, in the
+    caller's thread; without `images` nothing is looked up at all. With `keep` what was found is stored.
+    """
+
+    def __init__(
+        self,
+        images: Images | None,
+        store: Store,
+        wake: Callable[[], None],
+        *,
+        background: bool = True,
+        keep: bool = True,
+    ) -> None:
+        self._images = images
+        self._store = store
+        self._wake = wake
+        self._keep = keep
+        self._known: dict[Digest, Image] = {}
+        self._attempts: dict[Reference, _Attempt] = {}
+        self._asked: dict[Reference, _Attempt] = {}
+        self._missing: set[Digest] = set()  # what was asked for, and not known
+        self._lock = threading.Lock()
+        self._background = background
+        self._pools: dict[str, ThreadPoolExecutor] = {}
+        self._there: frozenset[Digest] = frozenset()  # what the store knew when the reading began
+        self._stale = True
+        self.pending = 0  # how many images were asked for, since `begin`, that are on their way
+
+    def begin(self) -> None:
+        """A new reading begins: what it does not ask for need not be tried again."""
+        there = self._store.resolved_digests()
+        with self._lock:
+            for reference in [*self._attempts]:
+                if reference not in self._asked and not self._attempts[reference].running:
+                    del self._attempts[reference]
+            self._asked = {}
+            self._missing = set()
+            self._there = there
+            self._stale = False
+            self.pending = 0
+
+    def answers_again(self) -> bool:
+        """Whether everything that was asked since `begin` would get the answer that it got then.
+
+        Not once a look-up has ended or is due, nor where an image that is waited for has come into the store.
+        """
+        there = self._store.resolved_digests()
+        now = time.monotonic()
+        with self._lock:
+            return (
+                not self._stale
+                and there.isdisjoint(self._missing)
+                and all(attempt.running or now < attempt.retry_at for attempt in self._asked.values())
+            )
+
+    def resolve(self, reference: Reference) -> Image | Unresolved:
+        """The image, or why it is not known (yet)."""
+        digest = reference.digest
+        if digest is None:
+            return Unresolved(f"{reference}: not pinned by digest", transient=False)
+        image = self._known.get(digest)
+        if image is None and digest in self._there:
+            image = self._store.resolved(digest)
+        if image is not None:
+            self._known[digest] = image
+            return image
+        self._missing.add(digest)
+        if self._images is None:
+            return Unresolved(f"{reference}: not on this device")
+        with self._lock:
+            attempt = self._attempts.get(reference)
+            if attempt is None:
+                attempt = self._attempts[reference] = _Attempt()
+            self._asked[reference] = attempt
+            if not attempt.running and time.monotonic() < attempt.retry_at:
+                return attempt.error
+            self.pending += 1
+            if attempt.running:
+                return attempt.error
+            attempt.running = True
+        if not self._background:
+            self._look_up(self._images, reference, digest, attempt)
+            return self._known.get(digest) or attempt.error
+        pool = self._pools.get(reference.registry)
+        if pool is None:
+            pool = self._pools[reference.registry] = ThreadPoolExecutor(2, thread_name_prefix="resolve")
+        pool.submit(self._look_up, self._images, reference, digest, attempt)
+        return attempt.error
+
+    @property
+    def retry_at(self) -> float | None:
+        """When the next look-up is due (monotonic), if one has failed of those that were asked for last."""
+        with self._lock:
+            times = [
+                attempt.retry_at
+                for reference, attempt in self._asked.items()
+                if not attempt.running and reference in self._attempts
+            ]
+        return min(times, default=None)
+
+    def retries(self) -> dict[Reference, float]:
+        """Seconds until the next look-up of each image whose last one failed."""
+        now = time.monotonic()
+        with self._lock:
+            return {
+                reference: max(0.0, attempt.retry_at - now)
+                for reference, attempt in self._attempts.items()
+                if attempt.failures and not attempt.running
+            }
+
+    def forget_failures(self) -> None:
+        """Try everything again now: somebody asked for it."""
+        with self._lock:
+            self._stale = True
+            for attempt in self._attempts.values():
+                attempt.retry_at = 0.0
+
+    def close(self) -> None:
+        for pool in self._pools.values():
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _look_up(self, images: Images, reference: Reference, digest: Digest, attempt: _Attempt) -> None:
+        error: Unresolved | None = None
+        try:
+            if self._keep:
+                self._known[digest] = images.resolve(reference)
+            else:
+                self._known[digest] = images.resolve_without_storing(reference)
+        except ReconcilerError as failure:
+            hint = f" ({failure.hint})" if failure.hint else ""
+            error = Unresolved(f"{failure}{hint}", failure.transient)
+        except OSError as failure:
+            error = Unresolved(f"{reference}: {failure}", transient=True)
+        with self._lock:
+            attempt.running = False
+            self._stale = True
+            if error is None:
+                self._attempts.pop(reference, None)
+            else:
+                attempt.error = error
+                delay = min(_RETRY_LAST, _RETRY_FIRST * 2**attempt.failures)
+                attempt.failures += 1
+                attempt.retry_at = time.monotonic() + delay
+        self._wake()

@@ -1,0 +1,57 @@
+"""What a desired state asks of every turn, whatever is found, and what a generation remembers of it. Pure."""
+
+from dataclasses import dataclass
+
+from reconciler.state.desired import App, Desired
+from reconciler.state.generation import AppliedApp
+from reconciler.state.observed import Published
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The ports and devices of a desired state, and the digest of each app's spec."""
+
+    desired: Desired
+    ports: list[Published]
+    devices: frozenset[str]
+    digests: dict[str, str]
+
+    @classmethod
+    def of(cls, desired: Desired) -> "Wanted":
+        digests = {app.name: app.digest for app in desired.apps.values()}
+        return cls(desired, wanted_ports(desired), wanted_devices(desired), digests)
+
+
+def wanted_ports(desired: Desired) -> list[Published]:
+    """Every port that a spec wants to be published."""
+    return [
+        Published(app.name, container.name, port)
+        for app in desired.apps.values()
+        for container in app.containers.values()
+        for port in container.settings.ports
+    ]
+
+
+def wanted_devices(desired: Desired) -> frozenset[str]:
+    """Every device that a container asks for, by its path."""
+    return frozenset(
+        device.source
+        for app in desired.apps.values()
+        for container in app.containers.values()
+        for device in container.identity.devices
+    )
+
+
+def applied(app: App) -> AppliedApp:
+    """What a generation keeps of an app."""
+    images = {container.reference: container.image for _, container in sorted(app.containers.items())}
+    return AppliedApp(
+        name=app.name,
+        path=app.path,
+        digest=app.digest,
+        images=tuple((ref, str(image.manifest), str(image.config)) for ref, image in images.items()),
+        layers=tuple(sorted({layer.chain_id.hex for image in images.values() for layer in image.layers})),
+        blobs=tuple(
+            sorted({str(d) for image in images.values() for d in (image.index, image.manifest, image.config)})
+        ),
+    )

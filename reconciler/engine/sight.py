@@ -1,0 +1,193 @@
+"""One container as it is looked at turn after turn: its files, its shim and its limits, each read again every time.
+
+What a file said, and the values made of it, are kept for as long as the file shows the same inode, size and time of
+change; whether a shim lives and what its cgroup enforces is asked of the kernel. Reads only.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from reconciler.engine import record
+from reconciler.engine.cgroup import Place
+from reconciler.engine.cgroup_limits import LimitFiles
+from reconciler.engine.layout import Layout
+from reconciler.engine.process import ProcessId, ShimRecord, alive, read_exit, read_shim
+from reconciler.state import observed as state
+from reconciler.state.desired import Limits
+
+_T = TypeVar("_T")
+
+
+class ParsedFile(Generic[_T]):
+    """What a file was parsed to, for as long as the file is the same one."""
+
+    __slots__ = ("_key", "_parse", "_path", "_value")
+
+    def __init__(self, path: Path, parse: Callable[[str], _T | None]) -> None:
+        self._path = str(path)
+        self._parse = parse
+        self._key: tuple[int, int, int] | None = None
+        self._value: _T | None = None
+
+    def read(self) -> _T | None:
+        """What the file says now; None where it is missing or damaged, OSError where that can't be told."""
+        try:
+            status = os.stat(self._path)
+        except (FileNotFoundError, NotADirectoryError):
+            self._key = self._value = None
+            return None
+        key = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if key != self._key:
+            value = self._parse(self._path)
+            self._key, self._value = key, value
+        return self._value
+
+
+def read_record(path: str) -> record.Record | None:
+    """The identity that the file holds; None where it is missing or damaged, OSError where that can't be told."""
+    try:
+        with open(path, "rb") as file:
+            return record.parse(file.read(), path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, record.CorruptRecordError):
+        return None
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file; OSError where that can't be told: a guess would end what runs."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+class Life:
+    """What a container does, by the records of its shim."""
+
+    __slots__ = ("_exited", "_running", "_settled", "_shim", "shim")
+
+    def __init__(self, layout: Layout, container_id: str) -> None:
+        self.shim: ProcessId | None = None
+        self._settled = ParsedFile(layout.settled_exit(container_id), read_exit)
+        self._exited = ParsedFile(layout.exit_record(container_id), read_exit)
+        self._shim = ParsedFile(layout.shim_record(container_id), read_shim)
+        self._running: tuple[ShimRecord, state.Running] | None = None
+
+    def phase(self) -> tuple[state.Phase, bool]:
+        """The phase, and whether the exit record is kept across a reboot. `shim` is set where one was found alive."""
+        self.shim = None
+        settled = self._settled.read()
+        exited = self._exited.read() or settled
+        if exited is not None:
+            return state.Exited(exited), settled is not None
+        shim = self._shim.read()
+        if shim is None:
+            return state.Lost(
+                "it has no shim: the device was restarted, or its run directory was removed"
+            ), False
+        if not alive(shim.shim):
+            # The record may have been renamed into place between the two looks.
+            exited = self._exited.read()
+            if exited is not None:
+                return state.Exited(exited), False
+            return state.Lost("its shim ended without a record"), False
+        self.shim = shim.shim
+        if shim.started_boot is None:
+            return state.Created(), False
+        if self._running is None or self._running[0] is not shim:
+            running = state.Running(shim.init.pid, shim.started_boot, shim.started_wall or 0.0)
+            self._running = shim, running
+        return self._running[1], False
+
+
+def phase_of(layout: Layout, container_id: str) -> state.Phase:
+    """What one container does now."""
+    return Life(layout, container_id).phase()[0]
+
+
+class Sight:
+    """The container with this id, as often as somebody looks. For one thread at a time."""
+
+    __slots__ = (
+        "_container",
+        "_identity",
+        "_life",
+        "_limits",
+        "_parts",
+        "_place",
+        "_seen",
+        "_stopping",
+        "id",
+    )
+
+    def __init__(self, layout: Layout, container_id: str) -> None:
+        self.id = container_id
+        self._identity = ParsedFile(layout.identity(container_id), read_record)
+        self._life = Life(layout, container_id)
+        self._parts = tuple(
+            str(path)
+            for path in (layout.config(container_id), layout.log(container_id), layout.hosts(container_id))
+        )
+        self._stopping = str(layout.stopping(container_id))
+        self._place: Place | None = None
+        self._limits: LimitFiles | None = None
+        self._seen: tuple[object, ...] = ()
+        self._container: state.Container | None = None
+
+    @property
+    def shim(self) -> ProcessId | None:
+        """Its shim, where the last look found it alive."""
+        return self._life.shim
+
+    def look(self, place: Place, attached: frozenset[str]) -> state.Container | None:
+        """The container as it is now, None where it has no record that can be read. Unchanged, it is the same object.
+
+        `place` is where its cgroup would be, `attached` are the full names of the containers whose link is right.
+        """
+        self._life.shim = None
+        found = self._identity.read()
+        if found is None:
+            return None
+        phase, settled = self._life.phase()
+        limits: Limits | None = None
+        intact, linked, stopped = True, True, False
+        if isinstance(phase, state.Running | state.Created):
+            limits, intact = self._enforced(place, found.settings.limits)
+            intact = intact and all(map(exists, self._parts))
+        if isinstance(phase, state.Running):
+            linked = found.full_name in attached
+        elif isinstance(phase, state.Exited):
+            stopped = exists(self._stopping)
+        seen = (found, phase, limits, linked, settled, stopped, intact)
+        if self._container is None or seen != self._seen:
+            self._seen = seen
+            self._container = state.Container(
+                id=found.id,
+                app=found.app,
+                name=found.name,
+                fingerprint=found.fingerprint,
+                settings=found.settings,
+                phase=phase,
+                image=found.image,
+                layers=found.layers,
+                limits=limits,
+                attached=linked,
+                settled=settled,
+                stopped=stopped,
+                intact=intact,
+                attempt=found.attempt,
+                restarts=found.restarts,
+                created=found.created,
+                volumes=found.volumes,
+            )
+        return self._container
+
+    def _enforced(self, place: Place, wanted: Limits) -> tuple[Limits | None, bool]:
+        """The limits in force, and whether the cgroup is there."""
+        if self._limits is None or self._place is not place:
+            self._place, self._limits = place, LimitFiles(place.group(self.id))
+        if not self._limits.there():
+            return None, False
+        return self._limits.read(wanted), True
