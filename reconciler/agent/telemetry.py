@@ -24,7 +24,7 @@ from reconciler.execute.executor import LaneEnd
 from reconciler.plan.steps import Outcome, Plan, PullImage, Step
 from reconciler.report import status
 from reconciler.report.action import action_of
-from reconciler.report.events import EventLog
+from reconciler.report.events import Ends, EventLog, append_end, attributes
 from reconciler.report.server import serve_tcp, serve_unix
 from reconciler.report.status import NOTHING_LIVE, Live
 from reconciler.report.tally import Tally
@@ -69,6 +69,7 @@ class Telemetry:
         self._branch = branch
         self.tally = Tally()
         self._events = EventLog(parts.layout.events)
+        self._ends = Ends(parts.layout.events)
         self._turn: Turn | None = None
         self._told = _Told()
         self._gauges = Gauges(parts.layout, parts.cgroup_parent)
@@ -86,6 +87,8 @@ class Telemetry:
             problem = bool(turn.intent.source_problem)
             self.tally.read(turn.intent.revision, turn.seconds["read"], turn.now.wall, problem=problem)
         self._alive(turn=True)
+        for container in self._ends.new(turn.observed, turn.busy):
+            append_end(self._events, time.time(), container)
         self._console.turn(turn)
 
     def _alive(self, *, turn: bool) -> None:
@@ -102,6 +105,7 @@ class Telemetry:
             "failed" if outcome.error else action_of(outcome.step) or "record",
             outcome.step.app or "device",
             f"{outcome.step}: {outcome.error}" if outcome.error else str(outcome.step),
+            **attributes(outcome.step),
         )
         self._console.outcome(outcome)
 

@@ -74,3 +74,32 @@ def span(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--until", metavar="TIME", help="only what is older; a time to come, or +10m, ends --follow then"
     )
+
+
+# --- what the shells complete --------------------------------------------------------------------------------------
+
+_KINDS: Final = {
+    "NAME": ("container",),
+    "CONTAINER": ("container",),
+    "APP": ("app",),
+    "APP/VOLUME": ("volume",),
+    "VOLUME": ("volume",),
+    "IMAGE": ("image",),
+    "NETWORK": ("network",),
+    "FILE": ("files",),
+    "PATH": ("files",),
+    "DIR": ("directories",),
+    "SPECS": ("directories",),
+}
+
+
+def completes(action: argparse.Action, *kinds: str) -> None:
+    """Say what names stand for an argument, where its metavar does not say it or not all of it."""
+    vars(action)["completes"] = kinds
+
+
+def kinds_of(action: argparse.Action) -> tuple[str, ...]:
+    """The kinds of names that may stand for an argument: container, app, volume, image, network, files, directories."""
+    metavar = action.metavar if isinstance(action.metavar, str) else ""
+    found: tuple[str, ...] = vars(action).get("completes", _KINDS.get(metavar, ()))
+    return found

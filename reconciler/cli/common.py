@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reconciler.engine.layout import Layout
+from reconciler.engine.observe import phase_of
 from reconciler.engine.record import Record, records
-from reconciler.errors import NotFoundError, UsageError
+from reconciler.errors import NotFoundError, ReconcilerError, UsageError
 from reconciler.spec.quantity import parse_duration
+from reconciler.state.observed import Running
 
 if TYPE_CHECKING:
     from reconciler.config import Device
@@ -51,7 +53,9 @@ def duration(text: str, option: str) -> float:
 
 
 def moment(text: str, option: str) -> float:
-    """Wall seconds from RFC 3339, or from a duration ago."""
+    """Wall seconds from RFC 3339, or from a duration ago; `+10m` is ten minutes from now."""
+    if text.startswith("+"):
+        return time.time() + duration(text[1:], option)
     try:
         value = datetime.fromisoformat(text)
         return (value if value.tzinfo is not None else value.replace(tzinfo=UTC)).timestamp()
@@ -69,14 +73,36 @@ def find_container(layout: Layout, name: str) -> Record:
     if len(starting) == 1:
         return starting[0]
     if len(starting) > 1:
+        those = ", ".join(f"{record.id[:12]} {record.full_name}" for record in starting[:8])
         raise UsageError(
-            f"container {name}: ambiguous, {len(starting)} ids start with it", hint="use more digits"
+            f"container {name}: ambiguous, {len(starting)} ids start with it: {those}", hint="use more digits"
         )
     if "/" not in name:
         inside = sorted({record.full_name for record in found if name in (record.app, record.name)})
         if inside:
             raise NotFoundError(f"container {name}: not found", hint=f"did you mean {' or '.join(inside)}?")
     raise NotFoundError(f"container {name}: not found", hint="run: reconciler ps -a")
+
+
+def running(layout: Layout, record: Record) -> Running:
+    """How `record`'s program runs, or an error that says that it does not."""
+    phase = phase_of(layout, record.id)
+    if not isinstance(phase, Running):
+        raise ReconcilerError(f"container {record.full_name}: not running", hint="run: reconciler ps -a")
+    return phase
+
+
+def find_containers(layout: Layout, name: str) -> list[Record]:
+    """The containers that `name` means: all of an app, or the one that `find_container` finds."""
+    if "/" not in name:
+        newest = {
+            record.full_name: record
+            for record in sorted(records(layout), key=lambda record: record.created)
+            if record.app == name
+        }
+        if newest:
+            return [newest[full_name] for full_name in sorted(newest)]
+    return [find_container(layout, name)]
 
 
 def print_json(value: Any) -> None:

@@ -96,6 +96,10 @@ for the back-off of earlier failures.
     reconciler validate specs && reconciler plan specs
     reconciler agent --git https://git.example/fleet.git --branch main --path sites/lab
     reconciler logs -f --tail 20 web/page
+    reconciler logs web --since 1h --grep 'error|warn' -i
+    reconciler ps -a --filter status=exited --format 'table {{.Names}}\\t{{.Status}}'
+    reconciler inspect --format '{{.NetworkSettings.IPAddress}}' web/page
+    reconciler wait --for healthy web --timeout 2m && reconciler events -f --filter app=web
     reconciler exec -it web/db psql -U postgres
     reconciler exec --state /srv/state -u 1000 web/db id
     reconciler volume ls && reconciler volume rm old-app/data

@@ -54,7 +54,7 @@ def read(
     """
     if not directory.is_dir():
         raise NotFoundError(f"{directory}: no log")
-    reader = _Reader(directory, _Lines(_selected(streams), since, until), tail)
+    reader = Reader(directory, Lines(selected(streams), since, until), tail)
     try:
         records = (record for part in (reader.advance(), reader.finish()) for record in part)
         yield from records if tail is None else deque(records, maxlen=max(tail, 0))
@@ -82,8 +82,8 @@ def follow(
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError(f"{directory}: no log") from error
     held = Path(f"/proc/self/fd/{fd}")  # the log may be renamed to `previous` while it is being read
-    changes = _Changes(held, stop, ended)
-    reader = _Reader(held, _Lines(_selected(streams), since, None), tail)
+    changes = Changes(held, stop, ended)
+    reader = Reader(held, Lines(selected(streams), since, None), tail)
     try:
         records = reader.advance()
         yield from records if tail is None else deque(records, maxlen=max(tail, 0))
@@ -113,11 +113,12 @@ def size(directory: Path) -> int:
     return total
 
 
-def _selected(streams: tuple[str, ...]) -> frozenset[int]:
+def selected(streams: tuple[str, ...]) -> frozenset[int]:
+    """The numbers of streams by name."""
     return frozenset(_NUMBERS[name] for name in streams)
 
 
-class _Changes:
+class Changes:
     """Waits for the log to change, without asking again and again where the kernel has an inotify watch to spare."""
 
     def __init__(self, directory: Path, stop: int | None, ended: int | None) -> None:
@@ -132,9 +133,9 @@ class _Changes:
             self._inotify = inotify.inotify_init()
             inotify.inotify_add_watch(self._inotify, str(directory), _CHANGES)
             self._poll.register(self._inotify, select.POLLIN)
-            self._timeout: int | None = None
+            self.timeout: int | None = None
         except OSError:  # EMFILE, ENOSPC: the user's instances or watches are used up
-            self._timeout = _POLL_MS
+            self.timeout = _POLL_MS
 
     def close(self) -> None:
         if self._inotify >= 0:
@@ -142,14 +143,22 @@ class _Changes:
 
     def wait(self) -> bool:
         """Return True when there may be more to read, False when nothing will come after what is there now."""
-        ready = {fd for fd, _ in self._poll.poll(self._timeout)}
+        return self.take({fd for fd, _ in self._poll.poll(self.timeout)})
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What becomes readable when `take` should be called; where `timeout` is set, also after so many ms."""
+        return [fd for fd in (self._stop, self._ended, self._inotify) if fd is not None and fd >= 0]
+
+    def take(self, ready: set[int]) -> bool:
+        """As `wait`, for a caller that has waited: `ready` are the descriptors that are readable."""
         self.stopped = self._stop in ready
         if self._inotify in ready:
             os.read(self._inotify, 65536)
         return self._ended not in ready
 
 
-class _Lines:
+class Lines:
     """Puts the stretches of each stream together to lines, and keeps those that were asked for."""
 
     def __init__(self, streams: frozenset[int], since: float | None, until: float | None) -> None:
@@ -215,10 +224,10 @@ class _Lines:
         yield Record(wall, _NAMES[stream], b"", False, dropped=count)
 
 
-class _Reader:
+class Reader:
     """A place in the log, and the way on from it."""
 
-    def __init__(self, directory: Path, lines: _Lines, tail: int | None) -> None:
+    def __init__(self, directory: Path, lines: Lines, tail: int | None) -> None:
         self._directory = directory
         self._lines = lines
         self._segment: Segment | None = None

@@ -8,9 +8,26 @@ last line is skipped by the reader and closed off by the next writer.
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, assert_never
+
+from reconciler.plan.restart import ending
+from reconciler.plan.steps import (
+    CollectGarbage,
+    ConfigureNetwork,
+    CreateContainer,
+    CreateVolume,
+    PullImage,
+    RecordExit,
+    RemoveContainer,
+    RemoveNetwork,
+    StartContainer,
+    Step,
+    StopContainer,
+    UpdateContainer,
+)
+from reconciler.state.observed import Container, Created, Exited, Lost, Observed, Running
 
 MAX_BYTES: Final = 2 * 1024 * 1024
 _MAX_LINE: Final = 8 * 1024
@@ -25,7 +42,7 @@ class EventLog:
 
     def __init__(self, path: Path, *, limit: int = MAX_BYTES) -> None:
         self._path = path
-        self._previous = path.with_name(f"{path.name}.1")
+        self._previous = previous_of(path)
         self._half = limit // 2
         self._lock = threading.Lock()
         self._last: dict[str, Any] | None = None
@@ -82,17 +99,100 @@ def _cut(more: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value[:_MAX_TEXT] if isinstance(value, str) else value for key, value in more.items()}
 
 
+def previous_of(path: Path) -> Path:
+    """The predecessor of the event log at `path`."""
+    return path.with_name(f"{path.name}.1")
+
+
+def parse_event(line: bytes) -> dict[str, Any] | None:
+    """One line of the log; None for one that is no event (torn, damaged)."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("time"), int | float):
+        return None
+    return event
+
+
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """Every event that is kept, oldest first; lines that are no event (torn, damaged) are left out."""
-    for file in (path.with_name(f"{path.name}.1"), path):
+    for file in (previous_of(path), path):
         try:
             data = file.read_bytes()
         except FileNotFoundError:
             continue
         for line in data.split(b"\n"):
-            try:
-                event = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(event, dict) and isinstance(event.get("time"), int | float):
+            event = parse_event(line)
+            if event is not None:
                 yield event
+
+
+# --- what events tell ----------------------------------------------------------------------------------------------
+
+
+def attributes(step: Step) -> dict[str, str]:
+    """What a step is about: `container`, `id` and `image`, as far as it has them."""
+    match step:
+        case CreateContainer():
+            return {"container": step.desired.name, "image": step.desired.reference}
+        case StopContainer() | RemoveContainer() | UpdateContainer() | RecordExit():
+            return {"container": step.container, "id": step.id}
+        case StartContainer():
+            return {"container": step.container}
+        case PullImage():
+            return {"image": step.reference}
+        case CreateVolume():
+            return {"volume": f"{step.app}/{step.volume}"}
+        case ConfigureNetwork() | RemoveNetwork() | CollectGarbage():
+            return {}
+        case _:
+            assert_never(step)
+
+
+class Ends:
+    """Finds the containers that have ended since the last look; whoever has an `exit` in the log already is known."""
+
+    def __init__(self, path: Path) -> None:
+        self._known = {str(event.get("id")) for event in read_events(path) if event.get("kind") == "exit"}
+
+    def new(self, observed: Observed, busy: Set[str]) -> Iterator[Container]:
+        """Yield each container whose end was not there before; `busy` are the apps with a lane running.
+
+        One that is being made or removed has no shim, and is not lost for that.
+        """
+        ended = [
+            container
+            for same in observed.containers.values()
+            for container in same
+            if isinstance(container.phase, Exited)
+            or (isinstance(container.phase, Lost) and container.app not in busy)
+        ]
+        known, self._known = self._known, {container.id for container in ended}
+        for container in ended:
+            if container.id not in known:
+                yield container
+
+
+def append_end(log: EventLog, wall: float, container: Container) -> None:
+    """Write that `container` has ended, and how."""
+    facts: dict[str, str | float | bool | None] = {"container": container.name, "id": container.id}
+    match container.phase:
+        case Exited(record):
+            code = record.code if record.signal is None else 128 + (record.signal or 0)
+            how = f"{ending(record)}"
+            log.append(
+                wall,
+                "exit",
+                container.app,
+                f"{container.full_name}: {how}",
+                **facts,
+                exit_code=code,
+                oom=record.oom,
+            )
+        case Lost(reason):
+            log.append(wall, "exit", container.app, f"{container.full_name}: lost: {reason}", **facts)
+        case Created() | Running():
+            pass
+        case _:
+            assert_never(container.phase)

@@ -1,0 +1,72 @@
+"""The processes of a container as the host's /proc tells of them. Reads only; what ends meanwhile is left out."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process: `pid` and `parent` are the host's numbers, `inside` is the container's own for it.
+
+    `uid` is the effective one, `state` a letter of proc(5), `started` seconds since boot, `resident` bytes. `command`
+    is what the process says of itself, so it may be anything; a process without arguments is its name in brackets.
+    """
+
+    pid: int
+    inside: int
+    parent: int
+    uid: int
+    state: str
+    threads: int
+    cpu_seconds: float
+    started: float
+    resident: int
+    command: str
+
+
+def read_processes(pids: Iterable[int]) -> list[Process]:
+    """What /proc says of these pids now."""
+    found = []
+    for pid in pids:
+        try:
+            found.append(_read(pid))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def _read(pid: int) -> Process:
+    # One descriptor for all three files: a pid that is taken by somebody else in between gives ESRCH.
+    directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        name, _, rest = _text(directory, "stat").partition("(")[2].rpartition(")")
+        numbers = rest.split()  # from field 3 of proc(5) on
+        status = dict(
+            (key, value.split())
+            for key, _, value in (line.partition(":") for line in _text(directory, "status").splitlines())
+        )
+        command = _text(directory, "cmdline").rstrip("\0").replace("\0", " ")
+    finally:
+        os.close(directory)
+    return Process(
+        pid=pid,
+        inside=int(status.get("NSpid", [str(pid)])[-1]),
+        parent=int(numbers[1]),
+        uid=int(status["Uid"][1]),
+        state=numbers[0],
+        threads=int(numbers[17]),
+        cpu_seconds=(int(numbers[11]) + int(numbers[12])) / _TICKS,
+        started=int(numbers[19]) / _TICKS,
+        resident=int(numbers[21]) * _PAGE,
+        command=command or f"[{name}]",
+    )
+
+
+def _text(directory: int, name: str) -> str:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    with open(fd, "rb") as file:
+        return file.read().decode(errors="replace")
