@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
-from reconciler.cli import options
+from reconciler.cli import completion, options
 from reconciler.errors import ReconcilerError
 
 
@@ -47,6 +47,8 @@ def run(arguments: Sequence[str]) -> int:
     Never a traceback for bad input. A reader that goes away ends a verb with 141, as SIGPIPE would; the signal itself
     stays ignored, because a registry that hangs up must not kill a verb that is at work.
     """
+    if arguments[:1] == [completion.COMPLETE]:
+        return completion.complete(arguments[1:])
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     if parsed.verb is None:

@@ -103,6 +103,7 @@ for the back-off of earlier failures.
     reconciler exec -it web/db psql -U postgres
     reconciler exec --state /srv/state -u 1000 web/db id
     reconciler volume ls && reconciler volume rm old-app/data
+    source <(reconciler completion bash)
 
 ## SEE ALSO
 

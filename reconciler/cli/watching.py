@@ -127,6 +127,11 @@ def _wait(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", metavar="DURATION", help="give up after this long, with exit code 6")
 
 
+def _completion(parser: argparse.ArgumentParser) -> None:
+    call(parser, "completion:completion")
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish")
+
+
 VERBS: Final[Verbs] = (
     ("ps", "List containers.", _ps),
     ("logs", "Print what a container wrote.", _logs),
@@ -137,4 +142,5 @@ VERBS: Final[Verbs] = (
     ("diff", "List what a container has changed in its file system.", _diff),
     ("wait", "Wait until containers have ended, run or are healthy.", _wait),
     ("events", "Print what the agent did and saw.", _events),
+    ("completion", "Print the script that makes a shell complete command lines and names.", _completion),
 )
