@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import time
 from datetime import UTC, datetime
@@ -53,7 +54,9 @@ def duration(text: str, option: str) -> float:
 
 
 def moment(text: str, option: str) -> float:
-    """Wall seconds from RFC 3339, or from a duration ago; `+10m` is ten minutes from now."""
+    """Wall seconds from RFC 3339, seconds since 1970, or a duration ago; `+10m` is ten minutes from now."""
+    if re.fullmatch(r"\d{9,12}(\.\d+)?", text):
+        return float(text)
     if text.startswith("+"):
         return time.time() + duration(text[1:], option)
     try:

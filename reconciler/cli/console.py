@@ -13,6 +13,7 @@ from reconciler.agent.loop import Turn
 from reconciler.engine.pull import Phase, Progress
 from reconciler.execute.executor import LaneEnd
 from reconciler.plan.steps import Outcome, PullImage
+from reconciler.report.tables import printable
 from reconciler.spec.marks import Problem
 
 
@@ -40,6 +41,8 @@ class Console:
         self._print(f"{stamp}{line}")
 
     def _print(self, text: str) -> None:
+        if self._stream.isatty():
+            text = printable(text)
         with self._lock:
             try:
                 print(text, file=self._stream, flush=True)

@@ -7,6 +7,7 @@ errors are 64.
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,12 @@ def run(arguments: Sequence[str]) -> int:
     Never a traceback for bad input. A reader that goes away ends a verb with 141, as SIGPIPE would; the signal itself
     stays ignored, because a registry that hangs up must not kill a verb that is at work.
     """
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # names on disk need not be UTF-8, and no locale has every character
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if arguments[:1] == [completion.COMPLETE]:
         return completion.complete(arguments[1:])
     parser = build_parser()
@@ -85,7 +92,10 @@ def _arm(points: str) -> None:
 
 
 def complain(error: ReconcilerError, stream: TextIO) -> None:
-    """Print what failed and what to do next."""
-    print(f"reconciler: {error}" if "\n" not in str(error) else str(error), file=stream)
+    """Print what failed and what to do next. A registry, or a name on disk, may have had a word in it."""
+    from reconciler.report.tables import printable  # only an error needs it: --help must be quick
+
+    shown = printable if stream.isatty() else str
+    print(shown(f"reconciler: {error}" if "\n" not in str(error) else str(error)), file=stream)
     if error.hint:
-        print(f"  {error.hint}", file=stream)
+        print(shown(f"  {error.hint}"), file=stream)

@@ -65,7 +65,7 @@ class Problem:
     def render(self, *, color: bool = False) -> str:
         """Return the block that people read: the sentence, the line it is about, carets under the place."""
         bold, paint, reset = ("\x1b[1m", _PAINT[self.severity], "\x1b[0m") if color else ("", "", "")
-        lines = [f"{bold}{self.mark}:{reset} {paint}{self.severity}:{reset} {self.message}"]
+        lines = [f"{bold}{printable(str(self.mark))}:{reset} {paint}{self.severity}:{reset} {self.message}"]
         hint = f"  {self.hint}" if self.hint else ""
         if self.excerpt:
             before, meant = self.excerpt[: self.caret], self.excerpt[self.caret : self.caret + self.width]

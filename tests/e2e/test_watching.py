@@ -14,7 +14,7 @@ import yaml
 
 from tests.e2e.conftest import reference
 from tests.e2e.device import PATIENCE, PROGRAM, REPOSITORY, Device
-from tests.images import Built
+from tests.images import Built, busybox
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.network]
 
@@ -331,6 +331,35 @@ def test_a3_what_a_container_writes_moves_no_cursor_on_a_terminal(device: Device
     assert "oops" in shown
     assert "\x1b" not in on_a_terminal(device, "logs talk", NO_COLOR="1")
     assert "\x1b" not in on_a_terminal(device, "logs talk/a -o jsonl")
+
+
+def test_a3_what_an_image_claims_moves_no_cursor_and_breaks_no_document(
+    device: Device, tmp_path: Path
+) -> None:
+    evil = "\x1b[2J\u202e\x07\x9b31m"
+    built = busybox(
+        tmp_path / "layout", config={"Labels": {evil: evil}, "Env": ["PATH=/bin", f"EVIL={evil}"]}
+    )
+    device.configure(bundles=[str(built.layout)])
+    device.spec("shop", shop(reference(built)))
+    device.start()
+    device.running("shop/web")
+    (found,) = inspected(device, "shop/web")
+    assert found["Config"]["Labels"][evil] == evil
+    device.reconciler("exec", "shop/web", "sh", "-c", f"touch '/{evil}'; exec -a x true")
+    for verb in (
+        "inspect shop/web",
+        "inspect shop/web -o yaml",
+        "ps -a -o json",
+        "events",
+        "diff shop/web",
+        "top shop/web",
+    ):
+        said = on_a_terminal(device, f"{verb} --color never")
+        assert not set(said) & {"\x1b", "\u202e", "\x07", "\x9b"}, verb
+    shown = on_a_terminal(device, "inspect shop/web --format", "{{json .Config.Labels}}{{.Config.Env}}")
+    assert not set(shown) & {"\x1b", "\u202e", "\x07", "\x9b"}
+    assert evil in device.reconciler("inspect", "shop/web", "--format", "{{join .Config.Env ` `}}").stdout
 
 
 # --- events ----------------------------------------------------------------------------------------------------------
