@@ -57,7 +57,7 @@ def events(args: argparse.Namespace) -> int:
 
 def _form(args: argparse.Namespace) -> Callable[[Mapping[str, Any]], str]:
     """How one event is printed."""
-    if args.output == "jsonl":
+    if args.output == "jsonl" or args.format == "json":
         return json_line
     if args.format is not None:
         template = Template(args.format)

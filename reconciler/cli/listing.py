@@ -40,6 +40,8 @@ def rendered(
         if args.format is not None or args.output != "table":
             raise UsageError("-q goes neither with --format nor with -o")
         return "".join(f"{quiet(item)}\n" for item in items)
+    if args.format in ("json", "table") and args.output == "table":  # Docker's words for two of ours
+        return listing(kind, items, columns, output="jsonl" if args.format == "json" else "")
     if args.format is not None:
         if args.output != "table":
             raise UsageError("--format does not go with -o", hint="-o json prints every field")

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from typing import Any, Final
 
 from reconciler.cli.common import duration, find_containers, layout_of
-from reconciler.cli.listing import rendered
+from reconciler.cli.costs import COLUMNS, costs
+from reconciler.cli.listing import rendered, show
 from reconciler.cli.screen import Screen, pause
 from reconciler.engine import cgroup, instance
 from reconciler.engine.hierarchies import Hierarchies
@@ -33,6 +34,11 @@ def stats(args: argparse.Namespace) -> int:
     if every < _SHORTEST:
         raise UsageError(f"--interval {args.interval}: expected at least 100ms")
     layout = layout_of(args)
+    if args.self:
+        if args.names:
+            raise UsageError("--self takes no names")
+        show(args, "CostList", list(costs(layout)), COLUMNS)
+        return 0
     once = args.no_stream or args.output in ("json", "yaml", "name")
     with ExitStack() as stack:
         watcher = _Watcher(layout, args.names, everything=args.all)

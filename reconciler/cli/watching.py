@@ -80,6 +80,11 @@ def _stats(parser: argparse.ArgumentParser) -> None:
     )
     completes(names, "container", "app")
     parser.add_argument("-a", "--all", action="store_true", help="also containers that do not run")
+    parser.add_argument(
+        "--self",
+        action="store_true",
+        help="what this program itself costs: the agent, and a shim for each container",
+    )
     parser.add_argument("--no-stream", action="store_true", help="once, not again and again")
     parser.add_argument(
         "--interval", metavar="DURATION", default="1s", help="how long one measurement takes (default 1s)"

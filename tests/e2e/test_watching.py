@@ -94,26 +94,26 @@ LISTS = ("ps -a", "status", "images", "volume ls", "gc --dry-run")
 
 
 def test_every_list_comes_in_every_form(ready: Device) -> None:
+    def said(verb: str, *args: str) -> str:
+        return ready.reconciler(*verb.split(), *args).stdout
+
     for verb in LISTS:
-        document = json.loads(ready.reconciler(*verb.split(), "-o", "json").stdout)
-        items = document["items"]
-        assert items, verb
-        as_yaml = yaml.safe_load(ready.reconciler(*verb.split(), "-o", "yaml").stdout)
-        assert [item["name"] for item in as_yaml["items"]] == [item["name"] for item in items], verb
-        lines = ready.reconciler(*verb.split(), "-o", "jsonl").stdout.splitlines()
-        assert [json.loads(line)["name"] for line in lines] == [item["name"] for item in items], verb
-        names = ready.reconciler(*verb.split(), "-o", "name").stdout
-        assert names == "".join(f"{item['name']}\n" for item in items), verb
-        table = ready.reconciler(*verb.split()).stdout.splitlines()
-        bare = ready.reconciler(*verb.split(), "--no-headers").stdout.splitlines()
-        assert [line.split()[0] for line in bare] == [line.split()[0] for line in table[1:]], verb
-        wide = ready.reconciler(*verb.split(), "-o", "wide", "--no-trunc").stdout.splitlines()
-        assert len(wide[0]) >= len(table[0]), verb
-        formatted = ready.reconciler(*verb.split(), "--format", "{{.name}}").stdout
-        assert formatted == names, verb
-        coloured = ready.reconciler(*verb.split(), "--color", "always").stdout
-        assert ("\x1b[" in coloured) == (verb in ("ps -a", "status")), verb
-        assert "\x1b[" not in "".join(table), verb
+        items = json.loads(said(verb, "-o", "json"))["items"]
+        names = "".join(f"{item['name']}\n" for item in items)
+        assert names, verb
+        assert said(verb, "-o", "name") == names, verb
+        lines = said(verb, "--format", "json").splitlines()
+        assert [json.loads(line)["name"] for line in lines] == names.split(), verb
+        table = said(verb, "--no-headers", "--color", "always")
+        assert ("\x1b[" in table) == (verb in ("ps -a", "status")), verb
+    as_yaml = yaml.safe_load(said("volume ls", "-o", "yaml"))
+    assert [item["name"] for item in as_yaml["items"]] == ["shop/data"]
+    heading, row = said("volume ls").splitlines()
+    assert (heading.split()[0], row.split()[0]) == ("VOLUME", "shop/data")
+    assert said("volume ls", "--no-headers").split()[0] == "shop/data"
+    assert said("volume ls", "--format", "{{.name}}") == said("volume ls", "-q") == "shop/data\n"
+    wide = said("images", "-o", "wide", "--no-trunc").splitlines()
+    assert json.loads(said("images", "-o", "jsonl"))["config"] in wide[1]
 
 
 def test_ps_shows_what_was_asked_for(ready: Device, box: Built) -> None:
@@ -438,7 +438,15 @@ def test_stats_measures_what_containers_use_without_an_agent_too(ready: Device, 
     )
     ready.spec("busy", busy)
     ready.running("busy/web")
+    own = {
+        row["name"]: row
+        for row in json.loads(ready.reconciler("stats", "--self", "-o", "json").stdout)["items"]
+    }
+    assert own["agent"]["pid"] == ready.agent_pid
+    assert {"zygote", "shim shop/web", "shim busy/web"} <= own.keys()
+    assert 0 < own["shim shop/web"]["private"] < own["agent"]["private"] <= own["agent"]["memory"]
     ready.stop()
+    assert "agent" not in ready.reconciler("stats", "--self").stdout
 
     def stats(*args: str) -> dict[str, dict[str, Any]]:
         text = ready.reconciler("stats", "-o", "json", *args).stdout
