@@ -3,10 +3,14 @@
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.report.events import EventLog, read_events
+from reconciler.plan.steps import CollectGarbage, CreateVolume, RemoveContainer, StartContainer, Step
+from reconciler.report.events import Ends, EventLog, append_end, attributes, read_events
+from reconciler.state.observed import Exited, Lost, Observed
+from tests import values
 
 
 def test_events_are_lines_of_json_in_order(tmp_path: Path) -> None:
@@ -82,3 +86,57 @@ def test_every_event_is_one_line_of_valid_json(subject: str, message: str, numbe
         (line,) = path.read_text().splitlines()
         assert len(line) <= 8 * 1024
         assert json.loads(line)["kind"] == "kind"
+
+
+# --- ends ------------------------------------------------------------------------------------------------------------
+
+
+def ends(
+    path: Path, ended: Ends, *worlds: Observed, busy: frozenset[str] = frozenset()
+) -> list[dict[str, object]]:
+    log = EventLog(path)
+    for have in worlds:
+        for one in ended.new(have, busy):
+            append_end(log, 1.0, one)
+    return [event for event in read_events(path) if event["kind"] == "exit"]
+
+
+def test_an_end_is_told_once_also_by_the_next_agent(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    page, db = values.container("web", "page"), values.container("web", "db")
+    runs = values.world(values.found(page), values.found(db))
+    killed = values.found(page, Exited(values.record(code=None, signal=9, oom=True)))
+    over = values.world(killed, values.found(db))
+    ended = Ends(path)
+    (event,) = ends(path, ended, runs, over, over)
+    assert (event["subject"], event["container"], event["exit_code"], event["oom"]) == (
+        "web",
+        "page",
+        137,
+        True,
+    )
+    assert "OOM" in str(event["message"])
+    assert len(ends(path, Ends(path), over)) == 1  # the next agent reads what the last one wrote
+    assert len(ends(path, ended, runs, over)) == 2  # it had run again in between
+
+
+def test_a_container_that_is_being_made_is_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    lost = values.world(values.found(values.container("web", "page"), Lost("it has no shim")))
+    ended = Ends(path)
+    assert ends(path, ended, lost, busy=frozenset({"web"})) == []
+    (event,) = ends(path, ended, lost)
+    assert event["message"] == "web/page: lost: it has no shim"
+
+
+@pytest.mark.parametrize(
+    ("step", "facts"),
+    [
+        (StartContainer("web", "page"), {"container": "page"}),
+        (RemoveContainer("web", "page", "ab"), {"container": "page", "id": "ab"}),
+        (CreateVolume("web", "data"), {"volume": "web/data"}),
+        (CollectGarbage(()), {}),
+    ],
+)
+def test_events_carry_what_their_step_is_about(step: Step, facts: dict[str, str]) -> None:
+    assert attributes(step) == facts
