@@ -61,10 +61,12 @@ def read_all(found: Sequence[Log], window: Window) -> Iterator[tuple[int, Record
 
 
 def follow_all(found: Sequence[Log], window: Window) -> Iterator[tuple[int, Record]]:
-    """Yield what the logs hold, then what comes, until all have ended or, with `until`, until that time.
+    """Yield what the logs hold, then what comes, across rotations, each line once, as soon as it is complete.
 
-    What they hold is in the order of time; what comes is in the order in which it is seen, and by time where several
-    logs have something at once. Raise NotFoundError where one of them is not there.
+    Ends when all have ended or are deleted, each after its last byte, or, with `until`, at that time. What the logs
+    hold is in the order of time; what comes is in the order in which it is seen, and by time where several have
+    something at once. A reader so slow that files are rotated away unread goes on with the oldest that is left. Raise
+    NotFoundError where one of them is not there.
     """
     with ExitStack() as stack:
         followers = [stack.enter_context(_Follower(number, log, window)) for number, log in enumerate(found)]
@@ -118,7 +120,7 @@ class _Follower:
         held = Path(
             f"/proc/self/fd/{self._fd}"
         )  # the log may be renamed to `previous` while it is being read
-        self.changes = Changes(held, None, log.ended)
+        self.changes = Changes(held, log.ended)
         tail = window.tail if window.keep is None else None
         self.reader = Reader(
             held, Lines(frozenset(logs.selected(_STREAMS)), window.since, window.until), tail

@@ -5,7 +5,6 @@ them. Bytes become lines here, per stream: what the container wrote in two halve
 """
 
 import os
-import select
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,45 +61,6 @@ def read(
         reader.close()
 
 
-def follow(
-    directory: Path,
-    *,
-    tail: int | None = None,
-    since: float | None = None,
-    streams: tuple[str, ...] = ("stdout", "stderr"),
-    stop: int | None = None,
-    ended: int | None = None,
-) -> Iterator[Record]:
-    """Yield what the log holds, then what comes, across rotations, each line once, as soon as it is complete.
-
-    Ends at once when descriptor `stop` is readable, and after the last byte when `ended` (the shim's pidfd) is, or
-    when the log is deleted. A reader so slow that files are rotated away unread goes on with the oldest that is left.
-    Raise NotFoundError where there is no log.
-    """
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFoundError(f"{directory}: no log") from error
-    held = Path(f"/proc/self/fd/{fd}")  # the log may be renamed to `previous` while it is being read
-    changes = Changes(held, stop, ended)
-    reader = Reader(held, Lines(selected(streams), since, None), tail)
-    try:
-        records = reader.advance()
-        yield from records if tail is None else deque(records, maxlen=max(tail, 0))
-        more = True
-        while more:
-            more = changes.wait()
-            if changes.stopped:
-                return
-            more = more and not reader.gone()
-            yield from reader.advance()
-        yield from reader.finish()
-    finally:
-        reader.close()
-        changes.close()
-        os.close(fd)
-
-
 def size(directory: Path) -> int:
     """Bytes of the log on disk, index included; 0 where there is none."""
     total = 0
@@ -119,21 +79,18 @@ def selected(streams: tuple[str, ...]) -> frozenset[int]:
 
 
 class Changes:
-    """Waits for the log to change, without asking again and again where the kernel has an inotify watch to spare."""
+    """Tells when a log may have changed, without asking again and again where the kernel has an inotify watch to spare.
 
-    def __init__(self, directory: Path, stop: int | None, ended: int | None) -> None:
-        self.stopped = False
-        self._stop, self._ended = stop, ended
-        self._poll = select.poll()
-        for fd in (stop, ended):
-            if fd is not None:
-                self._poll.register(fd, select.POLLIN)
+    `descriptors` become readable then; where `timeout` is set, one has to look after so many ms, too.
+    """
+
+    def __init__(self, directory: Path, ended: int | None) -> None:
+        self._ended = ended
+        self.timeout: int | None = None
         self._inotify = -1
         try:
             self._inotify = inotify.inotify_init()
             inotify.inotify_add_watch(self._inotify, str(directory), _CHANGES)
-            self._poll.register(self._inotify, select.POLLIN)
-            self.timeout: int | None = None
         except OSError:  # EMFILE, ENOSPC: the user's instances or watches are used up
             self.timeout = _POLL_MS
 
@@ -141,18 +98,12 @@ class Changes:
         if self._inotify >= 0:
             os.close(self._inotify)
 
-    def wait(self) -> bool:
-        """Return True when there may be more to read, False when nothing will come after what is there now."""
-        return self.take({fd for fd, _ in self._poll.poll(self.timeout)})
-
     @property
     def descriptors(self) -> list[int]:
-        """What becomes readable when `take` should be called; where `timeout` is set, also after so many ms."""
-        return [fd for fd in (self._stop, self._ended, self._inotify) if fd is not None and fd >= 0]
+        return [fd for fd in (self._ended, self._inotify) if fd is not None and fd >= 0]
 
     def take(self, ready: set[int]) -> bool:
-        """As `wait`, for a caller that has waited: `ready` are the descriptors that are readable."""
-        self.stopped = self._stop in ready
+        """Take note of what is readable; return False when nothing will come after what is there now."""
         if self._inotify in ready:
             os.read(self._inotify, 65536)
         return self._ended not in ready

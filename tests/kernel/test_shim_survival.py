@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.engine import logs
+from reconciler.engine.logfollow import Log, Window, follow_all
 from reconciler.engine.process import Control, alive, open_pidfd, read_exit, read_shim
 from reconciler.linux import mount
 from tests.kernel.shims import Host, eventually, gone, wait
@@ -261,7 +262,7 @@ def test_a_log_can_be_followed_while_it_is_written(host: Host) -> None:
     host.log(case.bundle, max_size=4096, max_files=1000)
     created = case.create()
     case.start()
-    got = [record.data for record in logs.follow(case.log, ended=created.shim_pidfd)]
+    got = [record.data for _, record in follow_all([Log(case.log, created.shim_pidfd)], Window())]
     assert got == [b"line %d" % number for number in range(300)] + [b"last"]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reconciler.engine import logs
+from reconciler.engine.logfollow import Log, Window, follow_all
 from reconciler.errors import NotFoundError
 from reconciler.shim import compress, logindex
 from reconciler.shim.logindex import STDERR, STDOUT
@@ -25,6 +27,11 @@ writes = st.lists(
     ),
     max_size=60,
 )
+
+
+def follow(directory: Path, ended: int, *, tail: int | None = None) -> Iterator[logs.Record]:
+    """Follow one log until `ended` is readable."""
+    return (record for _, record in follow_all([Log(directory, ended)], Window(tail)))
 
 
 def compress_all(directory: Path, sequences: list[int]) -> None:
@@ -134,8 +141,6 @@ def test_a_line_longer_than_the_bound_comes_in_pieces(tmp_path: Path) -> None:
 def test_no_log_is_told_apart_from_an_empty_one(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         list(logs.read(tmp_path / "none"))
-    with pytest.raises(NotFoundError):
-        list(logs.follow(tmp_path / "none"))
     assert list(logs.read(tmp_path)) == []
     assert logs.size(tmp_path) == logs.size(tmp_path / "none") == 0
 
@@ -237,7 +242,7 @@ def test_following_sees_every_line_once_across_rotations_and_compression(tmp_pat
     writer = threading.Thread(target=go_on)
     writer.start()
     try:
-        assert [r.data for r in logs.follow(tmp_path, ended=ended_read)] == lines
+        assert [r.data for r in follow(tmp_path, ended_read)] == lines
     finally:
         writer.join()
         os.close(ended_read)
@@ -246,8 +251,8 @@ def test_following_sees_every_line_once_across_rotations_and_compression(tmp_pat
 def test_following_from_the_end_shows_only_what_comes(tmp_path: Path) -> None:
     feed = Feed(tmp_path)
     feed.write(b"old\nhalf a ")
-    stop_read, stop_write = os.pipe()
-    follower = logs.follow(tmp_path, tail=0, stop=stop_read)
+    ended_read, ended_write = os.pipe()
+    follower = follow(tmp_path, ended_read, tail=0)
     got: list[bytes] = []
 
     def read() -> None:
@@ -265,24 +270,26 @@ def test_following_from_the_end_shows_only_what_comes(tmp_path: Path) -> None:
     while not seen.wait(0.01) and deadline:
         feed.write(b"new\n")
         deadline -= 1
-    os.write(stop_write, b"x")
+    os.close(ended_write)
     reader.join()
     assert got[:2] == [b"new", b"new"]
     feed.close()
-    for fd in (stop_read, stop_write):
-        os.close(fd)
+    os.close(ended_read)
 
 
 def test_following_ends_when_the_log_is_deleted(tmp_path: Path) -> None:
     directory = tmp_path / "log"
     directory.mkdir()
     lines = written(directory, 20)
-    follower = logs.follow(directory)
+    never, writer = os.pipe()
+    follower = follow(directory, never)
     got = [next(follower).data for _ in lines]
     for path in directory.iterdir():
         path.unlink()
     directory.rmdir()
     assert got + [r.data for r in follower] == lines
+    os.close(never)
+    os.close(writer)
 
 
 def test_times_do_not_go_back_within_a_file_unless_marked(tmp_path: Path) -> None:
