@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reconciler.engine.layout import Layout
-from reconciler.engine.observe import phase_of
 from reconciler.engine.record import Record, records
+from reconciler.engine.sight import phase_of
 from reconciler.errors import NotFoundError, ReconcilerError, UsageError
 from reconciler.spec.quantity import parse_duration
 from reconciler.state.observed import Running

@@ -14,8 +14,8 @@ from reconciler.cli.screen import Screen, pause
 from reconciler.engine import cgroup, instance
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
-from reconciler.engine.observe import Phases
 from reconciler.engine.record import Record, records
+from reconciler.engine.sight import phase_of
 from reconciler.engine.traffic import read_traffic
 from reconciler.engine.usage import Meter
 from reconciler.errors import UsageError
@@ -73,7 +73,6 @@ class _Watcher:
         self._parent = f"reconciler-{instance.read_id(layout)}"
         self._names = names
         self._everything = everything
-        self._phases = Phases(layout)
         self._meters: dict[str, Meter] = {}
         self._last: dict[str, Sample] = {}
         self._total = _total_memory()
@@ -88,7 +87,7 @@ class _Watcher:
         """A row for each container that runs, or that was named; rates are those since the last look."""
         items, seen = [], set()
         for record in self._wanted():
-            phase, _ = self._phases.phase(record.id)
+            phase = phase_of(self._layout, record.id)
             pid = phase.pid if isinstance(phase, Running) else None
             if pid is None and not (self._names or self._everything):
                 continue

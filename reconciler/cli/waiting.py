@@ -11,9 +11,9 @@ from typing import Any, Final
 from reconciler.cli.common import duration, find_containers, layout_of
 from reconciler.cli.status import status_document
 from reconciler.engine.layout import Layout
-from reconciler.engine.observe import phase_of
 from reconciler.engine.process import open_pidfd, read_exit, read_shim
 from reconciler.engine.record import CorruptRecordError, Record, parse
+from reconciler.engine.sight import phase_of
 from reconciler.errors import NotFoundError, ReconcilerError, TimedOutError, UsageError
 from reconciler.state.observed import Exited, Lost
 from reconciler.state.process import ExitRecord
