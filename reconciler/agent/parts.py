@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from reconciler.agent.images import open_images
 from reconciler.config import Device
 from reconciler.engine import instance, scope
 from reconciler.engine.container import Containers
@@ -12,7 +12,6 @@ from reconciler.engine.layout import Layout
 from reconciler.engine.local import LocalEngine
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.observe import Observer
-from reconciler.engine.platform import host_platform
 from reconciler.engine.progress import Pulls
 from reconciler.engine.pull import Images, Progress
 from reconciler.engine.store import Store
@@ -97,16 +96,4 @@ def retention(device: Device) -> Retention:
         high=gc.high,
         low=gc.low,
         min_free=gc.min_free,
-    )
-
-
-def open_images(layout: Layout, device: Device, store: Store) -> Images:
-    """The way to images: the store, then the device's bundles, then the registry that the reference names."""
-    return Images(
-        store,
-        layout,
-        insecure=device.registries.insecure,
-        ca=Path(device.registries.ca) if device.registries.ca else None,
-        bundles=[Path(path) for path in device.bundles],
-        platform=host_platform(),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from reconciler.agent import client
 from reconciler.agent.history import read_generations
-from reconciler.agent.parts import open_images, open_parts
+from reconciler.agent.images import open_images
 from reconciler.cli.common import device_of, layout_of
 from reconciler.cli.listing import show
 from reconciler.engine import instance
@@ -115,14 +115,17 @@ def pull(args: argparse.Namespace) -> int:
         print(_pull_by_agent(layout, reference))
         return 0
     progress = PullProgress(sys.stderr)
-    parts = open_parts(layout, device, progress)
+    instance.prepare(layout)
+    store = Store(layout)
+    store.prepare()
+    found = open_images(layout, device, store)
     try:
         with instance.StateLock(layout, "reconciler pull"):
-            image = parts.images.resolve(reference)
-            parts.images.pull(image, reference, progress)
+            image = found.resolve(reference)
+            found.pull(image, reference, progress)
     finally:
         progress.close()
-        parts.close()
+        found.close()
     print(image.manifest)
     return 0
 

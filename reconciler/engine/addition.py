@@ -31,6 +31,7 @@ from reconciler.engine.room import Room
 from reconciler.engine.store import Store
 from reconciler.engine.stream import LayerStream
 from reconciler.engine.unpack import Totals, Unpacker
+from reconciler.engine.writeback import Writeback
 from reconciler.errors import VerificationError
 from reconciler.failpoint import failpoint
 from reconciler.spec.reference import Digest, Reference
@@ -72,6 +73,7 @@ class Adder:
         self._limits = limits
         self._room = Room(layout, limits)
         self._lock = threading.Lock()
+        self._turn = threading.Lock()
         self.received: Counter[tuple[str, str, str]] = Counter()
 
     def add(self, wanted: Addition, job: Job[Digest]) -> None:
@@ -86,7 +88,7 @@ class Adder:
         try:
             partial.mkdir(mode=0o700)
             failpoint("pull.begun")
-            with _Workplace(partial, self._limits, self._room) as place:
+            with _Workplace(partial, self._limits, self._room, self._turn) as place:
                 self._extract(place, wanted, job)
                 failpoint("pull.unpacked")
                 needed = place.unpacker.size
@@ -95,7 +97,7 @@ class Adder:
                     if wanted.below.error is not None:
                         raise wanted.below.error
                 lowers = [self._store.layer_path(item.chain_id) for item in reversed(wanted.layers[:-1])]
-                totals = place.unpacker.finish(Lowers(lowers))
+                totals = place.finish(Lowers(lowers))
                 if job.stop.is_set():
                     raise AbandonedError(f"layer {layer.digest.short}: given up")
                 failpoint("pull.finished")
@@ -229,13 +231,14 @@ def _private(path: str, flags: int) -> int:
 class _Workplace:
     """The directory `path` while a layer is made in it: root/, what root/ lost (gone/), and the file index."""
 
-    def __init__(self, path: Path, limits: Limits, room: Room) -> None:
+    def __init__(self, path: Path, limits: Limits, room: Room, turn: threading.Lock) -> None:
         self.root = path / "root"
         self.index = path / "files"
         self._gone = path / "gone"
         self._path = path
         self._limits = limits
         self._room = room
+        self._turn = turn
         self._open = ExitStack()
         self._used = 0
 
@@ -254,7 +257,17 @@ class _Workplace:
             index = undo.enter_context(open(self.index, "w+b", buffering=1 << 17, opener=_private))
             self.unpacker = Unpacker(root, gone, index, limits=self._limits, room=self._room.ensure)
             undo.callback(self.unpacker.close)
+            self._writeback = undo.enter_context(Writeback(root, self._written, self._turn))
             self._open = undo.pop_all()
+
+    def _written(self) -> int:
+        return self.unpacker.size
+
+    def finish(self, lowers: Lowers) -> Totals:
+        """Add what depends on the layers below, and write out everything, or raise OSError."""
+        totals = self.unpacker.finish(lowers)
+        self._writeback.finish()
+        return totals
 
     def _make(self, path: Path, undo: ExitStack) -> int:
         path.mkdir(mode=0o755)

@@ -188,10 +188,13 @@ class Tree:
 
     # --- files -------------------------------------------------------------------------------------------------------
 
-    def create(self, parent: bytes, name: bytes) -> int:
-        """Create a new empty file and return its descriptor for writing, or raise FileExistsError."""
+    def create(self, parent: bytes, name: bytes, mode: int = 0o600) -> int:
+        """Create a new empty file and return its descriptor for writing, or raise FileExistsError.
+
+        `mode` saves a call where it is what `finish_file` wants in the end; set-user-id and the like are left to that.
+        """
         try:
-            return os.open(name, _CREATE, 0o600, dir_fd=self.fd(parent))
+            return os.open(name, _CREATE, mode & 0o777, dir_fd=self.fd(parent))
         except FileExistsError:
             raise
         except OSError as error:
@@ -253,14 +256,19 @@ class Tree:
 
     def _apply(self, fd: int, metadata: Metadata, name: bytes) -> None:
         # In this order: chown clears set-user-id bits and security.capability; an ACL changes the mode's group bits;
-        # everything before utime changes the times.
-        os.fchown(fd, metadata.uid, metadata.gid)
+        # everything before utime changes the times. What is right already is left alone: each of these calls is a
+        # change of the file system's journal, and a look is none.
+        found = os.fstat(fd)
+        owned = found.st_uid == metadata.uid and found.st_gid == metadata.gid
+        if not owned:
+            os.fchown(fd, metadata.uid, metadata.gid)
         for key, value in metadata.xattrs.items():
             try:
                 os.setxattr(fd, key, value)
             except OSError as error:
                 raise _xattr_error(error, fd, name, key) from error
-        os.fchmod(fd, metadata.mode)
+        if not owned or metadata.xattrs or stat.S_IMODE(found.st_mode) != metadata.mode:
+            os.fchmod(fd, metadata.mode)
         os.utime(fd, ns=(metadata.mtime, metadata.mtime))
 
     # --- replacing -------------------------------------------------------------------------------------------------

@@ -178,10 +178,10 @@ class Unpacker:
         if self._links:
             self._links.pop((parent, name), None)
         try:
-            fd = self._tree.create(parent, name)
+            fd = self._tree.create(parent, name, metadata.mode)
         except FileExistsError:
             self._replace(parent, name)
-            fd = self._tree.create(parent, name)
+            fd = self._tree.create(parent, name, metadata.mode)
         try:
             digest = sha256()
             if entry.segments is None:

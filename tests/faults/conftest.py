@@ -6,8 +6,9 @@ from tests.e2e.conftest import box, box2, device
 from tests.e2e.device import Device
 from tests.faults.story import Story, images
 from tests.images import Built
+from tests.kernel.leaks import leak_check
 
-__all__ = ["box", "box2", "device"]
+__all__ = ["box", "box2", "device", "leak_check"]
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ import pytest
 
 from reconciler.engine.layout import Layout
 from reconciler.engine.store import Store
-from tests.e2e.device import Device, cgroups
+from tests.e2e.device import PATIENCE, Device, cgroups
 from tests.images import Built, busybox, directory, file, layer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.network]
@@ -53,10 +53,17 @@ class Disk:
             os.close(fd)
 
     def unmount(self) -> None:
-        """Unmount, once the last process that uses it has gone."""
-        deadline = time.monotonic() + 10
+        """Unmount, once the last process that uses it has gone; in whatever mount namespace it had it, too.
+
+        While one of these lives, another mount of the same file would be the very file system whose power was cut.
+        """
+        deadline = time.monotonic() + 10 * PATIENCE
         while subprocess.run(["umount", str(self.mount_point)], capture_output=True, check=False).returncode:
             assert time.monotonic() < deadline, "the disk stays in use"
+            time.sleep(0.05)
+        attached = ["losetup", "--noheadings", "--associated", str(self._image)]
+        while subprocess.run(attached, capture_output=True, check=True).stdout:
+            assert time.monotonic() < deadline, "the disk stays mounted elsewhere"
             time.sleep(0.05)
 
 
