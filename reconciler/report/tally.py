@@ -24,7 +24,7 @@ from reconciler.state.observed import Container, Exited, Lost, Observed, Running
 RESULTS: Final = ("success", "error")
 TURNS: Final = ("unchanged", "changed", "error", "blocked")
 PHASES: Final = ("observe", "plan", "apply")
-FETCHES: Final = ("success", "error", "unchanged")
+FETCHES: Final = ("success", "rewound", "error", "unchanged")
 RESTARTS: Final = ("exit", "oom", "unhealthy", "manual", "update")
 DRIFT: Final = ("missing", "stopped", "config", "rootfs", "unexpected")
 VERIFIED: Final = ("ok", "missing", "bad")

@@ -37,7 +37,10 @@ _KINDS: Final = {"120000": "a symbolic link", "160000": "a submodule", "040000":
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """One look at the remote: `result` is success (a new commit), unchanged or error; `at` is wall seconds."""
+    """One look at the remote: `result` is success (a new commit), rewound (an older one), unchanged or error.
+
+    `at` is wall seconds.
+    """
 
     result: str
     seconds: float
@@ -96,6 +99,7 @@ class GitSource:
         self._tried = False
         self._dirty = True
         self._error = ""
+        self._rewound = ""
         self._fetched_at = 0.0
 
     # --- reading ---------------------------------------------------------------------------------------------------
@@ -118,11 +122,11 @@ class GitSource:
             tree = self._tree
             if tree is None:
                 return Snapshot("", {}, problem=f"{self.name}: {self._error or 'not fetched yet'}")
-            stale = ""
+            stale = f"{self.name}: {self._rewound}" if self._rewound else ""
             if self._error:
                 stale = f"{self.name}: {self._error}; using commit {tree.commit[:12]}"
                 if self._fetched_at:
-                    stale += f", fetched {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self._fetched_at))}"
+                    stale += f", fetched {_date(self._fetched_at)}"
             problem = f"{self.name}: {tree.problem}" if tree.problem else ""
             return Snapshot(
                 tree.commit,
@@ -236,7 +240,7 @@ class GitSource:
         with self._lock:
             self._tried = True
             self._error = error
-            self._dirty = self._dirty or result == "success"
+            self._dirty = self._dirty or result in ("success", "rewound")
             if not error:
                 self._fetched_at = done.at
         self._listener(done)
@@ -260,10 +264,34 @@ class GitSource:
             "--no-auto-maintenance", "--force", "--", self._url, f"+refs/heads/{self.branch}:{self._ref}",
         ]  # fmt: skip
         run(self._repository, arguments, protocol=self._protocol, timeout=_FETCH_TIMEOUT, lock=lock)
+        rewound = self._set_back(have, there) if have else ""
         packs = self._repository / "objects" / "pack"
         if sum(1 for name in os.listdir(packs) if name.endswith(".pack")) > _MAX_PACKS:
             run(self._repository, ["gc", "--quiet", "--prune=now"], timeout=_FETCH_TIMEOUT, lock=lock)
-        return "success"
+        self._rewound = rewound
+        return "rewound" if rewound else "success"
+
+    def _set_back(self, have: str, there: str) -> str:
+        """Say so where the branch went from `have` to a commit before it: its parent, or one that was made earlier.
+
+        Only the two commits are here (depth 1), so this is what they say of themselves. A branch that is set back is
+        followed all the same: that is how people take back a change (T3).
+        """
+        old, new = self._told(have), self._told(there)
+        if have in new[1] or (there not in old[1] and new[0] >= old[0]):
+            return ""
+        return (
+            f"branch {self.branch} was set back from commit {have[:12]} of {_date(old[0])}"
+            f" to the older {there[:12]} of {_date(new[0])}"
+        )
+
+    def _told(self, commit: str) -> tuple[int, frozenset[str]]:
+        """When the commit says that it was made, and its parents; raises GitError where it is missing."""
+        text = run(self._repository, ["cat-file", "commit", commit], timeout=_LOCAL_TIMEOUT)
+        head = text.partition(b"\n\n")[0].decode("utf-8", "replace").splitlines()
+        made = [line.split()[-2] for line in head if line.startswith("committer ")]
+        parents = frozenset(line.removeprefix("parent ") for line in head if line.startswith("parent "))
+        return int(made[0]) if made and made[0].isdigit() and len(made[0]) < 12 else 0, parents
 
     def _look(self, lock: int) -> str:
         """The commit that the branch has at the remote: one request, and nothing is written."""
@@ -349,11 +377,15 @@ class GitSource:
         last_error: str | None = None
         while not stop.is_set():
             done = self.fetch()
-            if done.result == "success" or done.error != last_error:
+            if done.result in ("success", "rewound") or done.error != last_error:
                 wake()
             last_error = done.error
             # Many devices that start together must not ask together for ever (not a secret: any randomness does).
             stop.wait(interval * random.uniform(1 - _JITTER, 1 + _JITTER))
+
+
+def _date(wall: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall))
 
 
 def _is_spec_path(path: str) -> bool:

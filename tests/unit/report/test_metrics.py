@@ -249,7 +249,7 @@ def test_a_directory_that_reads_the_same_is_unchanged() -> None:
     tally.read("", 0.01, 300.0, problem=True)
     tally.read("b", 0.01, 400.0, problem=False)
     counters = tally.counters()
-    assert counters.fetches == {"success": 2, "error": 1, "unchanged": 1}
+    assert counters.fetches == {"success": 2, "rewound": 0, "error": 1, "unchanged": 1}
     assert sum(counters.fetch_seconds.counts) == 4
     assert counters.last_fetch == 400.0
 

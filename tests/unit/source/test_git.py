@@ -130,6 +130,59 @@ def test_a_deleted_branch_and_a_rewritten_one(remote: Remote, source: GitSource)
     assert source.snapshot().revision == second
 
 
+def test_t3_a_branch_that_is_set_back_is_followed_and_told_until_it_goes_on(
+    remote: Remote, source: GitSource, tmp_path: Path
+) -> None:
+    first = remote.commit(a_yaml="old and vulnerable")
+    second = remote.commit(a_yaml="mended")
+    assert source.fetch().result == "success"
+    remote.git("reset", "--quiet", "--hard", first)
+    assert source.fetch().result == "rewound"
+    found = source.snapshot()
+    assert (found.revision, found.files["a.yaml"]) == (first, b"old and vulnerable")
+    assert f"branch main was set back from commit {second[:12]} of 2" in found.stale
+    assert f" to the older {first[:12]} of 2" in found.stale
+    assert source.fetch().result == "unchanged"
+    assert "set back" in source.snapshot().stale
+    remote.commit(a_yaml="mended again")
+    assert source.fetch().result == "success"
+    assert source.snapshot().stale == ""
+
+
+def test_t3_so_is_one_that_is_replayed_far_back_also_while_nobody_looked(
+    remote: Remote, source: GitSource, tmp_path: Path
+) -> None:
+    remote.git("commit", "--quiet", "--allow-empty", "-m", "x", "--date=2001-01-01T00:00:00Z")
+    old = "GIT_COMMITTER_DATE=2001-01-01T00:00:00Z"
+    subprocess.run(
+        [
+            "env",
+            old,
+            "git",
+            "-C",
+            str(remote.root),
+            "-c",
+            "user.name=x",
+            "-c",
+            "user.email=x@x",
+            "commit",
+            "--quiet",
+            "--amend",
+            "--no-edit",
+            "--allow-empty",
+        ],
+        check=True,
+    )
+    first = remote.git("rev-parse", "HEAD")
+    for number in range(3):
+        remote.commit(a_yaml=str(number))
+    source.fetch()
+    remote.git("reset", "--quiet", "--hard", first)
+    again = GitSource(tmp_path / "state" / "specs.git", str(remote.root))
+    assert again.fetch().result == "rewound"
+    assert "2001-01-01" in again.snapshot().stale
+
+
 def test_an_unreachable_repository_without_a_last_commit_is_a_problem(tmp_path: Path) -> None:
     snapshot = GitSource(tmp_path / "g", str(tmp_path / "missing")).snapshot()
     assert snapshot.problem
