@@ -26,9 +26,9 @@ def send(channel: Channel, values: tuple[object, ...], fds: tuple[int, ...] = ()
     channel.sendmsg([marshal.dumps(values)], rights, _socket.MSG_NOSIGNAL)  # type: ignore[arg-type]
 
 
-def receive(channel: Channel) -> tuple[bytes, list[int]] | None:
-    """Receive what `send` sent, for marshal.loads, and its descriptors; None at the end."""
-    data, rights, _, _ = channel.recvmsg(_LARGEST, _socket.CMSG_SPACE(_FDS * _INT), _socket.MSG_CMSG_CLOEXEC)
+def receive(channel: Channel, largest: int = _LARGEST) -> tuple[bytes, list[int]] | None:
+    """Receive what `send` sent, for marshal.loads, and its descriptors; None at the end. `largest` is in bytes."""
+    data, rights, _, _ = channel.recvmsg(largest, _socket.CMSG_SPACE(_FDS * _INT), _socket.MSG_CMSG_CLOEXEC)
     fds: list[int] = []
     for _, _, content in rights:
         fds += struct.unpack(f"{len(content) // _INT}i", content)

@@ -25,24 +25,41 @@ _LARGEST_CONFIG = 4 * 1024 * 1024
 _CLONE_PARENT = 0x00008000
 
 
-def make(where: tuple[str, str], reply: int, shim: channel.Channel, area: tuple[int, int]) -> int:
-    """Make the container of a bundle, with its run directory (`where`); tell the agent and the shim; give a status.
+def make(request: bytes, reply: int, shim: channel.Channel, area: tuple[int, int]) -> int:
+    """Make the container that `request` asks for; tell the agent and the shim; give a status.
 
-    The socket `reply` gets shim and init with their descriptors, or the error. If it closes before, all is undone.
+    The request names a bundle and a run directory. The socket `reply` gets shim and init with their descriptors, or the
+    error. If it closes before, all is undone.
     """
-    bundle, directory = where
     answer = socket.socket(fileno=reply)
+    try:
+        bundle, directory = read_request(request)
+    except protocol.ProtocolError as error:
+        return _refuse(answer, {"step": "zygote", "path": "", "errno": 0, "message": f"zygote: {error}"})
     maker = Maker(bundle, directory)
     try:
         maker.make(answer, shim, area)
     except (StepError, ConfigError) as error:
         maker.undo()
-        try:
-            protocol.send(answer, {"error": describe(error, f"{bundle}/config.json")})
-        except OSError:
-            pass  # the agent is gone; there is nothing left to tell
-        return 1
+        return _refuse(answer, describe(error, f"{bundle}/config.json"))
     return 0
+
+
+def _refuse(answer: socket.socket, error: dict[str, object]) -> int:
+    try:
+        protocol.send(answer, {"error": error})
+    except OSError:
+        pass  # the agent is gone; there is nothing left to tell
+    return 1
+
+
+def read_request(request: bytes) -> tuple[str, str]:
+    """Read which bundle is asked for, and its run directory; raise ProtocolError."""
+    message = protocol.parse(request)
+    bundle, run = message.get("bundle"), message.get("run")
+    if message.get("op") != "create" or not isinstance(bundle, str) or not isinstance(run, str):
+        raise protocol.ProtocolError("request not understood")
+    return bundle, run
 
 
 def describe(error: StepError | ConfigError, config: str) -> dict[str, object]:

@@ -60,11 +60,11 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
     try:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise ProtocolError("a packet was cut short")
-        message = _parse(data)
+        message = parse(data)
         if message.get("body") is True and fds:
             body = fds.pop(0)
             try:
-                message = _parse(_body(body))
+                message = parse(_body(body))
             finally:
                 os.close(body)
     except BaseException:
@@ -74,7 +74,8 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
     return message, fds
 
 
-def _parse(data: bytes) -> Message:
+def parse(data: bytes) -> Message:
+    """Read a message that came without a body; raise ProtocolError."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -20,6 +20,7 @@ _POOL = 16384
 _POOL_HEAD = 48
 _HOLES = 20_000
 _REHEARSALS = 3
+_LARGEST = 49152  # bytes of a request
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -50,15 +51,17 @@ def serve(requests: int, directory: str) -> None:
     plugs: list[object] = _shed()
     try:
         protocol.send(agent, {"ok": True, "pid": os.getpid()})
-        _loop(agent, area)
+        _loop(channel.Channel(fileno=agent.detach()), area)
     except (BrokenPipeError, ConnectionResetError):
         pass  # the agent died without closing
-    except protocol.ProtocolError as error:
-        print(f"reconciler zygote: {error}", file=sys.stderr, flush=True)
     del plugs
 
 
-def _loop(agent: socket.socket, area: tuple[int, int]) -> None:
+def _loop(agent: channel.Channel, area: tuple[int, int]) -> None:
+    """Fork a shim for each request, and reap those that end. As little as can be is done between two forks:
+
+    a page that this process writes to is a page of its own, from then on, for every shim that there is already.
+    """
     poll = select.poll()
     poll.register(agent, select.POLLIN)
     shims: dict[int, int] = {}  # pidfd: pid
@@ -69,12 +72,12 @@ def _loop(agent: socket.socket, area: tuple[int, int]) -> None:
                 poll.unregister(fd)
                 os.close(fd)
                 continue
-            received = protocol.receive(agent)
+            received = channel.receive(agent, _LARGEST)
             if received is None:
                 return
-            message, fds = received
+            request, fds = received
             held = (agent.fileno(), *shims)
-            pid = _fork(message, fds[0], held, area) if len(fds) == 1 else 0
+            pid = _fork(request, fds[0], held, area) if len(fds) == 1 else 0
             for fd in fds:
                 os.close(fd)
             if pid:
@@ -109,15 +112,11 @@ def _plug(size: int) -> list[object]:
     return plugs
 
 
-def _fork(message: protocol.Message, reply: int, held: tuple[int, ...], area: tuple[int, int]) -> int:
-    """Fork the shim that `message` asks for, to answer on `reply`; give its pid, or 0 after refusing.
+def _fork(request: bytes, reply: int, held: tuple[int, ...], area: tuple[int, int]) -> int:
+    """Fork the shim for `request`, which its maker reads, to answer on `reply`; give its pid, or 0 after refusing.
 
     `held` are the descriptors of this process that are none of the shim's.
     """
-    bundle, run = message.get("bundle"), message.get("run")
-    if message.get("op") != "create" or not isinstance(bundle, str) or not isinstance(run, str):
-        _refuse(reply, 0, "request not understood")
-        return 0
     try:
         ends = channel.pair()
         pid = os.fork()
@@ -127,7 +126,7 @@ def _fork(message: protocol.Message, reply: int, held: tuple[int, ...], area: tu
     if pid == 0:
         for fd in held:
             os.close(fd)
-        make = lambda shim: maker.make((bundle, run), reply, shim, area)  # noqa: E731
+        make = lambda shim: maker.make(request, reply, shim, area)  # noqa: E731
         monitor.finish(lambda: monitor.run(make, clerk.serve, (reply, *ends), area))
     for end in ends:
         end.close()
