@@ -25,6 +25,7 @@ from reconciler.engine import leftovers
 from reconciler.engine.process import boot_id
 from reconciler.errors import ReconcilerError
 from reconciler.execute.executor import Executor, LaneEnd
+from reconciler.linux import heap
 from reconciler.plan.basis import Basis, basis
 from reconciler.plan.diff import plan as make_plan
 from reconciler.plan.steps import ConfigureNetwork, Outcome, Plan, Step
@@ -117,6 +118,7 @@ class Agent:
         self._wanted = Wanted.of(Desired({}))
         self._basis: Basis | None = None
         self._applied: Desired | None = None  # what the newest generation is known to hold
+        self._rests = False
         self._turns = 0
         self._changed = threading.Condition()
         self._trouble: tuple[int, str] | None = None
@@ -298,6 +300,9 @@ class Agent:
             self._allow_empty = False
         self._sweeper.sweep()
         self._listener.turn(turn)
+        if turn.finished and not self._rests:
+            heap.trim()  # what lanes and pulls have used is not needed again soon
+        self._rests = turn.finished
         with self._changed:
             self.last = turn
             self._trouble = None

@@ -21,10 +21,12 @@ from reconciler.cli.console import Console
 from reconciler.engine import doctor, instance
 from reconciler.engine.durable import replace_json
 from reconciler.errors import UnsupportedError
+from reconciler.linux import heap
 
 
 def agent(args: argparse.Namespace) -> int:
     """Run the loop until SIGTERM or SIGINT; containers go on running afterwards."""
+    heap.share()
     layout, device = layout_of(args), device_of(args)
     missing = [check for check in doctor.checks(layout, quick=True) if check.ok is False]
     if missing:
