@@ -36,6 +36,7 @@ from reconciler.state.observed import Failure, Now, Observed
 
 _PAUSE_FIRST = 1.0  # seconds after a turn that came to nothing; doubled each time, up to the interval
 _SETTLE = 0.03  # seconds in which wake-ups that belong together are gathered into one turn
+_SETTLE_MOST = 0.2
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ class Agent:
         pause, network = _PAUSE_FIRST, False
         while not self._stop:
             self._awake.clear()
+            began = time.monotonic()
             try:
                 turn = self.turn()
             except (
@@ -210,6 +212,7 @@ class Agent:
                 self._stopped.wait(min(pause, self._longest))  # whatever wakes it meanwhile: never a hot loop
                 pause *= 2
                 continue
+            seconds = time.monotonic() - began
             pause = _PAUSE_FIRST
             alive()
             if until is not None and until(turn):
@@ -217,7 +220,8 @@ class Agent:
             if self._awake.wait(self._patience(turn)):
                 # A network that is configured again and again (somebody else undoes it) wakes us each time
                 again, network = network and _configures(turn.plan), _configures(turn.plan)
-                settle = _SETTLE if turn.busy or turn.plan.steps else 0
+                # While many lanes run, each end of one wakes us, and a turn takes from them the one interpreter
+                settle = min(max(_SETTLE, 2 * seconds), _SETTLE_MOST) if turn.busy or turn.plan.steps else 0
                 self._stopped.wait(_PAUSE_FIRST if again else settle)
 
     def _broken(self, error: Exception) -> None:

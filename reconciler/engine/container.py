@@ -296,7 +296,10 @@ class Containers:
                 self._store.touch(image)
 
     def _discard(self, container_id: str) -> None:
-        """Take away cgroup, run directory and state directory; each succeeds if it is gone."""
+        """Take away cgroup, run directory and state directory; each succeeds if it is gone.
+
+        Not synced, as its record was not: after a power cut it is a container that is lost, or a directory without one.
+        """
         self.finish_stop(container_id)
         group = cgroup.open_existing(self._hierarchies(), self._parent, container_id)
         if group is not None:
@@ -304,7 +307,7 @@ class Containers:
         failpoint("remove.ungrouped")
         trash.delete(self._layout.run_container(container_id))  # the upper may be in it, however deep
         failpoint("remove.unrun")
-        self._store.discard(self._layout.container(container_id))
+        self._store.discard(self._layout.container(container_id), durable=False)
         failpoint("remove.discarded")
 
     def _keep_previous(self, found: record.Record) -> None:
@@ -317,7 +320,7 @@ class Containers:
         kept = layout.previous(found.app, found.name)
         copy = kept / "identity.json"
         if not _is_of(copy, found.id):
-            self._store.discard(kept)
+            self._store.discard(kept, durable=False)
             kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             kept.mkdir(mode=0o700)
             failpoint("previous.made")
@@ -337,7 +340,7 @@ class Containers:
         layout.identity(found.id).unlink(missing_ok=True)
 
     def _forget_previous(self, found: record.Record) -> None:
-        self._store.discard(self._layout.previous(found.app, found.name))
+        self._store.discard(self._layout.previous(found.app, found.name), durable=False)
 
     def sweep(self) -> None:
         """Clear away directories that a crash left without a record, and run directories of nothing."""

@@ -338,9 +338,9 @@ class Store:
 
     # --- removal and figures -----------------------------------------------------------------------------------------
 
-    def discard(self, path: Path) -> None:
-        """Rename any directory of the state directory into the trash; succeeds if it is gone."""
-        trash.discard(path, self._layout.trash)
+    def discard(self, path: Path, *, durable: bool = True) -> None:
+        """Rename any directory of the state directory into the trash; see `trash.discard`."""
+        trash.discard(path, self._layout.trash, durable=durable)
 
     def has_trash(self) -> bool:
         """Tell whether there is anything that was discarded and not deleted yet."""

@@ -17,14 +17,18 @@ from reconciler.failpoint import failpoint
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def discard(path: Path, trash: Path) -> None:
-    """Rename `path`, of whatever kind, into `trash`, durably; succeeds if it is not there."""
+def discard(path: Path, trash: Path, *, durable: bool = True) -> None:
+    """Rename `path`, of whatever kind, into `trash`; succeeds if it is not there.
+
+    With `durable` false a power cut may bring it back: for what is found, and discarded again, by whoever starts then.
+    """
     try:
         os.rename(path, trash / f"{path.name[:80]}-{secrets.token_hex(4)}")
     except FileNotFoundError:
         return
     failpoint("trash.renamed")
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
 
 
 def delete(path: Path) -> None:

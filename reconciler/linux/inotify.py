@@ -9,6 +9,7 @@ import os
 from reconciler.linux.syscall import bind_libc, check
 
 IN_MODIFY = 0x00000002
+IN_CLOSE_WRITE = 0x00000008
 IN_MOVED_FROM = 0x00000040
 IN_MOVED_TO = 0x00000080
 IN_CREATE = 0x00000100

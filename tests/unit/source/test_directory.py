@@ -12,7 +12,7 @@ import pytest
 from reconciler.errors import ReconcilerError
 from reconciler.source.directory import DirectorySource
 from reconciler.source.snapshot import MAX_DEPTH, MAX_FILES, Snapshot, is_spec
-from reconciler.source.watch import watch
+from reconciler.source.watch import early, watch
 from reconciler.spec.load import ReadFailure
 
 
@@ -317,3 +317,28 @@ def test_a_watch_survives_its_directory(watched: Watched, tmp_path: Path) -> Non
     assert watched.woken()
     write(tmp_path / "specs" / "a.yaml")
     assert watched.woken()
+
+
+def test_a_completed_file_is_heard_of_early_and_one_that_goes_away_is_not(tmp_path: Path) -> None:
+    write(tmp_path / "specs" / "a.yaml")
+    write(tmp_path / "new.yaml")
+    wakes = threading.Semaphore(0)
+    with early(tmp_path / "specs", wakes.release):
+        with (tmp_path / "specs" / "b.yaml").open("w") as file:
+            file.write("name: b\n")
+            file.flush()
+            assert not wakes.acquire(timeout=0.1), "not finished"
+        assert wakes.acquire(timeout=10)
+        (tmp_path / "new.yaml").rename(tmp_path / "specs" / "a.yaml")
+        assert wakes.acquire(timeout=10)
+        (tmp_path / "specs" / "a.yaml").unlink()
+        assert not wakes.acquire(timeout=0.1)
+        (tmp_path / "specs" / "b.yaml").rename(tmp_path / "b.yaml")
+        assert not wakes.acquire(timeout=0.1)
+    write(tmp_path / "specs" / "c.yaml")
+    assert not wakes.acquire(timeout=0.1)
+
+
+def test_nothing_is_heard_early_of_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    with early(tmp_path / "none", lambda: None):
+        write(tmp_path / "none" / "a.yaml")
