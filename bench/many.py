@@ -225,11 +225,14 @@ def _up(session: Session, instance: Instance, wanted: Sequence[str]) -> None:
 
 
 def _members(instance: Instance) -> tuple[int, list[int], list[int]]:
-    """The agent, its children (the zygote and whatever else it keeps), and the shims."""
+    """The agent, what it keeps (the zygote, and the spare of that one), and the shims."""
     agent = instance.agent
     shims = [record.shim.pid for record in instance.shims().values()]
-    children = [pid for pid, parent in processes().items() if parent == agent and pid not in shims]
-    return agent, children, shims
+    parents = processes()
+    kept = [agent]
+    for member in kept:
+        kept += [pid for pid, parent in parents.items() if parent == member and pid not in shims]
+    return agent, kept[1:], shims
 
 
 def _memory(instance: Instance) -> tuple[int, list[int], dict[str, int]]:

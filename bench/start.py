@@ -5,6 +5,7 @@ mounts an overlay, which the others find prepared as a directory; all three make
 """
 
 import json
+import select
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -143,8 +144,9 @@ class _Maker:
         with Control.connect(layout.control_socket(id)) as control:
             control.start()
         sample = self._instance.moments.after(began, "path")
-        created.close()
         cgroup.kill(group)
+        select.select([created.shim_pidfd], [], [], 10)  # it writes into the run directory until its end
+        created.close()
         cgroup.wait_empty(group, timeout=10)
         cgroup.remove(group)
         shutil.rmtree(layout.run_container(id))

@@ -6,6 +6,7 @@ exits. Whatever fails here, the agent is told, and nothing is left.
 """
 
 import json
+import marshal
 import os
 import select
 import signal
@@ -20,7 +21,9 @@ from reconciler.shim.monitor import KILLED, TITLE, Made
 from reconciler.shim.output import Log
 from reconciler.shim.step import Step, StepError
 
+SPARE = "reconciler spare"
 _IMPORTANCE = b"-999"
+_LARGEST_ORDER = 65536
 _LARGEST_CONFIG = 4 * 1024 * 1024
 _CLONE_PARENT = 0x00008000
 
@@ -43,6 +46,19 @@ def make(request: bytes, reply: int, shim: channel.Channel, area: tuple[int, int
         maker.undo()
         return _refuse(answer, describe(error, f"{bundle}/config.json"))
     return 0
+
+
+def attend(order: int, shim: channel.Channel, area: tuple[int, int]) -> int:
+    """Wait for the zygote's order on a descriptor and make that container; give a status, 0 if none comes any more."""
+    orders = channel.Channel(fileno=order)
+    _title(area, SPARE)
+    received = channel.receive(orders, _LARGEST_ORDER)
+    orders.close()
+    if received is None:
+        return 0
+    (request,) = marshal.loads(received[0])
+    (reply,) = received[1]
+    return make(request, reply, shim, area)
 
 
 def _refuse(answer: socket.socket, error: dict[str, object]) -> int:
@@ -276,10 +292,14 @@ def _dress(area: tuple[int, int], name: str) -> bool:
         _write(f"/proc/{shim}/oom_score_adj", _IMPORTANCE, 0)
     except OSError:
         pass  # no CAP_SYS_RESOURCE: `doctor` tells; the shim is small
+    return _title(area, f"{TITLE} {name}")
+
+
+def _title(area: tuple[int, int], text: str) -> bool:
     start, end = area
-    title = os.fsencode(f"{TITLE} {name}")[: end - start - 1]
+    title = os.fsencode(text)[: end - start - 1]
     try:
-        _write(f"/proc/{shim}/mem", title + bytes(end - start - len(title)), start)
+        _write(f"/proc/{os.getppid()}/mem", title + bytes(end - start - len(title)), start)
     except OSError:
         return False  # no CAP_SYS_PTRACE, or a policy against it
     return True

@@ -22,6 +22,7 @@ import sys
 import time
 from _socket import MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SO_PEERCRED, SOL_SOCKET
 from collections.abc import Callable
+from signal import SIGKILL
 
 from reconciler.linux import process
 from reconciler.shim import channel, oom, record
@@ -56,10 +57,13 @@ def run(
     """
     os.setsid()
     answer, ours, theirs = given
+    shim = os.getpid()
     pid = os.fork()
     if pid == 0:
         ours.close()
-        finish(lambda: make(theirs))
+        # A maker without its shim would make a container that is nobody's
+        process.set_parent_death_signal(SIGKILL)
+        finish(lambda: make(theirs) if os.getppid() == shim else 1)
     theirs.close()
     os.close(answer)
     received = channel.receive(ours)

@@ -2,6 +2,10 @@
 
 Single-threaded. It holds nothing but the agent's socket, never waits for a container, and exits when the agent's end
 closes. Its shims are its children as long as it lives, and it reaps them.
+
+When nothing is asked of it, it forks a spare: a shim whose maker waits to hear which container it is for. The next
+request then begins two forks later. Whatever becomes of the spare, a request finds a way without it; it ends with the
+zygote, which alone holds the other end of its channel.
 """
 
 import gc
@@ -20,6 +24,7 @@ _POOL = 16384
 _POOL_HEAD = 48
 _HOLES = 20_000
 _REHEARSALS = 3
+_QUIET = 100  # milliseconds without a request after which a spare is made: a burst does not wait for one
 _LARGEST = 49152  # bytes of a request
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -65,25 +70,72 @@ def _loop(agent: channel.Channel, area: tuple[int, int]) -> None:
     poll = select.poll()
     poll.register(agent, select.POLLIN)
     shims: dict[int, int] = {}  # pidfd: pid
+    orders: channel.Channel | None = None  # to the spare, if there is one
+    spare = -1  # its pidfd
     while True:
-        for fd, _ in poll.poll():
+        ready = [fd for fd, _ in poll.poll(_QUIET if orders is None else None)]
+        for fd in ready:
             if fd in shims:
                 os.waitpid(shims.pop(fd), 0)
                 poll.unregister(fd)
                 os.close(fd)
-                continue
+                if fd == spare and orders is not None:
+                    orders.close()
+                    orders = None
+        if not ready:
+            orders, pid = _fork_spare((agent.fileno(), *shims), area)
+            spare = _adopt(pid, shims, poll)
+        elif agent.fileno() in ready:
             received = channel.receive(agent, _LARGEST)
             if received is None:
                 return
             request, fds = received
-            held = (agent.fileno(), *shims)
-            pid = _fork(request, fds[0], held, area) if len(fds) == 1 else 0
+            taken = orders is not None and len(fds) == 1 and _order(orders, request, fds[0])
+            if orders is not None:
+                orders.close()
+                orders = None
+            if len(fds) == 1 and not taken:
+                _adopt(_fork(request, fds[0], (agent.fileno(), *shims), area), shims, poll)
             for fd in fds:
                 os.close(fd)
-            if pid:
-                pidfd = os.pidfd_open(pid)
-                shims[pidfd] = pid
-                poll.register(pidfd, select.POLLIN)
+
+
+def _adopt(pid: int, shims: dict[int, int], poll: select.poll) -> int:
+    """Watch over a shim that has been forked; give its pidfd, or -1 where `pid` is 0."""
+    if not pid:
+        return -1
+    pidfd = os.pidfd_open(pid)
+    shims[pidfd] = pid
+    poll.register(pidfd, select.POLLIN)
+    return pidfd
+
+
+def _fork_spare(held: tuple[int, ...], area: tuple[int, int]) -> tuple[channel.Channel | None, int]:
+    """Fork a shim that waits for an order; give the channel for that, and its pid. (None, 0) where that can't be."""
+    try:
+        orders, theirs = channel.pair()
+        ends = channel.pair()
+        pid = os.fork()
+    except OSError:
+        return None, 0
+    if pid == 0:
+        for fd in (*held, orders.detach()):
+            os.close(fd)
+        order = theirs.detach()
+        make = lambda shim: maker.attend(order, shim, area)  # noqa: E731
+        monitor.finish(lambda: monitor.run(make, clerk.serve, (order, *ends), area))
+    for end in (theirs, *ends):
+        end.close()
+    return orders, pid
+
+
+def _order(orders: channel.Channel, request: bytes, reply: int) -> bool:
+    """Hand the request on to the spare; False where that has died."""
+    try:
+        channel.send(orders, (request,), (reply,))
+    except OSError:
+        return False
+    return True
 
 
 def _shed() -> list[object]:

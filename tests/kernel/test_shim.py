@@ -7,6 +7,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -212,11 +213,82 @@ def test_an_agent_that_gives_up_leaves_nothing(host: Host) -> None:
     with pytest.raises(TimedOutError):
         case.create(timeout=0.0005)
     eventually(lambda: list(case.run.iterdir()) == [])
-    eventually(lambda: _children(host.zygote.pid) == [])
+    eventually(lambda: _shims(host) == [])
 
 
 def _children(pid: int | None) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def _shims(host: Host) -> list[str]:
+    """The zygote's children, zombies too, but its spare."""
+    return [pid for pid in _children(host.zygote.pid) if title(int(pid)) != "reconciler spare"]
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def spare(host: Host) -> int:
+    """Wait until the zygote has its spare, complete, and give its pid."""
+    found: list[int] = []
+
+    def there() -> bool:
+        pids = [int(pid) for pid in _children(host.zygote.pid)]
+        found[:] = [pid for pid in pids if title(pid) == "reconciler spare" and _children(pid)]
+        return bool(found)
+
+    host.zygote.start()
+    eventually(there)
+    (pid,) = found
+    return pid
+
+
+def test_a_container_gets_the_spare_and_the_next_one_another(host: Host) -> None:
+    first, cases = spare(host), [host.case("/bin/sleep", "1000") for _ in range(2)]
+    assert cases[0].create().shim.pid == first
+    assert title(first) == "reconciler shim test/case0"
+    second = spare(host)
+    assert cases[1].create().shim.pid == second != first
+    for case in cases:
+        case.start()
+        assert case.exec("/bin/echo", "well") == "well\n"
+
+
+@pytest.mark.parametrize("whom", ["the spare", "its maker"])
+def test_a_spare_that_is_killed_is_not_missed(host: Host, whom: str) -> None:
+    pid = spare(host)
+    (maker,) = _children(pid)
+    os.kill(pid if whom == "the spare" else int(maker), signal.SIGKILL)
+    eventually(lambda: gone(pid) and gone(int(maker)))
+    case = host.case("/bin/sleep", "1000").start()
+    assert case.shim().shim.pid != pid
+    assert spare(host) != pid
+
+
+def test_a_spare_ends_with_its_zygote(host: Host) -> None:
+    pid = spare(host)
+    (maker,) = _children(pid)
+    case = host.case("/bin/sleep", "1000").start()
+    pids = [pid, int(maker), spare(host)]
+    assert case.shim().shim.pid == pid
+    host.zygote.close()
+    eventually(lambda: [gone(pid) for pid in pids] == [False, True, True])
+
+
+def test_a_request_that_is_not_understood_is_refused_with_a_spare_and_without(host: Host) -> None:
+    spare(host)
+    for _ in range(2):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            host.zygote._send({"op": "dance"}, theirs.fileno())
+            theirs.close()
+            received = protocol.receive(ours)
+        assert received is not None
+        assert "request not understood" in str(received[0]["error"])
 
 
 def test_twenty_are_created_side_by_side_and_a_slow_one_holds_up_nobody(host: Host) -> None:
@@ -233,7 +305,7 @@ def test_no_zombie_stays_behind(host: Host) -> None:
     cases = [host.case("/bin/true").start() for _ in range(5)]
     for case in cases:
         case.ended()
-    eventually(lambda: _children(host.zygote.pid) == [])
+    eventually(lambda: _shims(host) == [])
 
 
 def test_ps_shows_who_is_who(host: Host) -> None:
@@ -324,13 +396,18 @@ def test_a_shim_is_small(host: Host, record_property: Callable[[str, object], No
 def test_the_zygotes_rehearsal_leaves_nothing(host: Host) -> None:
     host.zygote.start()
     assert host.zygote.pid is not None
-    assert _children(host.zygote.pid) == []
+    pid = spare(host)
+    assert _children(host.zygote.pid) == [str(pid)]
     assert [path.name for path in host.layout.zygote.iterdir()] == ["stderr"]
-    assert _holders(host.layout.zygote / "stderr") == [host.zygote.pid]
+    own = {host.zygote.pid, pid, *map(int, _children(pid))}
+    assert set(_holders(host.layout.zygote / "stderr")) == own
     names = descriptors(host.zygote.pid)
+    standard = ["/dev/null", "/dev/null", str(host.layout.zygote / "stderr")]
     assert sorted(re.sub(r"\[\d+\]", "", name) for name in names) == sorted(
-        ["/dev/null", "/dev/null", str(host.layout.zygote / "stderr"), "socket:"]
+        [*standard, "socket:", "socket:", "anon_inode:[pidfd]"]
     )
+    names = descriptors(pid)
+    assert sorted(re.sub(r"\[\d+\]", "", name) for name in names) == sorted([*standard, "socket:"])
     score = Path(f"/proc/{host.zygote.pid}/oom_score_adj").read_text()
     assert score == Path("/proc/self/oom_score_adj").read_text()
 
