@@ -217,6 +217,10 @@ def _resources(limits: Limits) -> dict[str, Any]:
     if limits.memory is not None:
         # The specification's `swap` is memory and swap together (config-linux.md, "Memory"), ours is swap alone.
         resources["memory"] = {"limit": limits.memory, "swap": limits.memory + limits.swap}
+    if limits.reserve_memory:
+        resources.setdefault("memory", {})["reservation"] = limits.reserve_memory
+    if limits.cpuset:
+        resources.setdefault("cpu", {})["cpus"] = limits.cpuset
     if limits.pids is not None:
         resources["pids"] = {"limit": limits.pids}
     return resources

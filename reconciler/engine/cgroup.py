@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from reconciler.engine import cgroup_cpuset, cgroup_reserve
 from reconciler.engine.cgroup_devices import restrict
 from reconciler.engine.cgroup_limits import read_limits, update
 from reconciler.engine.devices import Rule
@@ -42,8 +43,8 @@ __all__ = [
     "wait_empty",
 ]
 
-_V1: Final = ("cpu", "cpuacct", "memory", "pids", "blkio", "devices")
-_V2: Final = ("cpu", "memory", "pids", "io")
+_V1: Final = ("cpu", "cpuacct", "memory", "cpuset", "pids", "blkio", "devices")
+_V2: Final = ("cpu", "cpuset", "memory", "pids", "io")
 _LEAF: Final = "reconciler-leaf"
 
 
@@ -53,19 +54,22 @@ def create(
     id: str,
     limits: Limits,
     *,
+    where: Path = Path("/"),
     devices: Sequence[Rule] | None = None,
     devices_needed: bool = False,
 ) -> Cgroup:
     """Make the cgroup with its limits set, or leave nothing and raise; one that is already there is brought in line.
 
-    `devices` as in cgroup_devices.restrict, None for every device. UnsupportedError names the limit that this machine
-    cannot enforce, the file that is missing and the remedy.
+    `where` as in `update`; `devices` as in cgroup_devices.restrict, None for every device. UnsupportedError names the
+    limit that this machine cannot enforce, the file that is missing and the remedy.
     """
     group = _locate(hierarchies, parent, id)
     try:
         for directory in group.directories():
             _make(directory, hierarchies, is_v2=directory == group.v2)
-        update(group, limits)
+        if "cpuset" in group.v1:
+            cgroup_cpuset.prepare(group.v1["cpuset"])
+        update(group, limits, where)
         if devices is not None:
             restrict(group, devices, needed=devices_needed)
     except BaseException:
@@ -300,6 +304,8 @@ def remove(group: Cgroup) -> None:
     for directory in group.directories():
         for inner, _, _ in os.walk(directory, topdown=False):
             _rmdir(Path(inner), lambda: wait_empty(group, 1.0))
+        if directory == group.v2 and read(directory.parent / "memory.low").strip() not in ("", "0"):
+            cgroup_reserve.protect(directory.parent)
         # The last container takes the common parent along; a scope of systemd's is not ours to remove
         if directory.parent.suffix != ".scope":
             with contextlib.suppress(OSError):

@@ -6,9 +6,11 @@ limit, the file and the remedy.
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from reconciler.engine import cgroup_cpuset, cgroup_io, cgroup_reserve
 from reconciler.engine.hierarchies import Cgroup, read, read_value
 from reconciler.errors import BlockedError, ReconcilerError, UnsupportedError
 from reconciler.state.desired import Limits
@@ -17,14 +19,23 @@ _PERIOD: Final = (
     100_000  # microseconds; quota below 1000 is EINVAL (kernel/sched/core.c, min_cfs_quota_period)
 )
 _UNLIMITED_V1: Final = 1 << 60  # v1 shows "no limit" as some number of pages just below 2^63 bytes
+_ROOT: Final = Path("/")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
-def update(group: Cgroup, limits: Limits) -> None:
-    """Set `limits`, of a running container too; raise UnsupportedError for one that cannot be enforced."""
+def update(group: Cgroup, limits: Limits, where: Path = _ROOT) -> None:
+    """Set `limits`, of a running container too; raise UnsupportedError for one that cannot be enforced.
+
+    The disk that `where` is on is the one that limits of I/O mean where they name none.
+    """
     _set_cpus(group, limits.cpus)
     _set_memory(group, limits.memory, limits.swap)
     _set_pids(group, limits.pids)
+    cgroup_cpuset.set_cpuset(group, limits.cpuset)
+    cgroup_io.set_io(group, limits.io, where)
+    cgroup_io.set_io_weight(group, limits.io_weight, where)
+    cgroup_reserve.set_cpus(group, limits.reserve_cpus)
+    cgroup_reserve.set_memory(group, limits.reserve_memory)
 
 
 def _set_cpus(group: Cgroup, cpus: int | None) -> None:
@@ -111,17 +122,20 @@ def _no_controller(name: str, controller: str) -> UnsupportedError:
     )
 
 
-def read_limits(group: Cgroup, wanted: Limits | None = None) -> Limits:
+def read_limits(group: Cgroup, wanted: Limits | None = None, where: Path = _ROOT) -> Limits:
     """Read the limits in force, as `LimitFiles.read` does, once."""
-    return LimitFiles(group).read(wanted)
+    return LimitFiles(group, where).read(wanted)
 
 
 class LimitFiles:
     """The files that say what a cgroup enforces, for reading them again and again."""
 
-    __slots__ = ("_directories", "_files", "_last", "_swap_is_total")
+    __slots__ = ("_directories", "_files", "_group", "_last", "_swap_is_total", "_where")
 
-    def __init__(self, group: Cgroup) -> None:
+    def __init__(self, group: Cgroup, where: Path = _ROOT) -> None:
+        """`where` as in `update`."""
+        self._group = group
+        self._where = where
         cpu_in_v2 = group.v2 is not None and "cpu" in group.controllers
         files = (
             group.file("cpu", "cpu.max", "cpu.cfs_quota_us"),
@@ -133,7 +147,7 @@ class LimitFiles:
         self._files = tuple("" if file is None else str(file) for file in files)
         self._swap_is_total = not (group.v2 is not None and "memory" in group.controllers)
         self._directories = group.directories()
-        self._last: tuple[tuple[bytes, ...], Limits | None, Limits] | None = None
+        self._last: tuple[tuple[object, ...], Limits | None, Limits] | None = None
 
     def there(self) -> bool:
         """Say whether the cgroup is there, in any hierarchy."""
@@ -144,7 +158,8 @@ class LimitFiles:
 
         With `wanted`, a value that differs from it only by what the kernel keeps (whole pages) or cannot tell (swap
         where nothing counts it, or where memory has no limit) reads as wanted, so that comparing the two finds drift
-        only. What reads as last time is the same object.
+        only. Those of I/O, CPUs to run on and what is reserved are read only where they are wanted. What reads as last
+        time is the same object.
         """
         quota, period, memory, swap, pids = self._files
         share = _read(quota)
@@ -156,12 +171,30 @@ class LimitFiles:
             _read(swap),
             _read(pids),
         )
+        more = self._more(wanted) if wanted is not None else None
         last = self._last
-        if last is not None and last[0] == said and last[1] is wanted:
+        if last is not None and last[0] == (*said, more) and last[1] is wanted:
             return last[2]
         found = self._understand(said, wanted)
-        self._last = said, wanted, found
+        if more is not None:
+            found = replace(found, **more)
+        self._last = (*said, more), wanted, found
         return found
+
+    def _more(self, wanted: Limits) -> dict[str, Any] | None:
+        """What few containers have: None for one that wants nothing of it, which costs a turn nothing."""
+        if not (
+            wanted.io or wanted.io_weight or wanted.cpuset or wanted.reserve_cpus or wanted.reserve_memory
+        ):
+            return None
+        group = self._group
+        return {
+            "io": cgroup_io.read_io(group, wanted.io, self._where),
+            "io_weight": cgroup_io.read_io_weight(group, wanted.io_weight),
+            "cpuset": cgroup_cpuset.read_cpuset(group, wanted.cpuset),
+            "reserve_cpus": cgroup_reserve.read_cpus(group, wanted.reserve_cpus),
+            "reserve_memory": cgroup_reserve.read_memory(group, wanted.reserve_memory),
+        }
 
     def _understand(self, said: tuple[bytes, ...], wanted: Limits | None) -> Limits:
         cpus = _cpus(said[0], said[1])

@@ -82,6 +82,7 @@ class Containers:
                 self._parent,
                 container_id,
                 desired.settings.limits,
+                where=layout.state,
                 devices=rules,
                 devices_needed=devices.needed(desired.identity),
             )
@@ -359,7 +360,7 @@ class Containers:
         group = cgroup.open_existing(self._hierarchies(), self._parent, container_id)
         if group is None:
             raise NotFoundError(f"{found.full_name}: its cgroup is gone")
-        cgroup_limits.update(group, settings.limits)
+        cgroup_limits.update(group, settings.limits, layout.state)
         failpoint("update.limited")
         if settings.rotation != found.settings.rotation and layout.control_socket(container_id).exists():
             rotation = settings.rotation

@@ -167,7 +167,8 @@ def _cgroups() -> list[Check]:
         found = Hierarchies.detect()
     except ReconcilerError as error:
         return [Check("cgroup", False, str(error), error.hint)]
-    versions = {name: found.version(name) for name in ("cpu", "memory", "pids")}
+    versions = {name: found.version(name) for name in ("cpu", "memory", "pids", "cpuset")}
+    versions["io"] = found.version("io") or found.version("blkio")
     missing = [name for name, version in versions.items() if version == 0]
     where = ", ".join(f"{name} v{version}" for name, version in versions.items() if version)
     root = found.v2 if found.v2 is not None and not found.v1 else found.v1.get("pids", found.v2)

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from reconciler.engine import cgroup, devices, volumes
-from reconciler.engine.hierarchies import Hierarchies
+from reconciler.engine.hierarchies import Hierarchies, read
 from reconciler.engine.layout import Layout
 from reconciler.engine.network import listeners
 from reconciler.engine.network.networks import Networks
@@ -32,6 +32,7 @@ class Observer:
         self._parent = f"reconciler-{instance}"
         self._store = store
         self._networks = networks
+        self._capacity = capacity()
         self._place: cgroup.Place | None = None
         self._sights: dict[str, Sight] = {}
         self._previous: dict[str, ParsedFile[state.Previous]] = {}
@@ -65,6 +66,7 @@ class Observer:
             store=self._store.observe(),
             failures=dict(failures),
             devices=devices.present(wanted_devices),
+            capacity=self._capacity,
         )
 
     def _networks_now(self) -> tuple[state.Network, frozenset[str]]:
@@ -139,6 +141,14 @@ class Observer:
                     found[full_name] = previous
         self._previous = files
         return found
+
+
+def capacity() -> state.Capacity:
+    """What this device has; its memory is what the kernel gives out, less than what is built in."""
+    for line in read(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemTotal:"):
+            return state.Capacity(1000 * (os.cpu_count() or 1), int(line.split()[1]) << 10)
+    return state.Capacity()
 
 
 def _parse_previous(path: str) -> state.Previous | None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 from reconciler.engine.durable import replace_json
 from reconciler.engine.layout import Layout
 from reconciler.errors import NotFoundError, ReconcilerError
-from reconciler.state.desired import Limits, Port, RestartPolicy, Rotation, Settings
+from reconciler.state.desired import Io, Limits, Port, RestartPolicy, Rotation, Settings
 
 VERSION = 1
 _T = TypeVar("_T")
@@ -59,10 +59,15 @@ def _known(kind: type[_T], value: dict[str, Any]) -> _T:
     return kind(**{key: item for key, item in value.items() if key in names})
 
 
+def _limits(value: dict[str, Any]) -> Limits:
+    io = value.get("io")
+    return _known(Limits, {**value, "io": _known(Io, io) if io is not None else None})
+
+
 def settings_from_json(value: dict[str, Any]) -> Settings:
     """The inverse of `asdict`, for settings that any release wrote."""
     return Settings(
-        limits=_known(Limits, value.get("limits", {})),
+        limits=_limits(value.get("limits", {})),
         restart=_known(RestartPolicy, value.get("restart", {})),
         stop_signal=str(value.get("stop_signal", "SIGTERM")),
         stop_grace=float(value.get("stop_grace", 10.0)),

@@ -118,6 +118,7 @@ class Sight:
         "_parts",
         "_place",
         "_seen",
+        "_state",
         "_stopping",
         "id",
     )
@@ -131,6 +132,7 @@ class Sight:
             for path in (layout.config(container_id), layout.log(container_id), layout.hosts(container_id))
         )
         self._stopping = str(layout.stopping(container_id))
+        self._state = layout.state
         self._place: Place | None = None
         self._limits: LimitFiles | None = None
         self._seen: tuple[object, ...] = ()
@@ -187,7 +189,7 @@ class Sight:
     def _enforced(self, place: Place, wanted: Limits) -> tuple[Limits | None, bool]:
         """The limits in force, and whether the cgroup is there."""
         if self._limits is None or self._place is not place:
-            self._place, self._limits = place, LimitFiles(place.group(self.id))
+            self._place, self._limits = place, LimitFiles(place.group(self.id), self._state)
         if not self._limits.there():
             return None, False
         return self._limits.read(wanted), True

@@ -7,6 +7,7 @@ time but never change a plan. Pure.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from reconciler.plan import reserve
 from reconciler.plan.garbage import Retention, Roots, roots
 from reconciler.plan.ports import Claims, order
 from reconciler.plan.steps import Blocked
@@ -17,7 +18,8 @@ from reconciler.state.observed import Published
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """`rows` are the ports that are wanted, sorted; `undisputed` that no two of them exclude each other.
+    """`rows` are the ports that are wanted, sorted; `undisputed` that no two of them exclude each other; `reserves`
+    that somebody reserves something.
 
     `waiting` are the apps that have nothing that could run, since no image of theirs is known, with the sentences that
     say so; `roots` is what the store must keep for what should run, and for the generations.
@@ -28,6 +30,7 @@ class Basis:
     retention: Retention
     rows: tuple[Published, ...]
     undisputed: bool
+    reserves: bool
     waiting: Mapping[str, tuple[Blocked, ...]]
     roots: Roots
 
@@ -63,6 +66,11 @@ def basis(
         generations=generations,
         retention=retention,
         rows=rows,
+        reserves=any(
+            reserve.wanted(container.settings.limits)
+            for app in desired.apps.values()
+            for container in app.containers.values()
+        ),
         undisputed=not any([claims.claim(row) for row in rows]),
         waiting={
             name: unresolved(app)

@@ -7,6 +7,7 @@ look at each other; only the port table and the garbage are the whole device's. 
 from collections.abc import Mapping, Sequence
 
 from reconciler.plan import lane as lanes
+from reconciler.plan import reserve
 from reconciler.plan.basis import Basis, basis
 from reconciler.plan.garbage import Retention, explain, garbage, next_expiry
 from reconciler.plan.lane import Lane, failure_gate
@@ -65,6 +66,7 @@ def plan(
     if untouched or not _ports_are_right(ground, observed, found):
         claims = Claims.start(observed.network.published, observed.listeners)
         taken = _claim(claims, ground.rows, observed, found, untouched, busy)
+    unkept = reserve.refused(desired, observed, found, untouched) if ground.reserves else {}
     by_app: dict[str, Lane] = {}
     for name, wanted in desired.apps.items():
         if name in untouched:
@@ -73,7 +75,7 @@ def plan(
         if not own and name in ground.waiting and name not in observed.failures and name not in networks:
             blocked += ground.waiting[name]
             continue
-        by_app[name] = lanes.converge(wanted, own, desired, observed, taken, now)
+        by_app[name] = lanes.converge(wanted, own, desired, observed, taken, now, unkept)
         if claims is not None:
             _reclaim(claims, desired, name, own, by_app[name])
     for name in removed:

@@ -28,6 +28,7 @@ from reconciler.state.observed import Container, Exited, Failure, Now, Observed,
 
 Found = Mapping[str, Sequence[Container]]
 
+_NOBODY: Final[Mapping[str, str]] = {}
 _ROOM: Final = 1 << 20  # bytes for the records, configs and first lines of the log of a container or two
 
 
@@ -100,10 +101,12 @@ def converge(
     observed: Observed,
     taken: Mapping[str, str],
     now: Now,
+    unkept: Mapping[str, str] = _NOBODY,
 ) -> Lane:
     """Return the lane of an app that should run.
 
-    `found` are its containers by name, `taken` says of full names why they can't have their ports now.
+    `found` are its containers by name; `taken` says of full names why they can't have their ports now, `unkept` why not
+    what they reserve.
     """
     lane = Lane()
     works = _works(app, found, observed, now)
@@ -117,7 +120,7 @@ def converge(
         return lane
 
     order = _order(app, found, gone)
-    allowed = _allowed(app, works, order, found, desired, observed, taken, lane)
+    allowed = _allowed(app, works, order, found, desired, observed, taken, unkept, lane)
     first, later = _repairs_first(app, allowed, order, missing, set(volumes), found)
     if gate is not None:
         passed = _let_through(gate, app, allowed, first, found)
@@ -224,6 +227,7 @@ def _allowed(
     desired: Desired,
     observed: Observed,
     taken: Mapping[str, str],
+    unkept: Mapping[str, str],
     lane: Lane,
 ) -> dict[str, Work]:
     """Return the work that has its ports and its dependencies; put the rest, and who waits for time, into `lane`."""
@@ -237,6 +241,9 @@ def _allowed(
             lane.blocked.append(Blocked(app.name, name, taken[want.full_name]))
         if todo.wait is not None:
             lane.blocked.append(todo.wait)
+        if todo.up and want.full_name in unkept:
+            lane.blocked.append(Blocked(app.name, name, unkept[want.full_name]))
+            continue
         if todo.starts:
             if want.full_name in taken:
                 continue

@@ -9,7 +9,6 @@ from reconciler.spec.kernel import DEFAULT_CAPABILITIES, Capabilities, Devices, 
 from reconciler.spec.parts import (
     ConfigMounts,
     DependsOn,
-    Limits,
     Logging,
     Mounts,
     Ports,
@@ -18,6 +17,7 @@ from reconciler.spec.parts import (
     Tmpfs,
 )
 from reconciler.spec.process import Arguments, EnvFrom, Environment, Groups, StopSignal, Ulimits, User
+from reconciler.spec.resources import Cpuset, Limits, Reserve
 from reconciler.spec.values import (
     Annotations,
     Duration,
@@ -144,6 +144,15 @@ class Container(Part):
     limits: Annotated[
         Limits, Doc("What the container may use at most.", "map", "{memory: 64Mi, cpus: 0.5}")
     ] = Limits()
+    reserve: Annotated[
+        Reserve,
+        Doc(
+            "What is kept for it when others want it too. All of a device together may not reserve more than it has.",
+            "map",
+            "{memory: 32Mi, cpus: 0.25}",
+        ),
+    ] = Reserve()
+    cpuset: Annotated[Cpuset, Doc("The CPUs that it may run on.", "string", '"0-2,4"', "all", False)] = None
     ulimits: Annotated[
         Ulimits,
         Doc(
@@ -292,7 +301,12 @@ class Container(Part):
     ] = Logging()
 
 
-_NESTED: Final[dict[str, type[Part]]] = {"limits": Limits, "restart": Restart, "logging": Logging}
+_NESTED: Final[dict[str, type[Part]]] = {
+    "limits": Limits,
+    "reserve": Reserve,
+    "restart": Restart,
+    "logging": Logging,
+}
 
 
 def restart_fields() -> dict[str, bool]:

@@ -17,7 +17,6 @@ from reconciler.spec.parts import (
     BindMount,
     ConfigMount,
     Dependency,
-    Limits,
     Logging,
     Mount,
     Port,
@@ -25,6 +24,7 @@ from reconciler.spec.parts import (
     TmpfsMount,
     VolumeMount,
 )
+from reconciler.spec.resources import IoLimits, Limits, Reserve
 from reconciler.spec.values import (
     AppName,
     ConfigName,
@@ -43,10 +43,12 @@ __all__ = [
     "Container",
     "Dependency",
     "DeviceUse",
+    "IoLimits",
     "Limits",
     "Logging",
     "Mount",
     "Port",
+    "Reserve",
     "Restart",
     "TmpfsMount",
     "Volume",

@@ -16,9 +16,11 @@ from reconciler.spec.model import (
     Container,
     Dependency,
     DeviceUse,
+    IoLimits,
     Limits,
     Logging,
     Port,
+    Reserve,
     Restart,
     TmpfsMount,
     Volume,
@@ -85,6 +87,8 @@ _BETWEEN: Final = """\
 - A path of the device may be mounted if it is in the device's `allowed_binds`, or below such a path.
 - A device, a capability beside the default ones, and `privileged` are allowed by the device's own file, or refused with
   what to add there. What is allowed and gives ways to the whole device is a warning.
+- `reserve` is at most what `limits` gives, and all that is reserved on a device at most what it has: what does not fit
+  waits, says so, and takes nothing from those that run.
 - No two containers of a device publish the same port and protocol on overlapping addresses: both are named, and both
   apps stay as they are.
 - Two files with the same `name` are an error in both.
@@ -206,6 +210,10 @@ def spec_page() -> str:
         _table(ConfigMount),
         "### `limits`\n",
         _table(Limits),
+        "### `limits.io`\n",
+        _table(IoLimits),
+        "### `reserve`\n",
+        _table(Reserve),
         "### `restart`\n",
         "The n-th restart in a row waits `delay` times `factor` to the power of n-1, at most `max_delay`, give or take "
         "`jitter`.\n",
@@ -228,7 +236,7 @@ def spec_page() -> str:
         "in `depends_on`; `driver: journald`.\n",
         "## Words of Compose and Kubernetes\n",
         "These are answered with a translation.\n",
-        _translations((App, Container, Limits, Port, Volume, Config, Logging, Restart)),
+        _translations((App, Container, Limits, IoLimits, Reserve, Port, Volume, Config, Logging, Restart)),
         "## A complete example\n",
         f"```yaml\n{EXAMPLE}```",
     ]
@@ -316,6 +324,8 @@ def _place(model: type[BaseModel]) -> str:
         "Port": "`ports[]`",
         "VolumeMount": "`volumes[]` of a container",
         "Limits": "`limits`",
+        "IoLimits": "`limits.io`",
+        "Reserve": "`reserve`",
         "Volume": "`volumes`",
         "Config": "`configs`",
         "Logging": "`logging`",

@@ -12,12 +12,11 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, WithJso
 from reconciler.spec.fault import Fault, Faults, not_yet
 from reconciler.spec.fields import AlsoAccepts, Doc, Part
 from reconciler.spec.marks import quote
-from reconciler.spec.quantity import format_bytes, format_duration
+from reconciler.spec.quantity import format_duration
 from reconciler.spec.values import (
     AbsolutePath,
     Bytes,
     ConfigName,
-    Cpus,
     DirectoryMode,
     Duration,
     FileMode,
@@ -34,7 +33,6 @@ from reconciler.spec.values import (
 )
 from reconciler.spec.yaml12 import WrittenInt
 
-LEAST_MEMORY: Final = 6 << 20
 _LEAST_LOG: Final = 4 << 10
 _LEAST_TMPFS: Final = 4 << 10
 
@@ -198,41 +196,6 @@ class ConfigMount(Part):
     mode: Annotated[
         FileMode, Doc("Permission bits, a string of octal digits.", "string", '"0440"', '"0444"')
     ] = 0o444
-
-
-def _limit(value: object) -> int:
-    amount = size(value)
-    if amount < LEAST_MEMORY:
-        raise Fault(f"must be at least {format_bytes(LEAST_MEMORY)}, not {format_bytes(amount)}")
-    return amount
-
-
-class Limits(Part):
-    """What a container may use at most."""
-
-    cpus: Annotated[
-        Cpus, Doc("CPUs, as a number or in thousandths.", "number or `500m`", "0.5", "no limit", False)
-    ] = None
-    memory: Annotated[
-        Annotated[
-            int | None,
-            PlainValidator(_limit),
-            WithJsonSchema({"type": ["string", "integer"], "pattern": r"^\d+(Ki|Mi|Gi|k|M|G)?$"}),
-        ],
-        Doc("Memory; at least 6Mi. Without it there is a warning.", "bytes", "64Mi", "no limit", False),
-    ] = None
-    swap: Annotated[Bytes, Doc("Swap beside `memory`, not the sum of both.", "bytes", "32Mi", "0", False)] = 0
-    pids: Annotated[
-        Whole,
-        Field(ge=1, le=4_194_304),
-        Doc("Processes and threads together.", "integer", "100", "512", False),
-    ] = 512
-
-    @model_validator(mode="after")
-    def _swap_needs_memory(self) -> Self:
-        if self.swap and self.memory is None:
-            raise Fault("needs limits.memory too", path=("swap",))
-        return self
 
 
 def _restart(value: object) -> object:

@@ -44,6 +44,7 @@ def check_app(
         found += _binds(container, at, terms)
         found += _labels(container, at, terms)
         found += privileges(container, at, terms)
+        found += _reserve(container, at)
         if container.limits.memory is None and name not in memory_said:
             found.append(
                 Finding(
@@ -102,6 +103,14 @@ def _targets(container: Container, at: Path) -> Iterable[Finding]:
     if "shm_size" in container.model_fields_set and "/dev/shm" in first:
         message = f"shm_size has no effect: {first['/dev/shm']} is mounted at /dev/shm"
         yield Finding((*at, "shm_size"), message, WARNING, at_key=True)
+
+
+def _reserve(container: Container, at: Path) -> Iterable[Finding]:
+    for name in ("memory", "cpus"):
+        kept, limit = getattr(container.reserve, name), getattr(container.limits, name)
+        if kept is not None and limit is not None and kept > limit:
+            message = f"reserve.{name} is more than limits.{name}: it could never be used"
+            yield Finding((*at, "reserve", name), message)
 
 
 def _labels(container: Container, at: Path, terms: Terms) -> Iterable[Finding]:

@@ -133,4 +133,7 @@ def _inside(kind: Any, part: str | int) -> Any:
 def _bare(annotation: Any) -> Any:
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (Union, types.UnionType):  # a map that may be left out
+        given = [choice for choice in get_args(annotation) if choice is not types.NoneType]
+        return _bare(given[0]) if len(given) == 1 else annotation
     return annotation

@@ -23,6 +23,7 @@ from reconciler.state.desired import (
     Container,
     Device,
     Identity,
+    Io,
     Limits,
     Mount,
     Port,
@@ -180,10 +181,27 @@ def _mount(mount: model.Mount) -> Mount:
             return TmpfsMount(mount.target, mount.size, mount.mode)
 
 
+def _limits(spec: model.Container) -> Limits:
+    limits, io = spec.limits, spec.limits.io
+    return Limits(
+        cpus=limits.cpus,
+        memory=limits.memory,
+        swap=limits.swap,
+        pids=limits.pids,
+        io=Io(io.device or "", io.read_bps, io.write_bps, io.read_iops, io.write_iops)
+        if io is not None
+        else None,
+        io_weight=limits.io_weight,
+        cpuset=spec.cpuset or "",
+        reserve_cpus=spec.reserve.cpus or 0,
+        reserve_memory=spec.reserve.memory or 0,
+    )
+
+
 def _settings(app: model.App, spec: model.Container, image: Image) -> Settings:
-    limits, restart, logging = spec.limits, spec.restart, spec.logging
+    restart, logging = spec.restart, spec.logging
     return Settings(
-        limits=Limits(limits.cpus, limits.memory, limits.swap, limits.pids),
+        limits=_limits(spec),
         restart=RestartPolicy(
             policy=restart.policy,
             max_attempts=restart.max_attempts,

@@ -129,16 +129,34 @@ def _target(mount: Mount | Device) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Io:
+    """Throttles of one disk, None for no limit: that which `device` is, is a part of or is on, "" for the state's."""
+
+    device: str = ""
+    read_bps: int | None = None
+    write_bps: int | None = None
+    read_iops: int | None = None
+    write_iops: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Resource limits: `cpus` in thousandths of a CPU, `memory` and `swap` in bytes, None for no limit.
 
     `swap` is what may be swapped out beside `memory`, not Docker's sum of the two; it means nothing without `memory`.
+    `cpuset` is as the kernel writes it (0-2,4), "" for every CPU. `reserve_cpus` and `reserve_memory` are what is kept
+    for the container when others want it too.
     """
 
     cpus: int | None = None
     memory: int | None = None
     swap: int = 0
     pids: int | None = 512
+    io: Io | None = None
+    io_weight: int | None = None
+    cpuset: str = ""
+    reserve_cpus: int = 0
+    reserve_memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,6 +170,14 @@ class Store:
     size: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the device has: thousandths of CPUs and bytes of memory, 0 where that is not known."""
+
+    cpus: int = 0
+    memory: int = 0
+
+
 @dataclass(frozen=True)
 class Observed:
     """Everything found in one turn. `containers` is by full name, oldest first where there are several.
@@ -186,3 +194,4 @@ class Observed:
     store: Store = Store()
     failures: Mapping[str, Failure] = field(default_factory=dict)
     devices: frozenset[str] = frozenset()
+    capacity: Capacity = Capacity()

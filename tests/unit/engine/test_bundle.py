@@ -87,7 +87,14 @@ FULL = Container(
         no_new_privileges=False,
     ),
     Settings(
-        limits=Limits(cpus=1500, memory=256 * 1024 * 1024, swap=64 * 1024 * 1024, pids=200),
+        limits=Limits(
+            cpus=1500,
+            memory=256 * 1024 * 1024,
+            swap=64 * 1024 * 1024,
+            pids=200,
+            cpuset="0-1",
+            reserve_memory=1 << 20,
+        ),
         rotation=Rotation(1024 * 1024, 5, compress=False),
         labels=(("dev.reconciler.cgroup", "escape"),),
     ),
@@ -337,8 +344,8 @@ def test_a_bind_beside_it_is_allowed(source: str) -> None:
 
 def test_the_swap_of_the_specification_is_the_sum() -> None:
     assert {k: v for k, v in render(FULL)["linux"]["resources"].items() if k != "devices"} == {
-        "cpu": {"quota": 150_000, "period": 100_000},
-        "memory": {"limit": 268435456, "swap": 335544320},
+        "cpu": {"quota": 150_000, "period": 100_000, "cpus": "0-1"},
+        "memory": {"limit": 268435456, "swap": 335544320, "reservation": 1 << 20},
         "pids": {"limit": 200},
     }
     assert render(PLAIN)["linux"]["resources"].keys() == {"devices"}

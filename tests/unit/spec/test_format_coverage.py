@@ -28,11 +28,11 @@ LIMITS = ["cpus", "memory", "swap", "pids", "io", "io_weight", "rootfs"]
 SUPPORTED_TOP = ["apiVersion", "kind", "name", "containers", "volumes", "configs", "labels"]
 SUPPORTED_CONTAINER = [
     "image", "entrypoint", "command", "working_dir", "user", "group_add", "environment", "env_from", "configs", "ports",
-    "volumes", "tmpfs", "limits", "ulimits", "oom_score_adj", "shm_size", "sysctls", "cap_add", "cap_drop",
-    "privileged", "no_new_privileges", "devices", "restart", "stop_signal",
+    "volumes", "tmpfs", "limits", "reserve", "cpuset", "ulimits", "oom_score_adj", "shm_size", "sysctls", "cap_add",
+    "cap_drop", "privileged", "no_new_privileges", "devices", "restart", "stop_signal",
     "stop_grace_period", "init", "read_only", "hostname", "depends_on", "labels", "annotations", "logging",
 ]  # fmt: skip
-SUPPORTED_LIMITS = ["cpus", "memory", "swap", "pids"]
+SUPPORTED_LIMITS = ["cpus", "memory", "swap", "pids", "io", "io_weight"]
 NEVER = ["expose"]  # of no effect by design
 
 

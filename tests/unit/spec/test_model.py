@@ -114,6 +114,13 @@ logging: {driver: file, max_size: 10Mi, max_files: 3, compress: true}"""
         ("cap_drop: [all]\nno_new_privileges: true", "cap_drop: [ALL]"),
         ("cap_drop: [CAP_CHOWN, net-bind-service, chown]", "cap_drop: [NET_BIND_SERVICE, CHOWN]"),
         ('devices: ["/dev/a:/dev/b:wr"]', "devices: [{source: /dev//a, target: /dev/b, permissions: rw}]"),
+        ("cpuset: 3", 'cpuset: "3-3"'),
+        ('cpuset: "4,0-2,1,3"', 'cpuset: "0-4"'),
+        ("reserve: {cpus: 0.5, memory: 1Mi}", "reserve: {cpus: 500m, memory: 1048576}"),
+        (
+            "limits: {memory: 64Mi, io: {read_bps: 1Mi}}",
+            "limits: {memory: 64Mi, io: {read_bps: 1048576}}",
+        ),
         ("shm_size: 64Mi\noom_score_adj: 0", "shm_size: 67108864"),
     ],
 )
@@ -219,7 +226,7 @@ def test_what_restarts_a_container_is_written_down_for_every_field() -> None:
         "logging.driver",
     }  # fmt: skip
     assert {name.partition(".")[0] for name, restarts in found.items() if not restarts} == {
-        "ports", "limits", "restart", "stop_signal", "stop_grace_period", "depends_on", "labels",
+        "ports", "limits", "reserve", "cpuset", "restart", "stop_signal", "stop_grace_period", "depends_on", "labels",
         "annotations", "logging",
     }  # fmt: skip
     assert {name.partition(".")[0] for name in found} == {name for name, _ in docs(Container)}

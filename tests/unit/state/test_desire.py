@@ -19,6 +19,7 @@ from reconciler.state.desired import (
     ConfigMount,
     Container,
     Device,
+    Io,
     Limits,
     Port,
     RestartPolicy,
@@ -244,6 +245,28 @@ def test_settings_come_from_the_spec() -> None:
     )
 
 
+def test_limits_of_every_kind_are_one_value() -> None:
+    one = made(
+        {
+            "limits": {
+                "memory": "64Mi",
+                "io_weight": 7,
+                "io": {"write_bps": "1M", "read_iops": 9, "device": "/dev/sda"},
+            },
+            "reserve": {"memory": "1Mi", "cpus": "250m"},
+            "cpuset": "3,0-1",
+        }
+    )
+    assert one.settings.limits == Limits(
+        memory=64 << 20,
+        io=Io("/dev/sda", write_bps=10**6, read_iops=9),
+        io_weight=7,
+        cpuset="0-1,3",
+        reserve_cpus=250,
+        reserve_memory=1 << 20,
+    )
+
+
 def test_the_stop_signal_is_the_specs_then_the_images_then_sigterm() -> None:
     quiet = replace(IMAGE, stop_signal="SIGQUIT")
     assert made({}).settings.stop_signal == "SIGTERM"
@@ -286,6 +309,7 @@ def test_second_plan_is_empty_after_defaults_are_spelled_out() -> None:
             "privileged": False,
             "no_new_privileges": True,
             "devices": [],
+            "reserve": {},
             "annotations": {},
             "stop_signal": "SIGTERM",
             "environment": {},
@@ -367,6 +391,11 @@ CHANGES: dict[str, Any] = {
     "limits.cpus": 2,
     "limits.memory": "64Mi",
     "limits.pids": 7,
+    "limits.io": {"read_bps": "7Mi"},
+    "limits.io_weight": 7,
+    "reserve.memory": "7Mi",
+    "reserve.cpus": 0.7,
+    "cpuset": "7",
     "restart.policy": "no",
     "restart.max_attempts": 7,
     "restart.delay": "7s",

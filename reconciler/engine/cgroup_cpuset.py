@@ -1,0 +1,61 @@
+"""Which CPUs a cgroup may use. A cpuset of version 1 takes no process before it has CPUs and memory nodes."""
+
+from pathlib import Path
+
+from reconciler.engine.hierarchies import Cgroup, read
+from reconciler.errors import ReconcilerError, UnsupportedError
+
+
+def prepare(directory: Path) -> None:
+    """Give a version 1 cpuset, and those of ours above it, what their parents have, where they have nothing yet."""
+    chain = [directory]
+    while not read(chain[-1].parent / "cpuset.mems").strip() and (chain[-1].parent / "cpuset.mems").exists():
+        chain.append(chain[-1].parent)
+    for one in reversed(chain):
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            if not read(one / name).strip():
+                (one / name).write_text(read(one.parent / name).strip())
+
+
+def set_cpuset(group: Cgroup, cpus: str) -> None:
+    """Let the group use these CPUs only, or all that its parent may with ""; UnsupportedError where that can't be."""
+    file = group.file("cpuset", "cpuset.cpus", "cpuset.cpus")
+    if file is None or not file.exists():
+        if cpus:
+            raise UnsupportedError(
+                "cpuset: this machine cannot enforce it: the cgroup controller cpuset is in no mounted hierarchy",
+                hint="boot with cgroup_enable=cpuset, or mount it: "
+                "mount -t cgroup -o cpuset cgroup /sys/fs/cgroup/cpuset",
+            )
+        return
+    v1 = "cpuset" in group.v1 and file.parent == group.v1["cpuset"]
+    if not cpus:
+        if v1:
+            file.write_text(read(file.parent.parent / "cpuset.cpus").strip())
+        elif read(file).strip():
+            file.write_text("\n")
+        return
+    there = read(file.parent.parent / ("cpuset.cpus" if v1 else "cpuset.cpus.effective")).strip()
+    if there and not numbers(cpus) <= numbers(there):
+        # Version 2 would take it and let the group use whatever there is
+        raise ReconcilerError(f"cpuset: {cpus}: this machine has the CPUs {there} for containers")
+    try:
+        file.write_text(cpus)
+    except OSError as error:
+        raise ReconcilerError(f"cpuset: {file}: {cpus}: {error.strerror}") from error
+
+
+def read_cpuset(group: Cgroup, wanted: str) -> str:
+    """Return the CPUs that the group was told, "" without `wanted`."""
+    file = group.file("cpuset", "cpuset.cpus", "cpuset.cpus")
+    return read(file).strip() if file is not None and wanted else ""
+
+
+def numbers(cpus: str) -> frozenset[int]:
+    """Return the CPUs of a list such as 0-2,4."""
+    found: set[int] = set()
+    for part in cpus.split(","):
+        first, _, last = part.partition("-")
+        if first:
+            found.update(range(int(first), int(last or first) + 1))
+    return frozenset(found)

@@ -1,0 +1,258 @@
+"""Limits of I/O, CPUs to run on, and what is reserved: in force in the kernel, changed in place, and repaired."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reconciler.engine import cgroup, cgroup_io, cgroup_reserve, disk
+from reconciler.engine.hierarchies import Cgroup, Hierarchies
+from reconciler.errors import ReconcilerError, UnsupportedError
+from tests.images import Built
+from tests.images import busybox as busybox_image
+from tests.kernel.leaks import LeakCheck
+from tests.kernel.netns import private_network
+from tests.kernel.trial import Trial, Trials
+from tests.kernel.workshop import remove, scratch
+
+pytestmark = [pytest.mark.kernel, pytest.mark.cgroup, pytest.mark.network]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return busybox_image(tmp_path_factory.mktemp("box") / "layout")
+
+
+@pytest.fixture
+def trials(image: Built, patience: float) -> Iterator[Trials]:
+    path = scratch("trial")
+    check = LeakCheck(str(path))
+    try:
+        with private_network():
+            made = Trials(path, image, patience)
+            check.own(made.parts.instance)
+            try:
+                yield made
+            finally:
+                made.close()
+    finally:
+        remove(path)
+    assert check.leaks() == []
+
+
+@pytest.fixture
+def loop() -> Iterator[str]:
+    """A disk: a loop device over a file in memory."""
+    path = scratch("disk")
+    (path / "image").write_bytes(bytes(4 << 20))
+    made = subprocess.run(
+        ["losetup", "--find", "--show", str(path / "image")], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        remove(path)
+        pytest.skip(f"this kernel lacks loop devices: {made.stderr.strip()}")
+    name = made.stdout.strip()
+    try:
+        yield name
+    finally:
+        subprocess.run(["losetup", "--detach", name], check=True)
+        remove(path)
+
+
+def group(trial: Trial) -> Cgroup:
+    found = cgroup.open_existing(Hierarchies.detect(), trial.trials.parts.cgroup_parent, trial.id)
+    assert found is not None
+    return found
+
+
+def numbers(name: str) -> str:
+    status = os.stat(name)
+    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+
+
+def throttles(trial: Trial, name: str) -> dict[str, str]:
+    """What the kernel has for a disk, by version 1's words."""
+    found = group(trial)
+    if found.v2 is not None and "io" in found.controllers:
+        for line in (found.v2 / "io.max").read_text().splitlines():
+            device, *pairs = line.split()
+            if device == numbers(name):
+                return {k: v for k, _, v in (pair.partition("=") for pair in pairs) if v != "max"}
+        return {}
+    words = {"rbps": "read_bps", "wbps": "write_bps", "riops": "read_iops", "wiops": "write_iops"}
+    result = {}
+    for short, word in words.items():
+        for line in (found.v1["blkio"] / f"blkio.throttle.{word}_device").read_text().splitlines():
+            if line.startswith(f"{numbers(name)} "):
+                result[short] = line.split()[1]
+    return result
+
+
+def test_io_is_throttled_on_the_disk_that_the_spec_names_and_changes_in_place(
+    trials: Trials, loop: str
+) -> None:
+    trial = trials.start(
+        {"limits": {"memory": "64Mi", "io": {"read_bps": "1Mi", "write_iops": 7, "device": loop}}}
+    )
+    assert throttles(trial, loop) == {"rbps": str(1 << 20), "wiops": "7"}
+    pid = trial.pid
+    steps = trials.update(trial, {"limits": {"memory": "64Mi", "io": {"write_bps": "2Mi", "device": loop}}})
+    assert steps == [f"update {trial.app}/c (limits)"]
+    assert throttles(trial, loop) == {"wbps": str(2 << 20)}
+    trials.update(trial, {"limits": {"memory": "64Mi"}})
+    assert throttles(trial, loop) == {}
+    assert (trial.pid, trial.found().limits) == (pid, trial.found().settings.limits)
+
+
+def test_a_throttle_that_somebody_changed_is_drift_and_is_repaired(trials: Trials, loop: str) -> None:
+    spec = {"limits": {"memory": "64Mi", "io": {"read_bps": "1Mi", "device": loop}}}
+    trial = trials.start(spec)
+    app = trials.desire(trial.app, spec)
+    assert trials.steps(app) == []
+    found = group(trial)
+    if found.v2 is not None and "io" in found.controllers:
+        (found.v2 / "io.max").write_text(f"{numbers(loop)} rbps=max")
+    else:
+        (found.v1["blkio"] / "blkio.throttle.read_bps_device").write_text(f"{numbers(loop)} 0")
+    assert trials.steps(app) == [f"update {trial.app}/c (limits)"]
+    trials.update(trial, spec)
+    assert throttles(trial, loop) == {"rbps": str(1 << 20)}
+    assert trials.steps(app) == []
+
+
+def test_io_without_a_disk_is_a_failed_step(trials: Trials) -> None:
+    with pytest.raises(UnsupportedError, match=r"limits\.io: .*/state is on no disk of its own"):
+        trials.start({"limits": {"memory": "64Mi", "io": {"read_bps": "1Mi"}}})
+    with pytest.raises(UnsupportedError, match=r"limits\.io: /dev/none: No such file"):
+        trials.start({"limits": {"memory": "64Mi", "io": {"read_bps": "1Mi", "device": "/dev/none"}}})
+    assert trials.observe().containers == {}
+
+
+def test_a_partition_and_a_path_stand_for_their_disk(loop: str) -> None:
+    expected = tuple(map(int, numbers(loop).split(":")))
+    assert disk.whole_disk(loop) == expected
+    mounted = scratch("mount")
+    subprocess.run(["mkfs.ext4", "-q", loop], check=True)
+    subprocess.run(["mount", loop, str(mounted)], check=True)
+    try:
+        assert disk.whole_disk(mounted / "lost+found") == expected
+    finally:
+        subprocess.run(["umount", str(mounted)], check=True)
+        remove(mounted)
+
+
+def test_the_weight_of_io_needs_a_disk_that_goes_by_weights(trials: Trials, loop: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"on no disk of its own|limits\.io_weight"):
+        trials.start({"limits": {"memory": "64Mi", "io_weight": 500}})
+    scheduler = Path(f"/sys/block/{Path(loop).name}/queue/scheduler")
+    before = scheduler.read_text()
+    if "bfq" not in before:
+        pytest.skip("this kernel lacks the scheduler bfq")
+    trial = trials.start({})
+    found = group(trial)
+    weight = (
+        found.v2 / "io.bfq.weight"
+        if found.v2 is not None and "io" in found.controllers
+        else found.v1["blkio"] / "blkio.bfq.weight"
+    )
+    with pytest.raises(
+        UnsupportedError, match=rf"the disk {Path(loop).name} goes by no weights: its scheduler is \S+"
+    ):
+        cgroup_io.set_io_weight(found, 500, Path(loop))
+    scheduler.write_text("bfq")
+    try:
+        for wanted, kept in ((500, "500"), (5000, "1000")):
+            cgroup_io.set_io_weight(found, wanted, Path(loop))
+            assert weight.read_text().split()[-1] == kept
+            assert cgroup_io.read_io_weight(found, wanted) == wanted
+        cgroup_io.set_io_weight(found, None, Path(loop))
+        assert weight.read_text().split()[-1] == "100"
+    finally:
+        scheduler.write_text(before.split("[")[1].split("]")[0])
+
+
+def test_a_container_runs_on_its_cpus_only_and_they_change_in_place(trials: Trials) -> None:
+    every = Path("/sys/fs/cgroup/cpuset/cpuset.cpus")
+    every = every if every.exists() else Path("/sys/fs/cgroup/cpuset.cpus.effective")
+    everything = every.read_text().strip()
+    allowed = "grep Cpus_allowed_list /proc/self/status | cut -f2"
+    trial = trials.start({"cpuset": "0"})
+    assert trial.shell(allowed) == "0"
+    assert trials.update(trial, {}) == [f"update {trial.app}/c (limits)"]
+    assert trial.shell(allowed) == everything
+    trials.update(trial, {"cpuset": "0"})
+    assert trial.shell(allowed) == "0"
+    assert "Cpus_allowed_list:\t0\n" in trial.proc("status")
+    app = trials.desire(trial.app, {"cpuset": "0"})
+    file = group(trial).file("cpuset", "cpuset.cpus", "cpuset.cpus")
+    assert file is not None
+    if everything != "0":
+        file.write_text(everything)
+        assert trials.steps(app) == [f"update {trial.app}/c (limits)"]
+        trials.update(trial, {"cpuset": "0"})
+    assert trials.steps(app) == []
+    plain = trials.start({})
+    assert plain.shell(allowed) == everything
+
+
+def test_cpus_that_the_machine_does_not_have_are_a_failed_step(trials: Trials) -> None:
+    with pytest.raises(ReconcilerError, match=r"cpuset: 4000: this machine has the CPUs \S+ for containers"):
+        trials.start({"cpuset": "4000"})
+    assert trials.observe().containers == {}
+
+
+def test_reservations_are_in_force_change_in_place_and_are_repaired(trials: Trials) -> None:
+    spec = {"reserve": {"memory": "16Mi", "cpus": 0.5}}
+    trial = trials.start(spec)
+    found = group(trial)
+    memory = found.file("memory", "memory.low", "memory.soft_limit_in_bytes")
+    weight = found.file("cpu", "cpu.weight", "cpu.shares")
+    assert memory is not None
+    assert weight is not None
+    assert memory.read_text() == f"{16 << 20}\n"
+    usual = 100 if weight.name == "cpu.weight" else 1024
+    # half a CPU, as its part of the device of 10,000; others have 100
+    assert int(weight.read_text()) == max(100, 5000 // (os.cpu_count() or 1)) * usual // 100
+    app = trials.desire(trial.app, spec)
+    assert trials.steps(app) == []
+    weight.write_text(str(usual))
+    assert trials.steps(app) == [f"update {trial.app}/c (limits)"]
+    pid = trial.pid
+    assert trials.update(trial, {"reserve": {"memory": "8Mi"}}) == [f"update {trial.app}/c (limits)"]
+    assert memory.read_text() == f"{8 << 20}\n"
+    assert int(weight.read_text()) == usual
+    trials.update(trial, {})
+    assert memory.read_text().strip() in ("0", "max") or int(memory.read_text()) > 1 << 60
+    assert trial.pid == pid
+
+
+def test_what_a_group_keeps_is_given_to_those_above_it_and_taken_back(tmp_path: Path) -> None:
+    """The arithmetic of memory.low, on files: on this machine memory may be on version 1."""
+    parent = tmp_path / "root" / "slice" / "ours"
+    groups = [parent / "a", parent / "b"]
+    for directory in (tmp_path / "root" / "slice", parent, *groups):
+        directory.mkdir(parents=True)
+        (directory / "memory.low").write_text("0\n")
+
+    def low(directory: Path) -> int:
+        return int((directory / "memory.low").read_text())
+
+    def keep(directory: Path, memory: int) -> None:
+        path = Cgroup("/x", directory, {}, frozenset({"memory"}))
+        cgroup_reserve.set_memory(path, memory)
+
+    keep(groups[0], 100)
+    keep(groups[1], 50)
+    assert (low(parent), low(parent.parent)) == (150, 150)
+    (parent.parent / "memory.low").write_text("1000")  # somebody else's word
+    keep(groups[1], 70)
+    assert (low(parent), low(parent.parent)) == (170, 1000)
+    (parent.parent / "memory.low").write_text("170")
+    keep(groups[0], 0)
+    assert (low(parent), low(parent.parent)) == (70, 70)
+    (groups[1] / "memory.low").unlink()
+    groups[1].rmdir()
+    cgroup_reserve.protect(parent)
+    assert (low(parent), low(parent.parent)) == (0, 0)
