@@ -12,17 +12,20 @@ from reconciler.report.tables import Column, size
 
 
 def costs(layout: Layout) -> Iterator[dict[str, Any]]:
-    """The running agent with the zygote that it starts shims from, then the shim of each container that has one."""
+    """The running agent, the zygote that it starts shims from, the spare of that one, then each container's shim."""
     instance.read_id(layout)
+    found = [(record.full_name, read_shim(layout.shim_record(record.id))) for record in records(layout)]
+    shims = sorted((name, shim.shim.pid) for name, shim in found if shim is not None and alive(shim.shim))
     agent = (instance.read_agent(layout) or {}).get("pid")
     if isinstance(agent, int):
         yield from _row("agent", agent)
-        for child in _children(agent):
-            yield from _row("zygote", child)
-    for record in sorted(records(layout), key=lambda record: record.full_name):
-        shim = read_shim(layout.shim_record(record.id))
-        if shim is not None and alive(shim.shim):
-            yield from _row(f"shim {record.full_name}", shim.shim.pid)
+        for zygote in _children(agent):
+            yield from _row("zygote", zygote)
+            for spare in set(_children(zygote)) - {pid for _, pid in shims}:
+                for pid in (spare, *_children(spare)):
+                    yield from _row("spare", pid)
+    for name, pid in shims:
+        yield from _row(f"shim {name}", pid)
 
 
 def _row(name: str, pid: int) -> Iterator[dict[str, Any]]:
