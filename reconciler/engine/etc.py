@@ -1,7 +1,10 @@
-"""A container's /etc/hosts, /etc/resolv.conf and /etc/hostname: files of its run directory that are bind-mounted.
+"""A container's /etc/hosts, /etc/resolv.conf and /etc/hostname: files beside its writable layer that are bind-mounted.
 
-Root inside may write to them, as everywhere. So nothing here trusts what they hold; only their names and their
-directory, which no container can reach, are the agent's own.
+Root inside may write to them, as everywhere: images do, and a read-only bind would break them. So nothing here trusts
+what they hold; only their names and their directory, which no container can reach, are the agent's own. They lie on
+the file system of the writable layer, not in the run directory, so that what a container writes to them takes up what
+its other files take up: disk, bounded as that is. On the host's /run it would be memory, under no limit where the
+container has none, and a full /run stops the host.
 """
 
 import json

@@ -14,6 +14,7 @@ STATE  (/var/lib/reconciler, 0700)
   layers/<hex>.files         its index: the sha256 of every file, as sha256sum writes it
   containers/<id>/           config.json (OCI bundle), identity.json (written last: it makes the container exist),
                              upper/ work/ (overlay), rootfs/ (mount point), log/, configs/,
+                                 hosts, resolv.conf, hostname (bind-mounted, and written from inside too),
                                  exit.json where the outcome must survive a reboot
   trash/                     directories renamed away on removal; deleted in the background
   previous/<app>/<name>/     log/, identity.json and exit.json of the container that ran before (logs --previous)
@@ -30,8 +31,9 @@ RUN  (/run/reconciler, 0711; a tmpfs, so it vanishes at a reboot)
   agent.json                 pid, start time and addresses of the running agent
   failures.json              outcomes of steps that failed, with boottime stamps, for back-off
   zygote/                    the sealed interpreter's support files, if any
-  containers/<id>/           shim.json, exit.json, control.sock, hosts, resolv.conf, hostname,
-                                 stopping (an empty mark: a plan asked it to end)
+  containers/<id>/           shim.json, exit.json, control.sock,
+                                 stopping (an empty mark: a plan asked it to end),
+                                 identity.json (a copy, written first: damage on the disk is mended from it)
 """
 
 from dataclasses import dataclass
@@ -138,6 +140,15 @@ class Layout:
     def configs(self, container_id: str) -> Path:
         return self.container(container_id) / "configs"
 
+    def hosts(self, container_id: str) -> Path:
+        return self.container(container_id) / "hosts"
+
+    def resolv_conf(self, container_id: str) -> Path:
+        return self.container(container_id) / "resolv.conf"
+
+    def hostname(self, container_id: str) -> Path:
+        return self.container(container_id) / "hostname"
+
     def settled_exit(self, container_id: str) -> Path:
         return self.container(container_id) / "exit.json"
 
@@ -235,11 +246,5 @@ class Layout:
     def stopping(self, container_id: str) -> Path:
         return self.run_container(container_id) / "stopping"
 
-    def hosts(self, container_id: str) -> Path:
-        return self.run_container(container_id) / "hosts"
-
-    def resolv_conf(self, container_id: str) -> Path:
-        return self.run_container(container_id) / "resolv.conf"
-
-    def hostname(self, container_id: str) -> Path:
-        return self.run_container(container_id) / "hostname"
+    def identity_copy(self, container_id: str) -> Path:
+        return self.run_container(container_id) / "identity.json"

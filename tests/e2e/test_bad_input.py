@@ -441,7 +441,7 @@ STAYS = (
     "index.json",
     "network/sysctls.json",
 )
-CONTAINERS = ("STATE/identity.json", "STATE/config.json", "RUN/shim.json", "RUN/exit.json", "RUN/hosts")
+CONTAINERS = ("STATE/identity.json", "STATE/config.json", "RUN/shim.json", "RUN/exit.json", "STATE/hosts")
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

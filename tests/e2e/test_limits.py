@@ -180,3 +180,47 @@ def test_a_limit_that_can_not_be_enforced_is_a_failed_step_of_its_own_app(ready:
                 time.sleep(0.01)
             for directory in sorted(inner.parent.glob("**/"), reverse=True):
                 directory.rmdir()
+
+
+@pytest.mark.parametrize("file", ["hosts", "resolv.conf", "hostname"])
+def test_s13_what_is_written_to_a_file_of_the_agents_is_not_the_hosts_memory(
+    ready: Device, box: Built, file: str
+) -> None:
+    """A container without a memory limit that fills its /etc/hosts: /run, where that is, stays as it was."""
+    image = reference(box)
+    ready.spec("web", app("web", image, SLEEP, "pids: 64"))
+    ready.start()
+    ready.running("web/main")
+    before = used(ready.run)
+    fill = f"dd if=/dev/zero of=/etc/{file} bs=1M count=24 2>/dev/null && wc -c < /etc/{file}"
+    assert ready.reconciler("exec", "web/main", "sh", "-c", fill).stdout.strip() == str(24 << 20)
+    assert used(ready.run) - before < 1 << 20
+    # It is with the writable layer, and goes with it; the agent is not bothered by what it finds there.
+    (grown,) = [path for path in ready.state.glob(f"containers/*/{file}") if path.stat().st_size >= 24 << 20]
+    ready.spec("web", two(image))
+    ready.running("web/other")
+    if file == "hosts":
+        names = ready.reconciler("exec", "web/main", "cat", "/etc/hosts").stdout
+        assert "other" in names
+        assert grown.stat().st_size == len(names)
+    (ready.specs / "web.yaml").unlink()
+    ready.spec("b", app("b", image, SLEEP, "memory: 16Mi"))
+    ready.until(lambda: not grown.exists(), message="for the container to be gone")
+
+
+def two(image: str) -> str:
+    """The same app with a sibling: its first container goes on."""
+    return (
+        app("web", image, SLEEP, "pids: 64")
+        + f"""
+  other:
+    image: {image}
+    command: [sh, -c, "{SLEEP}"]
+    stop_grace_period: 0s
+"""
+    )
+
+
+def used(directory: Path) -> int:
+    """Bytes that a directory takes up, as du(1) counts."""
+    return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*"))
