@@ -34,11 +34,19 @@ if [ "$(id -u)" != 0 ]; then
 	exit 1
 fi
 
-# Root in a container may lack what root has: CapEff is a hexadecimal mask with bit 21 = SYS_ADMIN, 12 = NET_ADMIN.
+# Root in a container may lack what root has. CapEff is a hexadecimal mask of these bits; the names are doctor's.
 effective=$(awk '/^CapEff:/ {print $2}' /proc/self/status)
 elsewhere="run it on the host, or in a container with --privileged"
-[ $((0x$effective >> 21 & 1)) = 1 ] || gap capabilities "CAP_SYS_ADMIN is missing" "$elsewhere"
-[ $((0x$effective >> 12 & 1)) = 1 ] || gap capabilities "CAP_NET_ADMIN is missing" "$elsewhere"
+missing=
+for capability in CHOWN=0 DAC_OVERRIDE=1 FOWNER=3 FSETID=4 KILL=5 MKNOD=27 NET_ADMIN=12 SETGID=6 SETPCAP=8 SETUID=7 \
+	SYS_ADMIN=21 SYS_CHROOT=18; do
+	[ $((0x$effective >> ${capability#*=} & 1)) = 1 ] || missing="$missing${missing:+, }${capability%=*}"
+done
+[ -z "$missing" ] || gap capabilities "missing: $missing" "$elsewhere"
+
+forward=/proc/sys/net/ipv4/ip_forward
+[ "$(cat "$forward")" = 1 ] || [ -w "$forward" ] ||
+	gap ip_forward "off, and $forward can't be written" "set net.ipv4.ip_forward=1 from outside"
 [ "$gaps" = 0 ] || exit 1
 
 # Allowed on paper: now try it. Each attempt takes what it made away with it.
@@ -56,5 +64,10 @@ attempt overlay unshare --mount sh -ec '
 parent=/sys/fs/cgroup
 grep -qw pids /sys/fs/cgroup/cgroup.controllers 2>/dev/null || parent=/sys/fs/cgroup/pids
 attempt cgroup sh -ec 'mkdir "$1" && rmdir "$1"' sh "$parent/preflight-$$"
+# These two programs may still have to be installed; `doctor` tries the same again afterwards.
+! command -v ip >/dev/null || attempt network unshare --net sh -ec '
+	ip link add preflight type bridge
+	ip link add preflight0 master preflight type veth peer name preflight1'
+! command -v nft >/dev/null || attempt network unshare --net nft add table inet preflight
 
 [ "$gaps" = 0 ]
