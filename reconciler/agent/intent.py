@@ -224,7 +224,8 @@ class Reader:
             except KeyError as error:
                 raise FileNotFoundError(path) from error
 
-        loaded = self._load({kept.path: kept.content}, read_config, cache=False)
+        # Alone: what it depends on in other files was there when it was good, and may be what can't be read now.
+        loaded = self._load({kept.path: kept.content}, read_config, alone=True)
         app = loaded.apps.get(kept.app)
         if app is not None:
             self._good_loaded[kept.app] = app
@@ -271,14 +272,15 @@ class Reader:
     # --- parsing and resolving -------------------------------------------------------------------------------------
 
     def _load(
-        self, files: Mapping[str, object], read_config: Callable[[str], bytes], *, cache: bool = True
+        self, files: Mapping[str, object], read_config: Callable[[str], bytes], *, alone: bool = False
     ) -> Loaded:
         return load(
             files,  # type: ignore[arg-type]
             read_config,
             terms=self._device.terms,
             defaults=self._device.defaults,
-            cache=self._cache if cache else None,
+            cache=None if alone else self._cache,
+            alone=alone,
         )
 
     def _desire(self, app: LoadedApp, stale: str) -> App:

@@ -110,13 +110,15 @@ def load(
     terms: Terms = Terms(),  # noqa: B008 - frozen
     defaults: Defaults = BUILT_IN,
     cache: dict[Any, Any] | None = None,
+    alone: bool = False,
 ) -> Loaded:
     """Return the apps of `files` (by their path in the repository) and every problem of all of them.
 
     `read_config` returns the content of a file that a config names, or raises OSError or ReconcilerError. `cache` is an
     empty dict at first, kept by the caller; the result is the same with and without. Where nothing changed it is the
     very object of the last call, and where `files` is the mapping of the last call too, which nobody may have changed
-    since, only what the configs name is looked at.
+    since, only what the configs name is looked at. With `alone` these are not all the files that there are: what they
+    name of other apps is taken to be there.
     """
     settings = (terms, defaults)
     kept = cache.get("kept") if cache is not None else None
@@ -140,7 +142,7 @@ def load(
             problems = now.config_problems[path] = _with_configs(known, read_config, terms)
             changed = changed or known.loaded is not before or problems != kept.config_problems.get(path)
     if changed or now.result is None:
-        now.result = _join(now)
+        now.result = _join(now, alone)
     if cache is not None:
         cache["kept"] = now
     return now.result
@@ -155,7 +157,7 @@ def _load_configs(kept: _Kept, result: Loaded, read_config: Callable[[str], byte
         problems = kept.config_problems[path] = _with_configs(known, read_config, terms)
         changed = changed or known.loaded is not loaded or problems != before
     if changed:
-        result = kept.result = _join(kept)
+        result = kept.result = _join(kept, alone=False)
     return result
 
 
@@ -323,7 +325,7 @@ def _with_configs(parsed: _Parsed, read_config: Callable[[str], bytes], terms: T
     return []
 
 
-def _join(now: _Kept) -> Loaded:
+def _join(now: _Kept, alone: bool) -> Loaded:
     """Apply the rules between apps to what the files came to."""
     configs = frozenset[str]().union(*(parsed.config_paths for parsed in now.parsed.values()))
     # A YAML file that an app uses as a config, and that does not say that it is ours, is not a broken app.
@@ -348,7 +350,7 @@ def _join(now: _Kept) -> Loaded:
     claimed = {
         name: None if any(p.failed for p in same) else same[0].containers for name, same in named.items()
     }
-    complete = all(parsed.name is not None for parsed in considered)
+    complete = not alone and all(parsed.name is not None for parsed in considered)
     between: dict[str, list[Finding]] = {}
     for finding in check_apps(apps, claimed=claimed, complete=complete):
         between.setdefault(finding.app, []).append(finding)
