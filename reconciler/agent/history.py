@@ -9,13 +9,16 @@ now. A file that can't be read is reported as missing, never an exception.
 import base64
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from reconciler.engine.durable import replace_json
 from reconciler.engine.layout import Layout
+from reconciler.execute.executor import LaneEnd
 from reconciler.failpoint import failpoint
+from reconciler.plan.steps import Outcome
 from reconciler.state.generation import AppliedApp, Generation
 from reconciler.state.observed import Failure
 
@@ -97,6 +100,19 @@ def _failure(value: dict[str, Any]) -> Failure:
         count=int(value["count"]),
         at=float(value["at"]),
         digest=str(value["digest"]),
+    )
+
+
+def failure_of(end: LaneEnd, outcome: Outcome, last: Failure | None) -> Failure:
+    """What is to be known of a lane that failed; `last` is the app's failure before, counted on for the same spec."""
+    return Failure(
+        step=str(outcome.step),
+        error=outcome.error,
+        hint=outcome.hint,
+        transient=outcome.transient,
+        count=last.count + 1 if last is not None and last.digest == end.digest else 1,
+        at=time.clock_gettime(time.CLOCK_BOOTTIME),
+        digest=end.digest,
     )
 
 

@@ -10,11 +10,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from reconciler.agent.devices import DeviceWatch
 from reconciler.agent.exits import ExitWatch
-from reconciler.agent.history import read_failures, read_generations, write_failures, write_generation
+from reconciler.agent.history import (
+    failure_of,
+    read_failures,
+    read_generations,
+    write_failures,
+    write_generation,
+)
 from reconciler.agent.intent import Intent, Reader, Source
 from reconciler.agent.notify import watchdog_interval
 from reconciler.agent.parts import Parts
@@ -22,6 +29,7 @@ from reconciler.agent.resolver import Resolver
 from reconciler.agent.sweeper import Sweeper
 from reconciler.agent.wanted import Wanted, applied
 from reconciler.engine import leftovers
+from reconciler.engine.mend import Mended, everything, mend
 from reconciler.engine.process import boot_id
 from reconciler.errors import ReconcilerError
 from reconciler.execute.executor import Executor, LaneEnd
@@ -32,7 +40,7 @@ from reconciler.plan.steps import ConfigureNetwork, Outcome, Plan, Step
 from reconciler.state.desire import references
 from reconciler.state.desired import Desired
 from reconciler.state.generation import Generation
-from reconciler.state.observed import Failure, Now, Observed
+from reconciler.state.observed import Now, Observed
 
 _PAUSE_FIRST = 1.0  # seconds after a turn that came to nothing; doubled each time, up to the interval
 _SETTLE = 0.03  # seconds in which wake-ups that belong together are gathered into one turn
@@ -43,7 +51,7 @@ _SETTLE_MOST = 0.2
 class Turn:
     """One turn, whole: what was wanted, what was there, what was decided. `seconds` is how long each phase took.
 
-    `generations` are those that are kept, oldest first.
+    `generations` are those that are kept, oldest first; `mended` are records that were damaged and are right again.
     """
 
     number: int
@@ -53,6 +61,7 @@ class Turn:
     plan: Plan
     busy: frozenset[str]
     generations: tuple[Generation, ...] = ()
+    mended: tuple[Mended, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -247,6 +256,7 @@ class Agent:
     def _clean_up(self) -> None:
         """Clear away what an interrupted agent, or a step that failed, left half done. Only while no lane runs."""
         leftovers.sweep(self._parts.layout)
+        self._mend(everything(self._parts.layout))  # or the sweep would take what runs with a damaged record
         self._parts.containers.sweep()
         self._parts.store.recover()
 
@@ -270,6 +280,9 @@ class Agent:
         # A lane that ends while we look was seen half done: the next turn is its turn.
         busy = self._executor.busy
         observed = self._observe(intent)
+        mended = self._mend(self._parts.observer.unreadable)
+        if mended:
+            observed = self._observe(intent)
         seen = time.monotonic()
         digests = self._wanted.digests
         self._executor.cancel_older(digests)
@@ -296,6 +309,7 @@ class Agent:
             plan=plan,
             busy=busy | self._executor.busy,
             generations=tuple(self._generations),
+            mended=mended,
             seconds={"observe": seen - began, "read": read - began, "plan": planned - seen},
         )
         self._remember(turn)
@@ -335,6 +349,14 @@ class Agent:
         self._devices.watch(wanted.devices - observed.devices)
         return observed
 
+    def _mend(self, container_ids: tuple[str, ...]) -> tuple[Mended, ...]:
+        """Put records right that were damaged: what runs without one would be made a second time."""
+        remove = partial(self._parts.containers.remove, keep_previous=False)
+        mended = mend(self._parts.layout, container_ids, time.time(), remove)
+        for item in mended:
+            self._listener.problem(item.text)
+        return mended
+
     def _patience(self, turn: Turn) -> float:
         """Seconds until time alone asks for another turn."""
         patience = self._longest
@@ -364,7 +386,7 @@ class Agent:
                 break
             if end.failed is not None:
                 self._untidy = True
-                self._failures[end.app] = self._failure(end, end.failed)
+                self._failures[end.app] = failure_of(end, end.failed, self._failures.get(end.app))
                 continue
             failure = self._failures.get(end.app)
             if failure is not None and (failure.digest != end.digest or failure.step in end.performed):
@@ -399,19 +421,6 @@ class Agent:
             for app in healed:
                 del self._failures[app]
             self._keep_failures()
-
-    def _failure(self, end: LaneEnd, outcome: Outcome) -> Failure:
-        last = self._failures.get(end.app)
-        again = last is not None and last.digest == end.digest
-        return Failure(
-            step=str(outcome.step),
-            error=outcome.error,
-            hint=outcome.hint,
-            transient=outcome.transient,
-            count=last.count + 1 if last is not None and again else 1,
-            at=time.clock_gettime(time.CLOCK_BOOTTIME),
-            digest=end.digest,
-        )
 
     def _remember(self, turn: Turn) -> None:
         """Write a generation once everything is as desired and differs from the last one."""

@@ -9,6 +9,7 @@ import platform
 import resource
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from reconciler.execute.executor import LaneEnd
 from reconciler.plan.steps import Outcome, Plan, PullImage, Step
 from reconciler.report import status
 from reconciler.report.action import action_of
+from reconciler.report.container import rfc3339
 from reconciler.report.events import Ends, EventLog, append_end, attributes
 from reconciler.report.server import serve_tcp, serve_unix
 from reconciler.report.status import NOTHING_LIVE, Live
@@ -33,6 +35,8 @@ from reconciler.report.telemetry import Telemetry as Values
 from reconciler.report.wsgi import Handler, api_application, metrics_application
 from reconciler.state.observed import Container, Now
 
+_PROBLEMS = 5  # of the agent's own, that status shows ...
+_RECENT = 3600.0  # ... for so many seconds
 _STALL = 3  # intervals without a turn
 _EMPTY: dict[str, Any] = {
     "items": [],
@@ -75,6 +79,7 @@ class Telemetry:
         self._gauges = Gauges(parts.layout, parts.cgroup_parent)
         self._sizes = Sizes(parts.layout)
         self._lock = threading.Lock()
+        self._problems: deque[tuple[float, str]] = deque(maxlen=_PROBLEMS)
         self._began = time.time()
 
     # --- from the loop and its lanes ---------------------------------------------------------------------------------
@@ -86,6 +91,9 @@ class Telemetry:
         if not self._branch:
             problem = bool(turn.intent.source_problem)
             self.tally.read(turn.intent.revision, turn.seconds["read"], turn.now.wall, problem=problem)
+        for mended in turn.mended:
+            if mended.app:
+                self.tally.drifted(mended.app, "unexpected")
         self._alive(turn=True)
         for container in self._ends.new(turn.observed, turn.busy):
             append_end(self._events, time.time(), container)
@@ -121,6 +129,7 @@ class Telemetry:
         self._console.broken_turn(text)
 
     def problem(self, text: str) -> None:
+        self._problems.append((time.monotonic(), f"{rfc3339(time.time())} {text}"))
         self._events.append(time.time(), "failed", "device", text)
         self._console.problem(text)
 
@@ -156,8 +165,14 @@ class Telemetry:
             source_stale=intent.source_stale,
             guard=intent.guard,
             live=live,
+            notes=self._recent(),
             adhoc={"agent": "running"},
         )
+
+    def _recent(self) -> list[str]:
+        """What went wrong with the agent's own affairs lately, each once, the newest last."""
+        since = time.monotonic() - _RECENT
+        return list(dict.fromkeys(text for moment, text in tuple(self._problems) if moment >= since))
 
     def values(self) -> Values:
         """What one scrape tells, from the last turn and from the containers as they are now."""

@@ -37,6 +37,8 @@ class Observer:
         self._sights: dict[str, Sight] = {}
         self._previous: dict[str, ParsedFile[state.Previous]] = {}
         self._network: tuple[NetworkObserved, state.Network, frozenset[str]] | None = None
+        # Containers whose record could not be read in the last look: in the making, left over, or damaged
+        self.unreadable: tuple[str, ...] = ()
 
     @property
     def shims(self) -> frozenset[ProcessId]:
@@ -108,16 +110,19 @@ class Observer:
             self._place = place
         found: dict[str, list[state.Container]] = {}
         sights: dict[str, Sight] = {}
+        unreadable: list[str] = []
         for container_id in _names(self._layout.containers):
             sight = self._sights.get(container_id) or Sight(self._layout, container_id)
             container = sight.look(self._place or place, attached)
             if container is None:
-                # A leftover: `Containers.sweep` clears it away. An error says nothing about the container, and what
-                # can't be seen must not be made a second time.
+                unreadable.append(container_id)
+                # `mend` finds out what it is; the sweep clears a leftover away. An error says nothing about the
+                # container, and what can't be seen must not be made a second time.
                 continue
             sights[container_id] = sight
             found.setdefault(container.full_name, []).append(container)
         self._sights = sights
+        self.unreadable = tuple(unreadable)
         return {
             name: tuple(sorted(same, key=lambda container: (container.created, container.id)))
             for name, same in sorted(found.items())

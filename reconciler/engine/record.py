@@ -108,9 +108,26 @@ def parse(data: bytes, where: str) -> Record:
 def write(layout: Layout, record: Record) -> None:
     """Write identity.json.
 
-    Not synced: a power cut ends the container anyway, and the next turn makes it again.
+    Not synced: a power cut ends the container anyway, and the next turn makes it again. Its copy in the run directory
+    is written first, so that where the two differ the copy is right.
     """
-    replace_json(layout.identity(record.id), {"version": VERSION, **asdict(record)}, durable=False)
+    value = {"version": VERSION, **asdict(record)}
+    replace_json(layout.identity_copy(record.id), value, durable=False)
+    replace_json(layout.identity(record.id), value, durable=False)
+
+
+def read_checked(layout: Layout, container_id: str) -> Record:
+    """The record; CorruptRecordError also where it is not what its copy says: a flipped bit may still be a record."""
+    path = layout.identity(container_id)
+    data = path.read_bytes()
+    found = parse(data, str(path))
+    try:
+        copy = layout.identity_copy(container_id).read_bytes()
+    except FileNotFoundError:  # a release that wrote none, or the boot before this one
+        return found
+    if data != copy:
+        raise CorruptRecordError(f"{path}: not what was written")
+    return found
 
 
 def records(layout: Layout) -> Iterator[Record]:

@@ -54,6 +54,14 @@ def read_record(path: str) -> record.Record | None:
         return None
 
 
+def read_checked_record(layout: Layout, container_id: str) -> record.Record | None:
+    """The same of a container that is there, None also where it is not what was written."""
+    try:
+        return record.read_checked(layout, container_id)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, record.CorruptRecordError):
+        return None
+
+
 def exists(path: str) -> bool:
     """Whether there is such a file; OSError where that can't be told: a guess would end what runs."""
     try:
@@ -125,7 +133,9 @@ class Sight:
 
     def __init__(self, layout: Layout, container_id: str) -> None:
         self.id = container_id
-        self._identity = ParsedFile(layout.identity(container_id), read_record)
+        self._identity = ParsedFile(
+            layout.identity(container_id), lambda _: read_checked_record(layout, container_id)
+        )
         self._life = Life(layout, container_id)
         self._parts = tuple(
             str(path)

@@ -61,14 +61,15 @@ def document(
     source_stale: str = "",
     guard: str = "",
     live: Live = NOTHING_LIVE,
+    notes: Sequence[str] = (),
     adhoc: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the status of the device. Total: every combination of phases, blocks and failures has a row.
 
     `busy` are the apps with a lane running, `problems` what is wrong in the specs, `source_problem` why the source
-    can't be read, `source_stale` why it is older than it should be, `guard` why nothing shrinks. `adhoc` is merged in
-    at the top level (the agent's own facts, such as its addresses). A plan that is older than `now` has been
-    `recounted` before.
+    can't be read, `source_stale` why it is older than it should be, `guard` why nothing shrinks, `notes` what went
+    wrong with the agent's own affairs. `adhoc` is merged in at the top level (the agent's own facts, such as its
+    addresses). A plan that is older than `now` has been `recounted` before.
     """
     found: dict[str, set[str]] = defaultdict(set)
     steps: dict[str | None, list[Step]] = defaultdict(list)
@@ -95,7 +96,7 @@ def document(
         "source": {"problem": source_problem, "stale": source_stale},
         "guard": guard,
         "problems": [_problem(problem) for problem in problems],
-        "notes": [NO_SECCOMP],
+        "notes": [NO_SECCOMP, *(printable(note) for note in notes)],
         "steps": [str(step) for step in plan.steps],
         "pending": dict(Counter(action for step in plan.steps if (action := action_of(step)))),
         "blocked": [_blocked(item, now) for item in plan.blocked if not item.app],

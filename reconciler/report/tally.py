@@ -157,6 +157,11 @@ class Tally:
                 case _:
                     pass
 
+    def drifted(self, app: str, kind: str) -> None:
+        """Count drift that was found and repaired outside of a lane; `kind` is one of DRIFT."""
+        with self._lock:
+            self._drift[app, kind] += 1
+
     def lane(self, seconds: float) -> None:
         """Count the time that it took to apply one app's steps."""
         with self._lock:

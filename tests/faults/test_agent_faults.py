@@ -344,6 +344,62 @@ def test_no_damaged_file_ends_the_agent_or_what_runs(ready: Device, box: Built) 
     assert "Traceback" not in ready.output
 
 
+@pytest.mark.parametrize("kind", ["flip", "empty", "half", "directory", "deleted"])
+@pytest.mark.parametrize("copy", ["whole", "deleted", "damaged"])
+def test_r9_a_damaged_record_of_a_running_container_is_seen_told_and_mended(
+    ready: Device, box: Built, kind: str, copy: str
+) -> None:
+    """The very next turn sees it. With the copy it is as it was; without it the container is one that was lost."""
+    ready.configure(bundles=[str(box.layout)], interval="1h")
+    for name in ("a", "b"):
+        ready.spec(name, app(name, box))
+    ready.start()
+    before = running(ready, 2)
+    ready.logged("converged: 2 apps")
+    container = ready.ps()["a/main"]["id"]
+    record, second = layout(ready).identity(container), layout(ready).identity_copy(container)
+    written = record.read_bytes()
+    assert second.read_bytes() == written
+    if copy == "deleted":
+        second.unlink()
+    elif copy == "damaged":
+        damage(second, "half")
+    if kind == "deleted":
+        record.unlink()
+    else:
+        damage(record, kind)
+    ready.reconciler("apply", timeout=30)
+    after = running(ready, 2)
+    assert after["b/main"] == before["b/main"], "nothing of another app is touched"
+    word = {"directory": "is a directory", "deleted": "was deleted"}.get(kind, "was damaged")
+    if copy == "whole":
+        assert after == before
+        assert record.read_bytes() == written
+        said = rf"a/main: its record {word}; restored from its copy"
+        assert len(list(record.parent.glob("identity.json.corrupt-*"))) == (kind != "deleted")
+        metrics = ready.curl("http://127.0.0.1:9470/metrics")
+        assert 'reconciler_drift_detected_total{app="a",kind="unexpected"} 1' in metrics
+    elif kind == "flip" and copy == "deleted":
+        # What is left is a record all the same, of a container that no spec wants: it was replaced, or it is as it was.
+        return
+    else:
+        assert after["a/main"] != before["a/main"]
+        assert not alive(before["a/main"]), "two of one name never run"
+        said = rf"container {container[:12]}: its record {word}, and no copy is left: removed"
+        assert not record.parent.exists()
+    ready.logged(said)
+    assert re.search(said, ready.reconciler("status").stderr), "status says it, too"
+    assert re.search(said, (ready.state / "events.jsonl").read_text())
+    assert "Traceback" not in ready.output
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def state_files(device: Device) -> list[Path]:
     """The files that the agent itself writes and reads again, but for what makes the instance itself."""
     kept = layout(device)

@@ -78,11 +78,11 @@ class Case:
             engine=self.engine,
             prepare_host=lambda: self.may_fail("prepare"),
             zygote=SimpleNamespace(start=lambda: None),
-            containers=SimpleNamespace(sweep=lambda: self.may_fail("sweep")),
+            containers=SimpleNamespace(sweep=lambda: self.may_fail("sweep"), remove=lambda *_, **__: None),
             store=SimpleNamespace(
                 recover=lambda: None, has_trash=lambda: self.may_fail("trash"), resolved_digests=frozenset
             ),
-            observer=SimpleNamespace(observe=self.observe, shims=frozenset()),
+            observer=SimpleNamespace(observe=self.observe, unreadable=(), shims=frozenset()),
         )
         self.agent = Agent(cast(Parts, parts), source or Empty(), self.heard)
 
