@@ -20,7 +20,7 @@ from reconciler.engine.record import Record, records
 from reconciler.engine.sight import phase_of
 from reconciler.engine.store import Store
 from reconciler.errors import NotFoundError, ReconcilerError, UsageError
-from reconciler.report import inspection
+from reconciler.report import inspection, stored
 from reconciler.report.tables import dump_json, dump_yaml, json_line
 from reconciler.report.template import Template
 from reconciler.state.image import Image
@@ -147,7 +147,7 @@ class Inspector:
 
     def _image(self, image: Image, names: Iterable[str]) -> dict[str, Any]:
         layers = [self._store.layer(layer.chain_id) for layer in image.layers]
-        return inspection.image(
+        return stored.image(
             image,
             _document(lambda: self._store.read_blob(image.config)),
             names=sorted(names),
@@ -165,7 +165,7 @@ class Inspector:
             if volume.full_name != name:
                 continue
             users = [r.full_name for r in self._records if r.app == volume.app and volume.name in r.volumes]
-            yield inspection.volume(
+            yield stored.volume(
                 volume.app,
                 volume.name,
                 data=str(self._layout.volume_data(volume.app, volume.name)),

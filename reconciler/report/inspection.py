@@ -1,4 +1,4 @@
-"""What `inspect` prints of a container, an image or a volume: Docker's names wherever the meaning is the same.
+"""What `inspect` prints of a container: Docker's names wherever the meaning is the same.
 
 Pure: the records on disk and the kernel's facts in, plain JSON values out. Keys are never renamed within v1; what
 Docker has no name for stands under `Reconciler`. The content of configs is not in it, and of secrets not even where it
@@ -161,6 +161,7 @@ def _host_config(found: Found, mounts: Sequence[Mapping[str, Any]]) -> dict[str,
             if mount["Type"] in ("volume", "bind")
         ],
         "Tmpfs": {mount["Destination"]: mount["Mode"] for mount in mounts if mount["Type"] == "tmpfs"},
+        "Privileged": linux.get("maskedPaths") == [],
         "ReadonlyRootfs": bool(_mapping(config.get("root")).get("readonly", False)),
         "Init": _annotation(config, "init") == "true",
         "NetworkMode": found.record.app if found.record.address else "none",
@@ -169,14 +170,15 @@ def _host_config(found: Found, mounts: Sequence[Mapping[str, Any]]) -> dict[str,
         "SecurityOpt": ["no-new-privileges"] if process.get("noNewPrivileges") else [],
         "OomScoreAdj": process.get("oomScoreAdj", 0),
         "GroupAdd": json.loads(_annotation(config, "groups") or "[]"),
+        "Devices": list(_devices(linux)),
         "ShmSize": _shm_size(config),
         "Annotations": dict(settings.annotations),
         "Sysctls": dict(_mapping(linux.get("sysctl"))),
         "Ulimits": [
             {
                 "Name": str(limit.get("type", "")).removeprefix("RLIMIT_").lower(),
-                "Soft": limit.get("soft"),
-                "Hard": limit.get("hard"),
+                "Soft": _unlimited(limit.get("soft")),
+                "Hard": _unlimited(limit.get("hard")),
             }
             for limit in process.get("rlimits", ())
         ],
@@ -198,6 +200,23 @@ def _shm_size(config: Mapping[str, Any]) -> int:
             sizes = [option[5:] for option in mount.get("options", ()) if option.startswith("size=")]
             return int(sizes[-1]) if sizes else 0
     return 0
+
+
+def _devices(linux: Mapping[str, Any]) -> Iterable[dict[str, str]]:
+    """The device nodes that the container has beside those that all have, with what its cgroup lets it do to them."""
+    rules = _mapping(linux.get("resources")).get("devices", ())
+    for node in linux.get("devices", ()):
+        same = ("type", "major", "minor")
+        access = next(
+            (rule.get("access") for rule in rules if all(rule.get(key) == node.get(key) for key in same)),
+            "rwm",
+        )
+        yield {"PathInContainer": str(node.get("path", "")), "CgroupPermissions": str(access)}
+
+
+def _unlimited(value: Any) -> Any:
+    """A limit as Docker writes it: RLIM_INFINITY is -1."""
+    return -1 if isinstance(value, int) and value >= 1 << 63 else value
 
 
 def _mounts(found: Found) -> Iterable[dict[str, Any]]:
@@ -291,76 +310,6 @@ def _network(found: Found) -> dict[str, Any]:
         "IPPrefixLen": network["IPPrefixLen"],
         "Ports": {**exposed, **(_bindings(found) if running else {})},
         "Networks": {app: network} if address else {},
-    }
-
-
-# --- images and volumes --------------------------------------------------------------------------------------------
-
-
-def image(
-    found: Image, document: Mapping[str, Any], *, names: Sequence[str], users: Sequence[str], size: int | None
-) -> dict[str, Any]:
-    """One image. `document` is its config as the registry has it; `size` what its layers take here, None where some
-    are missing; `users` are the containers made from it.
-    """
-    system, _, machine = found.platform.partition("/")
-    architecture, _, variant = machine.partition("/")
-    inner = _mapping(document.get("config"))
-    return {
-        "Id": str(found.config),
-        "RepoTags": [name for name in names if "@" not in name],
-        "RepoDigests": sorted({f"{_repository(name)}@{found.manifest}" for name in names}),
-        "Created": document.get("created") or NEVER,
-        "Author": document.get("author") or "",
-        "Architecture": architecture,
-        "Variant": variant,
-        "Os": system,
-        "Size": size or 0,
-        "Config": {
-            "User": found.user,
-            "ExposedPorts": {port: {} for port in found.exposed_ports},
-            "Env": list(found.environment),
-            "Entrypoint": None if found.entrypoint is None else list(found.entrypoint),
-            "Cmd": None if found.command is None else list(found.command),
-            "Volumes": {volume: {} for volume in found.volumes},
-            "WorkingDir": found.working_dir,
-            "Labels": dict(found.labels),
-            "StopSignal": found.stop_signal or "",
-            **({"Healthcheck": inner["Healthcheck"]} if "Healthcheck" in inner else {}),
-        },
-        "RootFS": {"Type": "layers", "Layers": [str(layer.diff_id) for layer in found.layers]},
-        "Reconciler": {
-            "Index": str(found.index),
-            "Manifest": str(found.manifest),
-            "Complete": size is not None,
-            "DownloadSize": found.download_size,
-            "Layers": [str(layer.digest) for layer in found.layers],
-            "UsedBy": list(users),
-        },
-    }
-
-
-def _repository(name: str) -> str:
-    """A reference without its tag and digest."""
-    name = name.partition("@")[0]
-    head, colon, tag = name.rpartition(":")
-    return head if colon and "/" not in tag else name
-
-
-def volume(
-    app: str, name: str, *, data: str, created: float, size: int, users: Sequence[str], orphaned: bool
-) -> dict[str, Any]:
-    """One named volume; `users` are the containers that mount it."""
-    return {
-        "Name": f"{app}/{name}",
-        "Driver": "local",
-        "Mountpoint": data,
-        "CreatedAt": rfc3339(created),
-        "Scope": "local",
-        "Labels": {},
-        "Options": {},
-        "UsageData": {"Size": size, "RefCount": len(users)},
-        "Reconciler": {"App": app, "Volume": name, "UsedBy": list(users), "Orphaned": orphaned},
     }
 
 

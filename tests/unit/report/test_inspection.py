@@ -90,11 +90,15 @@ def test_mounts_are_told_apart_and_a_secrets_place_is_not_told() -> None:
         }
 
     config = {
-        "process": {"args": ["a"], "capabilities": {"bounding": [*CAPABILITIES[1:], "CAP_NET_ADMIN"]}},
+        "process": {
+            "args": ["a"],
+            "rlimits": [{"type": "RLIMIT_CORE", "soft": 0, "hard": 2**64 - 1}],
+            "capabilities": {"bounding": [*CAPABILITIES[1:], "CAP_NET_ADMIN"]},
+        },
         "mounts": [
             mount("/proc", "proc", "proc"),
             mount("/dev", "tmpfs", "tmpfs"),
-            mount("/dev/shm", "shm", "tmpfs"),
+            mount("/dev/shm", "shm", "tmpfs", "size=4096"),
             mount("/etc/hostname", run + "hostname"),
             mount("/etc/hosts", "/srv/hosts", "bind", "ro"),
             mount("/data", "/elsewhere/web/data/data", "bind", "rw"),
@@ -102,7 +106,15 @@ def test_mounts_are_told_apart_and_a_secrets_place_is_not_told() -> None:
             mount("/run/secrets/s", run + "secrets/s"),
             mount("/t", "tmpfs", "tmpfs", "size=1"),
         ],
+        "linux": {
+            "maskedPaths": [],
+            "devices": [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}],
+            "resources": {
+                "devices": [{"type": "c", "major": 10, "minor": 229, "access": "rw", "allow": True}]
+            },
+        },
         "annotations": {
+            "dev.reconciler.groups": '["20","audio"]',
             "dev.reconciler.volumes": '[{"destination":"/data","root":"/elsewhere/web/data"}]',
             "dev.reconciler.user": "1000",
         },
@@ -121,4 +133,8 @@ def test_mounts_are_told_apart_and_a_secrets_place_is_not_told() -> None:
         ["CAP_CHOWN"],
     )
     assert found["Config"]["User"] == "1000"
+    host = found["HostConfig"]
+    assert host["Devices"] == [{"PathInContainer": "/dev/fuse", "CgroupPermissions": "rw"}]
+    assert (host["GroupAdd"], host["ShmSize"], host["Privileged"]) == (["20", "audio"], 4096, True)
+    assert host["Ulimits"] == [{"Name": "core", "Soft": 0, "Hard": -1}]
     assert found["NetworkSettings"]["Ports"] == {"8080/tcp": [{"HostIp": "127.0.0.1", "HostPort": "80"}]}

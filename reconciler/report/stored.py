@@ -1,0 +1,78 @@
+"""What `inspect` prints of an image or a volume: Docker's names wherever the meaning is the same. Pure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reconciler.report.inspection import NEVER, rfc3339
+from reconciler.state.image import Image
+
+
+def image(
+    found: Image, document: Mapping[str, Any], *, names: Sequence[str], users: Sequence[str], size: int | None
+) -> dict[str, Any]:
+    """One image. `document` is its config as the registry has it; `size` what its layers take here, None where some
+    are missing; `users` are the containers made from it.
+    """
+    system, _, machine = found.platform.partition("/")
+    architecture, _, variant = machine.partition("/")
+    inner = document.get("config")
+    return {
+        "Id": str(found.config),
+        "RepoTags": [name for name in names if "@" not in name],
+        "RepoDigests": sorted({f"{_repository(name)}@{found.manifest}" for name in names}),
+        "Created": document.get("created") or NEVER,
+        "Author": document.get("author") or "",
+        "Architecture": architecture,
+        "Variant": variant,
+        "Os": system,
+        "Size": size or 0,
+        "Config": {
+            "User": found.user,
+            "ExposedPorts": {port: {} for port in found.exposed_ports},
+            "Env": list(found.environment),
+            "Entrypoint": None if found.entrypoint is None else list(found.entrypoint),
+            "Cmd": None if found.command is None else list(found.command),
+            "Volumes": {volume: {} for volume in found.volumes},
+            "WorkingDir": found.working_dir,
+            "Labels": dict(found.labels),
+            "StopSignal": found.stop_signal or "",
+            **(
+                {"Healthcheck": inner["Healthcheck"]}
+                if isinstance(inner, dict) and "Healthcheck" in inner
+                else {}
+            ),
+        },
+        "RootFS": {"Type": "layers", "Layers": [str(layer.diff_id) for layer in found.layers]},
+        "Reconciler": {
+            "Index": str(found.index),
+            "Manifest": str(found.manifest),
+            "Complete": size is not None,
+            "DownloadSize": found.download_size,
+            "Layers": [str(layer.digest) for layer in found.layers],
+            "UsedBy": list(users),
+        },
+    }
+
+
+def _repository(name: str) -> str:
+    """A reference without its tag and digest."""
+    name = name.partition("@")[0]
+    head, colon, tag = name.rpartition(":")
+    return head if colon and "/" not in tag else name
+
+
+def volume(
+    app: str, name: str, *, data: str, created: float, size: int, users: Sequence[str], orphaned: bool
+) -> dict[str, Any]:
+    """One named volume; `users` are the containers that mount it."""
+    return {
+        "Name": f"{app}/{name}",
+        "Driver": "local",
+        "Mountpoint": data,
+        "CreatedAt": rfc3339(created),
+        "Scope": "local",
+        "Labels": {},
+        "Options": {},
+        "UsageData": {"Size": size, "RefCount": len(users)},
+        "Reconciler": {"App": app, "Volume": name, "UsedBy": list(users), "Orphaned": orphaned},
+    }
