@@ -37,7 +37,7 @@ def events(args: argparse.Namespace) -> int:
     else:
         source = read_events(layout.events)
     found: Iterator[Mapping[str, Any]] = (
-        {**event, "time": rfc3339(event["time"])}
+        {**event, "time": rfc3339(event["time"], "milliseconds")}
         for event in source
         if since <= event["time"] <= until and wanted.matches(event)
     )

@@ -39,10 +39,11 @@ class Found:
     status: Mapping[str, Any] = field(default_factory=dict)
 
 
-def rfc3339(wall: float | None) -> str:
-    """RFC 3339 in UTC to the microsecond; Docker's zero time for None and for what no calendar has."""
+def rfc3339(wall: float | None, precision: str = "microseconds") -> str:
+    """RFC 3339 in UTC; Docker's zero time for None and for what no calendar has."""
     try:
-        return datetime.fromtimestamp(wall, UTC).isoformat().replace("+00:00", "Z") if wall else NEVER
+        text = datetime.fromtimestamp(wall, UTC).isoformat(timespec=precision) if wall else ""
+        return text.replace("+00:00", "Z") or NEVER
     except (OverflowError, ValueError, OSError):
         return NEVER
 
