@@ -9,9 +9,7 @@ from typing import Any, Final
 
 from reconciler.agent import client
 from reconciler.cli.common import layout_of
-from reconciler.cli.images import image_names
 from reconciler.cli.listing import printed
-from reconciler.cli.volumes import declared
 from reconciler.engine import cgroup, instance, volumes
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
@@ -133,6 +131,10 @@ class Inspector:
     # --- images ------------------------------------------------------------------------------------------------------
 
     def images(self, name: str) -> list[dict[str, Any]]:
+        from reconciler.cli.images import (
+            image_names,  # a registry's client: not for those who look at containers
+        )
+
         names = image_names(self._layout)
         found: dict[str, Image] = {}
         for image in self._images:
@@ -161,6 +163,8 @@ class Inspector:
         return list(self._volumes(name))
 
     def _volumes(self, name: str) -> Iterator[dict[str, Any]]:
+        from reconciler.cli.volumes import declared  # the models of specs: likewise
+
         for volume in volumes.volumes(self._layout):
             if volume.full_name != name:
                 continue

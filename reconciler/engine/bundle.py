@@ -15,7 +15,7 @@ from reconciler.engine.devices import DEFAULT, Node, Rule
 from reconciler.engine.layout import Layout
 from reconciler.errors import ReconcilerError
 from reconciler.linux.capability import NAMES
-from reconciler.spec.kernel import DEFAULT_CAPABILITIES
+from reconciler.spec.capabilities import DEFAULT_CAPABILITIES
 from reconciler.state.desired import (
     BindMount,
     ConfigMount,

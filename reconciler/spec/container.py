@@ -4,8 +4,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import ConfigDict, Field
 
+from reconciler.spec.capabilities import DEFAULT_CAPABILITIES
 from reconciler.spec.fields import Doc, Part, docs
-from reconciler.spec.kernel import DEFAULT_CAPABILITIES, Capabilities, Devices, Sysctls
+from reconciler.spec.kernel import Capabilities, Devices, Sysctls
 from reconciler.spec.parts import (
     ConfigMounts,
     DependsOn,

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 
 from pydantic import BeforeValidator, ConfigDict, PlainValidator, WithJsonSchema
 
+from reconciler.spec.capabilities import DEFAULT_CAPABILITIES
 from reconciler.spec.fault import Fault, Faults
 from reconciler.spec.fields import AlsoAccepts, Doc, Part
 from reconciler.spec.marks import quote
@@ -25,10 +26,6 @@ _IPC: Final = frozenset(
 )  # fmt: skip
 _LONGEST: Final = 4096
 
-DEFAULT_CAPABILITIES: Final = (
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETGID",
-    "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT",
-)  # fmt: skip
 CAPABILITIES: Final = frozenset(
     {
         *DEFAULT_CAPABILITIES, "CAP_AUDIT_CONTROL", "CAP_AUDIT_READ", "CAP_AUDIT_WRITE", "CAP_BLOCK_SUSPEND", "CAP_BPF",

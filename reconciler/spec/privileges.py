@@ -6,8 +6,9 @@ warning, which `validate` and `plan` show: whoever applies it should have read i
 
 from collections.abc import Iterable
 
+from reconciler.spec.capabilities import DEFAULT_CAPABILITIES
 from reconciler.spec.finding import Finding
-from reconciler.spec.kernel import DANGEROUS, DEFAULT_CAPABILITIES, device_allowed
+from reconciler.spec.kernel import DANGEROUS, device_allowed
 from reconciler.spec.marks import WARNING
 from reconciler.spec.model import Container
 from reconciler.spec.places import Path

@@ -11,9 +11,9 @@ import hashlib
 from collections.abc import Mapping
 
 from reconciler.spec import model
+from reconciler.spec.capabilities import DEFAULT_CAPABILITIES
 from reconciler.spec.defaults import BUILT_IN, Defaults, with_defaults
 from reconciler.spec.environment import variables
-from reconciler.spec.kernel import DEFAULT_CAPABILITIES
 from reconciler.spec.load import LoadedApp
 from reconciler.spec.reference import Reference
 from reconciler.state.desired import (

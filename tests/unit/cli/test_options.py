@@ -3,6 +3,8 @@
 import argparse
 import importlib
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,25 @@ def test_a_wrong_command_line_exits_with_64_and_not_with_2(arguments: list[str])
 def test_the_manual_is_not_stale() -> None:
     page = Path(__file__).parents[3] / "docs" / "cli.md"
     assert page.read_text() == manual(), "run: make docs"
+
+
+def test_verbs_that_look_wait_for_no_models_and_no_registry() -> None:
+    """pydantic, yaml and httpx cost a third of a second of a slow device's time each."""
+    modules = (
+        "logs",
+        "stats",
+        "events",
+        "inspection",
+        "waiting",
+        "processes",
+        "changes",
+        "ports",
+        "completion",
+        "names",
+    )
+    script = (
+        f"import importlib, sys\nfor name in {modules}: importlib.import_module('reconciler.cli.' + name)\n"
+        "print(*{'pydantic', 'yaml', 'httpx'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
