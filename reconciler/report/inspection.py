@@ -150,6 +150,8 @@ def _host_config(found: Found, mounts: Sequence[Mapping[str, Any]]) -> dict[str,
         "MemorySwap": memory + limits.swap if memory else 0,
         "NanoCpus": limits.cpus * 1_000_000 if limits.cpus is not None else 0,
         "PidsLimit": limits.pids,
+        "CpusetCpus": limits.cpuset,
+        "MemoryReservation": limits.reserve_memory,
         "PortBindings": _bindings(found),
         "RestartPolicy": {
             "Name": settings.restart.policy,

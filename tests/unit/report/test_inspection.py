@@ -18,7 +18,8 @@ RECORD = Record(
     name="page",
     fingerprint="f",
     settings=Settings(
-        limits=Limits(cpus=1500, memory=1 << 20, swap=4096), ports=(Port("127.0.0.1", 80, 8080),)
+        limits=Limits(cpus=1500, memory=1 << 20, swap=4096, cpuset="0-1", reserve_memory=512),
+        ports=(Port("127.0.0.1", 80, 8080),),
     ),
     image="sha256:" + "b" * 64,
     manifest="sha256:" + "c" * 64,
@@ -75,6 +76,7 @@ def test_a_container_without_its_config_is_shown_as_far_as_it_is_known() -> None
         (1 << 20) + 4096,
         1_500_000_000,
     )
+    assert (host["CpusetCpus"], host["MemoryReservation"]) == ("0-1", 512)
     assert found["NetworkSettings"]["Ports"] == {}  # published only while it runs
 
 
