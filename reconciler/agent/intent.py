@@ -193,14 +193,20 @@ class Reader:
         allow_empty: bool,
     ) -> str:
         settings = self._device.shrink_guard
+        gone = good.keys() - apps - stale.keys()
         return shrink_reason(
-            known=frozenset(good),
+            known=frozenset(good) - {name for name in gone if self._may_go(good[name])},
             desired=frozenset(apps) | frozenset(stale),
             max_removed=settings.max_removed,
             min_apps=settings.min_apps,
             emptied=not snapshot.files,
             allow=allow_empty,
         )
+
+    def _may_go(self, kept: LastGood) -> bool:
+        """Whether its last good spec says that the app may go at any time."""
+        loaded = self._reload(kept)
+        return loaded is not None and loaded.app.allow_empty
 
     def _hold_all(self, snapshot: Snapshot, loaded: Loaded, allow_empty: bool) -> str:
         """Why apps that nobody knows a spec of are left alone: they may be what can't be read now."""

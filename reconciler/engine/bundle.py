@@ -290,14 +290,14 @@ def _own_mounts(desired: Container, id: str, layout: Layout) -> list[dict[str, A
 def _own_mount(desired: Container, mount: Mount, id: str, layout: Layout) -> dict[str, Any]:
     match mount:
         case VolumeMount():
-            source = layout.volume_data(desired.app, mount.volume)
+            source = layout.volume_data(desired.app, mount.volume) / mount.subpath
             access = "ro" if mount.read_only else "rw"
             return _mount(mount.target, "bind", str(source), "bind", *_PRIVATE, *_DATA, access)
         case BindMount():
             _check_source(desired, mount.source, layout)
             access = "ro" if mount.read_only else "rw"
             safe = () if desired.identity.privileged else _DATA
-            return _mount(mount.target, "bind", mount.source, "rbind", *_PRIVATE, *safe, access)
+            return _mount(mount.target, "bind", mount.source, "rbind", mount.propagation, *safe, access)
         case TmpfsMount():
             return _mount(
                 mount.target, "tmpfs", "tmpfs", *_DATA[::-1], f"mode={mount.mode:04o}", f"size={mount.size}"
@@ -347,7 +347,12 @@ def _annotations(
     identity = desired.identity
     rotation = desired.settings.rotation
     volumes = [
-        {"destination": mount.target, "root": str(layout.volume(desired.app, mount.volume))}
+        {
+            "destination": mount.target,
+            "root": str(layout.volume(desired.app, mount.volume)),
+            **({"subpath": mount.subpath} if mount.subpath else {}),
+            **({"nocopy": True} if mount.nocopy else {}),
+        }
         for mount in sorted(identity.mounts, key=lambda mount: (mount.target.count("/"), mount.target))
         if isinstance(mount, VolumeMount)
     ]

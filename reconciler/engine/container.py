@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from reconciler.engine import bundle, cgroup, cgroup_limits, devices, etc, record, trash
+from reconciler.engine import bundle, cgroup, cgroup_limits, devices, etc, hostpath, record, trash
 from reconciler.engine.control import Control
 from reconciler.engine.durable import replace_bytes, replace_json
 from reconciler.engine.hierarchies import Hierarchies
@@ -71,6 +71,7 @@ class Containers:
         with ExitStack() as undo:
             undo.callback(self._discard, container_id)
             self._make_directories(container_id, desired)
+            hostpath.prepare(desired.identity)
             failpoint("create.directories")
             address = self._networks.lease(desired.app, desired.name)
             failpoint("create.leased")

@@ -111,7 +111,8 @@ def converge(
     lane = Lane()
     works = _works(app, found, observed, now)
     pulls, missing = _pulls(app, observed.store.layers)
-    volumes = [name for name in sorted(app.volumes) if name not in observed.volumes.get(app.name, ())]
+    there = observed.volumes.get(app.name, frozenset())
+    volumes = [name for name in sorted(app.volumes) if name not in there and name not in app.external]
     gone = [name for name in found if name not in app.containers]
     network = not app.containers and (bool(gone) or app.name in observed.network.known)
     gate = _gate(app, observed.failures.get(app.name), now)
@@ -247,6 +248,9 @@ def _allowed(
         if todo.starts:
             if want.full_name in taken:
                 continue
+            if lacking := _lacking_volumes(want, app, observed):
+                lane.blocked.append(Blocked(app.name, name, lacking, degraded=True))
+                continue
             if absent := absent_devices(want, observed):
                 lane.blocked.append(
                     Blocked(app.name, name, f"waiting for {', '.join(absent)}", degraded=True)
@@ -264,6 +268,19 @@ def _allowed(
         if todo.down or todo.up:
             allowed[name] = todo
     return allowed
+
+
+def _lacking_volumes(want: Wanted, app: App, observed: Observed) -> str:
+    """Why the container can't have its external volumes: they are made by hand, before it."""
+    there = observed.volumes.get(app.name, frozenset())
+    lacking = sorted(
+        {
+            f"{app.name}/{mount.volume}"
+            for mount in want.identity.mounts
+            if isinstance(mount, VolumeMount) and mount.volume in app.external - there
+        }
+    )
+    return f"waiting for the external volume {', '.join(lacking)}" if lacking else ""
 
 
 def absent_devices(want: Wanted, observed: Observed) -> tuple[str, ...]:

@@ -162,10 +162,14 @@ def _create(prepared: Prepared, stdio: tuple[int, int, int], console_fd: int, ke
             fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
             namespace.setns(fd, flag)
             os.close(fd)
+    sources = mounts.take(prepared)
     root = rootfs.make(prepared)
-    for destination, directory in prepared.volumes:
-        volume.settle(root, destination, directory)
-    done = mounts.mount_all(prepared, root)
+    for destination, directory, subpath, copy in prepared.volumes:
+        if copy:
+            volume.settle(root, destination, directory)
+        if subpath:
+            volume.make(directory, subpath)
+    done = mounts.mount_all(prepared, root, sources)
     _write_proc(prepared, done.proc)
     device.make(prepared, root)
     mounts.mask(prepared, root)

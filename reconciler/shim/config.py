@@ -9,7 +9,8 @@ Besides the specification, these annotations are understood (all with the prefix
   layers               JSON list of absolute lower directories, topmost first; with `upper` and `work` the overlay
   user                 USER as in an image: name, uid, name:group, uid:gid; looked up in the root's own passwd and group
   groups               JSON list of further groups of the user, names or ids, beside those that USER brings
-  volumes              JSON list of {"destination", "root"}: volumes whose copy-up may be pending
+  volumes              JSON list of {"destination", "root"}: volumes whose copy-up may be pending; with "nocopy" it is
+                       left pending, with "subpath" (a directory in it that is mounted, made where missing) too
   init                 "true": PID 1 is the reaper of shim.init
   cgroup               JSON {"v2": directory or null, "v1": [directories]}
   rlimits-requested    JSON list of the rlimits that somebody asked for by name; the others may be clamped
@@ -123,7 +124,7 @@ class Prepared:
     layers: tuple[str, ...]
     upper: str
     work: str
-    volumes: tuple[tuple[str, str], ...]  # destination, volume's directory
+    volumes: tuple[tuple[str, str, str, bool], ...]  # destination, volume, subpath or "", whether to copy up
     mounts: tuple[Mount, ...]
     devices: tuple[tuple[str, int, int, int, int, int], ...]  # path, mode with type, major, minor, uid, gid
     masked: tuple[str, ...]
@@ -164,7 +165,12 @@ def prepare(config: dict[str, object], bundle: str = "/") -> Prepared:
         if path and not path.startswith("/"):
             raise ConfigError(f"annotations: {path}: expected an absolute path")
     result.volumes = tuple(
-        (clean(entry.text("destination")), entry.text("root"))
+        (
+            clean(entry.text("destination")),
+            entry.text("root"),
+            entry.text("subpath"),
+            not (entry.flag("nocopy") or entry.text("subpath")),
+        )
         for entry in json_sections(annotations, "volumes")
     )
     result.init = annotations.text(PREFIX + "init") == "true"

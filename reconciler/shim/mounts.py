@@ -49,13 +49,29 @@ class Mounted:
         self.late: list[int] = []
 
 
-def mount_all(prepared: Prepared, root: Root) -> Mounted:
-    """Do the bundle's mounts in their order; raise StepError naming the destination."""
+def take(prepared: Prepared) -> dict[str, int]:
+    """Copy the sources of binds that later mounts are to pass through, by destination; raise StepError.
+
+    Before the host's mounts are made private here: afterwards nothing connects a copy with them any more. A copy that
+    is in no place yet is left alone by that.
+    """
+    copies: dict[str, int] = {}
+    for entry in prepared.mounts:
+        if entry.kind == "bind" and entry.options.propagation in (mount.MS_SLAVE, mount.MS_SHARED):
+            with Step("mount", entry.destination):
+                copies[entry.destination] = _copy(entry)[0]
+    return copies
+
+
+def mount_all(prepared: Prepared, root: Root, sources: dict[str, int]) -> Mounted:
+    """Do the bundle's mounts in their order, with the `sources` that `take` gave; raise StepError naming the
+    destination.
+    """
     done = Mounted()
     for entry in prepared.mounts:
         with Step("mount", entry.destination):
             if entry.kind == "bind":
-                _bind(entry, root)
+                _bind(entry, root, sources.get(entry.destination, -1))
             elif entry.kind in ("cgroup", "cgroup2"):
                 _cgroup(prepared, entry, root, done)
             else:
@@ -90,7 +106,8 @@ def create(kind: str, data: tuple[tuple[str, str | None], ...], attributes: int,
         os.close(context)
 
 
-def _bind(entry: Mount, root: Root) -> None:
+def _copy(entry: Mount) -> tuple[int, bool]:
+    """Give a detached copy of the bind's source, and whether that is a directory."""
     options = entry.options
     try:
         source = open_source(entry.source)
@@ -99,18 +116,29 @@ def _bind(entry: Mount, root: Root) -> None:
     try:
         recursive = options.recursive
         copy = mount.open_tree(source, flags=mount.OPEN_TREE_CLONE | (mount.AT_RECURSIVE if recursive else 0))
-        directory = stat.S_ISDIR(os.fstat(source).st_mode)
+        return copy, stat.S_ISDIR(os.fstat(source).st_mode)
     finally:
         os.close(source)
+
+
+def _bind(entry: Mount, root: Root, taken: int) -> None:
+    options = entry.options
+    recursive = options.recursive
+    if taken >= 0:
+        copy, directory = taken, stat.S_ISDIR(os.fstat(taken).st_mode)
+    else:
+        copy, directory = _copy(entry)
     try:
         if options.tree_set or options.tree_clear:
             mount.mount_setattr(copy, set_=options.tree_set, clear=options.tree_clear, recursive=recursive)
         if options.set or options.clear:
             mount.mount_setattr(copy, set_=options.set, clear=options.clear)
-        # Private unless asked otherwise: later mounts of the host do not appear inside
+        # Private unless asked otherwise: later mounts of the host do not appear inside. A shared copy is the host's
+        # peer already; making it shared here would only make a new group of a private one.
         propagation = options.propagation or mount.MS_PRIVATE
         deep = options.propagation_recursive or not options.propagation
-        mount.mount_setattr(copy, propagation=propagation, recursive=deep)
+        if propagation != mount.MS_SHARED:
+            mount.mount_setattr(copy, propagation=propagation, recursive=deep)
         _attach(copy, entry, root, directory=directory)
     finally:
         os.close(copy)

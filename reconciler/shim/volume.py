@@ -35,6 +35,27 @@ def settle(root: Root, destination: str, directory: str) -> None:
             os.close(volume)
 
 
+def make(directory: str, subpath: str) -> None:
+    """Make the directory `subpath` of the volume where it is missing; raise StepError where a part of it is a link.
+
+    What is in a volume is a container's work: a link in it may lead anywhere.
+    """
+    with Step("volume", subpath):
+        volume = os.open(directory, _DIRECTORY)
+        try:
+            data = Root(os.open("data", _DIRECTORY | os.O_NOFOLLOW, dir_fd=volume))
+        finally:
+            os.close(volume)
+        try:
+            before = os.umask(0o022)
+            try:
+                os.close(data.real_directory(subpath))
+            finally:
+                os.umask(before)
+        finally:
+            os.close(data.fd)
+
+
 def _pending(volume: int) -> bool:
     try:
         os.stat("pending", dir_fd=volume, follow_symlinks=False)

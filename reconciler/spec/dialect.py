@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 NOT_YET: Final[dict[str, frozenset[str]]] = {
-    "App": frozenset({"where", "jobs", "networks", "secrets", "update", "allow_empty"}),
+    "App": frozenset({"where", "jobs", "networks", "secrets", "update"}),
     "Container": frozenset(
         {
             "apparmor", "dns", "dns_opt", "dns_search", "drift", "extra_hosts", "healthcheck", "network_mode",
@@ -17,11 +17,8 @@ NOT_YET: Final[dict[str, frozenset[str]]] = {
         }
     ),
     "Limits": frozenset({"rootfs"}),
-    "VolumeMount": frozenset({"subpath", "nocopy", "create_host_path", "propagation"}),
-    "BindMount": frozenset({"subpath", "nocopy", "create_host_path", "propagation"}),
-    "TmpfsMount": frozenset({"subpath", "nocopy", "create_host_path", "propagation"}),
     "Port": frozenset({"balance"}),
-    "Volume": frozenset({"external", "size_limit"}),
+    "Volume": frozenset({"size_limit"}),
     "DeviceFile": frozenset(
         {
             "sources", "trust", "windows", "locks", "network", "disk", "notify", "peers", "limits", "store",
@@ -152,8 +149,20 @@ TRANSLATIONS: Final[dict[str, dict[str, str]]] = {
         "external": "write 'file' or 'content': there is no store of configs outside the repository",
         "environment": "there is no interpolation of the host's environment; write 'file' or 'content'",
     },
-    "VolumeMount": {"bind": "not needed", "volume": "write 'subpath' or 'nocopy' beside 'type'"},
-    "BindMount": {"bind": "write 'create_host_path' or 'propagation' beside 'type'"},
+    "VolumeMount": {
+        "bind": "not needed",
+        "volume": "write 'subpath' or 'nocopy' beside 'type'",
+        "create_host_path": "only a bind has one: 'type: bind'",
+        "propagation": "only a bind has one: 'type: bind'",
+        "subPath": "subpath",
+        "readOnly": "read_only",
+    },
+    "BindMount": {
+        "bind": "write 'create_host_path' or 'propagation' beside 'type'",
+        "subpath": "write the whole path as 'source'",
+        "nocopy": "not needed: only a volume is filled from the image",
+        "readOnly": "read_only",
+    },
     "TmpfsMount": {"tmpfs": "write 'size' and 'mode' beside 'type'"},
     "Logging": {
         "options": "write 'max_size', 'max_files' and 'compress' beside 'driver'",
@@ -197,6 +206,14 @@ VALUES: Final[dict[tuple[str, str], dict[str, str]]] = {
         "journald": "not supported yet",
         "syslog": "use `file`, and forward it with the tool of your choice",
         "fluentd": "use `file`, and forward it with the tool of your choice",
+    },
+    ("BindMount", "propagation"): {
+        "private": "use `rprivate`",
+        "slave": "use `rslave`",
+        "shared": "use `rshared`",
+        "HostToContainer": "use `rslave`",
+        "Bidirectional": "use `rshared`",
+        "None": "use `rprivate`",
     },
     ("Port", "protocol"): {"TCP": "use `tcp`", "UDP": "use `udp`", "sctp": "only tcp and udp are published"},
     ("App", "apiVersion"): {

@@ -70,6 +70,12 @@ class Volume(Part):
             "false",
         ),
     ] = True
+    external: Annotated[
+        bool,
+        Doc(
+            "It must be there already: it is never made, and containers wait until it is.", "boolean", "true"
+        ),
+    ] = False
     labels: Annotated[Labels, Doc("Labels for people and tools.", "map", "{tier: data}", "`{}`")] = Field(
         default_factory=dict
     )
@@ -130,6 +136,14 @@ class App(Part):
         dict[ConfigName, Config],
         Doc("The files that containers get to see.", "map", "{app_conf: {file: conf/app.toml}}", "`{}`"),
     ] = Field(default_factory=dict)
+    allow_empty: Annotated[
+        bool,
+        Doc(
+            "The app may go at any time: the device's `shrink_guard` does not count it when its file is removed.",
+            "boolean",
+            "true",
+        ),
+    ] = False
     labels: Annotated[
         Labels,
         Doc(

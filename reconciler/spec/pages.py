@@ -193,7 +193,8 @@ def spec_page() -> str:
         _table(Port),
         "### `volumes` of a container\n",
         "Short form: `NAME:/path[:ro]` for a volume, `/device/path:/path[:ro]` for a path of the device. The long form "
-        "says its `type`.\n",
+        "says its `type`. Instead of `ro`, or after it and a comma, the short form takes `nocopy` of a volume and the "
+        "`propagation` of a bind.\n",
         "`type: volume`\n",
         _table(VolumeMount),
         "`type: bind`\n",
@@ -230,7 +231,7 @@ def spec_page() -> str:
         _BETWEEN,
         "## Not supported yet\n",
         "These belong to the format and are refused by name until they are built; none is ignored.\n",
-        _later((App, Container, Port, VolumeMount, Limits, Volume)),
+        _later((App, Container, Port, Limits, Volume)),
         "Also refused until then: `{secret: ...}` as the value of a variable and in `env_from`; ranges of ports and "
         "IPv6 addresses; `condition: healthy` and `condition: completed`, `required: false` and `restart: true` "
         "in `depends_on`; `driver: journald`.\n",

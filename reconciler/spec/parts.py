@@ -90,23 +90,44 @@ class Port(Part):
     protocol: Annotated[Literal["tcp", "udp"], Doc("The transport protocol.", "tcp, udp", "udp")] = "tcp"
 
 
+_WORDS: Final = ("rprivate", "rslave", "rshared")
+
+
 def _mount(value: object) -> object:
-    """Turn `SOURCE:TARGET[:ro]` into the long form."""
+    """Turn `SOURCE:TARGET[:OPTION,...]` into the long form."""
     if not isinstance(value, str):
         return value
     source, colon, rest = value.partition(":")
     if not colon:
         hint = f"declare a volume and write NAME:{value}" if value.startswith("/") else ""
         raise Fault(f"must be SOURCE:/path[:ro], not {quote(value)}", hint=hint)
-    where, _, option = rest.partition(":")
-    if option in ("z", "Z"):
-        raise not_yet("relabelling for SELinux (':z')")
-    if option not in ("", "ro", "rw") or rest.endswith(":"):
+    where, _, options = rest.partition(":")
+    kind = "bind" if source.startswith(("/", ".", "~")) else "volume"
+    found: dict[str, object] = {"type": kind, "source": source, "target": where, "read_only": False}
+    for option in options.split(",") if options else ():
+        if option in ("z", "Z"):
+            raise not_yet("relabelling for SELinux (':z')")
+        if option in ("ro", "rw"):
+            found["read_only"] = option == "ro"
+        elif option in _WORDS and kind == "bind":
+            found["propagation"] = option
+        elif option == "nocopy" and kind == "volume":
+            found["nocopy"] = True
+        else:
+            raise Fault(f"must be SOURCE:/path[:ro], not {quote(value)}")
+    if rest.endswith(":"):
         raise Fault(f"must be SOURCE:/path[:ro], not {quote(value)}")
-    kind = "volume"
-    if source.startswith(("/", ".", "~")):
-        kind = "bind"
-    return {"type": kind, "source": source, "target": where, "read_only": option == "ro"}
+    return found
+
+
+def _subpath(value: object) -> str:
+    found = text(value)
+    if not found or not found.isprintable() or any(part in ("", ".", "..") for part in found.split("/")):
+        raise Fault(
+            f"must be a path inside the volume, without '..', '.' and a leading '/', not {quote(found)}",
+            hint=f"write {found.strip('/')}" if found.startswith("/") and found.strip("/") else "",
+        )
+    return found
 
 
 class VolumeMount(Part):
@@ -120,6 +141,20 @@ class VolumeMount(Part):
     source: Annotated[Name, Doc("The name of the volume.", "name", "db-data")]
     target: Annotated[Target, Doc("Where it is mounted inside.", "path", "/var/lib/db")]
     read_only: Annotated[bool, Doc("Refuse writes through this mount.", "boolean", "true")] = False
+    subpath: Annotated[
+        str | None,
+        PlainValidator(_subpath),
+        WithJsonSchema({"type": "string", "pattern": "^[^/]"}),
+        Doc(
+            "Mount this directory of the volume; it is made where it is missing, and no link is followed to it.",
+            "path inside",
+            "uploads/2026",
+            "the whole volume",
+        ),
+    ] = None
+    nocopy: Annotated[
+        bool, Doc("Don't fill a new volume with what the image has there.", "boolean", "true")
+    ] = False
 
 
 class BindMount(Part):
@@ -134,6 +169,17 @@ class BindMount(Part):
     ]
     target: Annotated[Target, Doc("Where it is mounted inside.", "path", "/photos")]
     read_only: Annotated[bool, Doc("Refuse writes through this mount.", "boolean", "true")] = False
+    create_host_path: Annotated[
+        bool, Doc("Make a directory of the device there where nothing is.", "boolean", "true")
+    ] = False
+    propagation: Annotated[
+        Literal["rprivate", "rslave", "rshared"],
+        Doc(
+            "Which later mounts pass: none (`rprivate`), those of the device (`rslave`), of both (`rshared`).",
+            "rprivate, rslave, rshared",
+            "rslave",
+        ),
+    ] = "rprivate"
 
 
 class TmpfsMount(Part):
@@ -338,7 +384,7 @@ Mounts = tuple[
     Annotated[
         Annotated[Mount, Field(discriminator="type")],
         BeforeValidator(_mount),
-        AlsoAccepts("^[^:]+:/[^:]*(:r[ow])?$", "SOURCE:/path[:ro]"),
+        AlsoAccepts("^[^:]+:/[^:]*(:[a-z,]+)?$", "SOURCE:/path[:ro]"),
     ],
     ...,
 ]

@@ -75,6 +75,7 @@ def desire(
         volumes=tuple(sorted(app.volumes)),
         unresolved=tuple(unresolved),
         stale=stale,
+        external=frozenset(name for name, volume in app.volumes.items() if volume.external),
     )
 
 
@@ -174,9 +175,11 @@ def _mounts(loaded: LoadedApp, spec: model.Container) -> tuple[Mount, ...]:
 def _mount(mount: model.Mount) -> Mount:
     match mount:
         case model.VolumeMount():
-            return VolumeMount(mount.source, mount.target, mount.read_only)
+            return VolumeMount(mount.source, mount.target, mount.read_only, mount.subpath or "", mount.nocopy)
         case model.BindMount():
-            return BindMount(mount.source, mount.target, mount.read_only)
+            return BindMount(
+                mount.source, mount.target, mount.read_only, mount.create_host_path, mount.propagation
+            )
         case model.TmpfsMount():
             return TmpfsMount(mount.target, mount.size, mount.mode)
 

@@ -16,20 +16,27 @@ from reconciler.state.image import Image, Unresolved
 
 @dataclass(frozen=True, slots=True)
 class VolumeMount:
-    """A named volume of the app, mounted at `target`."""
+    """A named volume of the app, or the directory `subpath` of it, mounted at `target`.
+
+    With `nocopy` a new volume is not filled with what the image has at `target`.
+    """
 
     volume: str
     target: str
     read_only: bool = False
+    subpath: str = ""
+    nocopy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class BindMount:
-    """A host path, already checked against the device's allowed binds."""
+    """A host path, already checked against the device's allowed binds; `propagation` as in mount_namespaces(7)."""
 
     source: str
     target: str
     read_only: bool = False
+    create_host_path: bool = False
+    propagation: str = "rprivate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,8 +264,8 @@ class App:
     """One app that should run, from the spec file `path` whose content has the hash `digest`.
 
     `containers` is by name. Where `unresolved` is not empty the app waits as it is: nothing of it is changed.
-    `volumes` are the names of its declared volumes. `stale` says why an older spec than the one in the source is
-    used (the file is broken), or is empty.
+    `volumes` are the names of its declared volumes, `external` those of them that are never made. `stale` says why an
+    older spec than the one in the source is used (the file is broken), or is empty.
     """
 
     name: str
@@ -268,6 +275,7 @@ class App:
     volumes: tuple[str, ...] = ()
     unresolved: tuple[UnresolvedImage, ...] = ()
     stale: str = ""
+    external: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -118,3 +118,13 @@ def test_leave_to_remove_everything_counts_in_the_turn_that_has_it(case: Case) -
     assert held.guard
     assert case.reader.read() is held
     assert not case.reader.read(allow_empty=True).desired.apps
+
+
+def test_an_app_that_may_be_empty_goes_without_leave(case: Case) -> None:
+    case.remember_image()
+    (case.specs / "b.yaml").unlink()
+    case.write("a.yaml", spec("a", extra="allow_empty: true\n"))
+    assert set(case.reader.read().desired.apps) == {"a"}
+    (case.specs / "a.yaml").unlink()
+    gone = case.reader.read()
+    assert (gone.guard, dict(gone.desired.apps)) == ("", {})

@@ -68,6 +68,9 @@ FULL = Container(
         mounts=(
             VolumeMount("data", "/srv/data"),
             VolumeMount("shared", "/srv/data/shared", read_only=True),
+            VolumeMount("shared", "/part", subpath="a/b"),
+            VolumeMount("fresh", "/fresh", nocopy=True),
+            BindMount("/srv/usb", "/usb", create_host_path=True, propagation="rslave"),
             BindMount("/srv/media", "/media", read_only=True),
             BindMount("/srv/in", "/in"),
             TmpfsMount("/tmp", 32 * 1024 * 1024),

@@ -58,7 +58,11 @@ def test_annotations_are_read() -> None:
             work="/w",
             user="",
             init="true",
-            volumes=[{"destination": "/data/", "root": "/v"}],
+            volumes=[
+                {"destination": "/data/", "root": "/v"},
+                {"destination": "/part", "root": "/v", "subpath": "a/b"},
+                {"destination": "/new", "root": "/v", "nocopy": True},
+            ],
             cgroup={"v2": None, "v1": ["/c"]},
             rlimits_requested=["RLIMIT_CORE"],
         )
@@ -66,7 +70,11 @@ def test_annotations_are_read() -> None:
     assert (found.name, found.layers, found.upper, found.work) == ("web/app", ("/a", "/b"), "/u", "/w")
     assert found.process.user == ""
     assert found.init
-    assert found.volumes == (("/data", "/v"),)
+    assert found.volumes == (
+        ("/data", "/v", "", True),
+        ("/part", "/v", "a/b", False),
+        ("/new", "/v", "", False),
+    )
     assert (found.cgroup_v2, found.cgroup_v1) == (None, ("/c",))
     assert found.process.rlimits_requested == frozenset({"RLIMIT_CORE"})
 

@@ -25,7 +25,7 @@ CONTAINER = [
 ]  # fmt: skip
 LIMITS = ["cpus", "memory", "swap", "pids", "io", "io_weight", "rootfs"]
 
-SUPPORTED_TOP = ["apiVersion", "kind", "name", "containers", "volumes", "configs", "labels"]
+SUPPORTED_TOP = ["apiVersion", "kind", "name", "containers", "volumes", "configs", "allow_empty", "labels"]
 SUPPORTED_CONTAINER = [
     "image", "entrypoint", "command", "working_dir", "user", "group_add", "environment", "env_from", "configs", "ports",
     "volumes", "tmpfs", "limits", "reserve", "cpuset", "ulimits", "oom_score_adj", "shm_size", "sysctls", "cap_add",

@@ -121,6 +121,14 @@ logging: {driver: file, max_size: 10Mi, max_files: 3, compress: true}"""
             "limits: {memory: 64Mi, io: {read_bps: 1Mi}}",
             "limits: {memory: 64Mi, io: {read_bps: 1048576}}",
         ),
+        (
+            'volumes: ["/srv:/x:ro,rslave"]',
+            "volumes: [{type: bind, source: /srv, target: /x, read_only: true, propagation: rslave}]",
+        ),
+        (
+            'volumes: ["/srv:/x"]',
+            "volumes: [{type: bind, source: /srv, target: /x, create_host_path: false, propagation: rprivate}]",
+        ),
         ("shm_size: 64Mi\noom_score_adj: 0", "shm_size: 67108864"),
     ],
 )
@@ -172,6 +180,15 @@ configs: [conf, {source: conf, target: /etc/conf, uid: 5, gid: 6, mode: "0440"}]
     assert found.configs == (
         ConfigMount(source="conf", target="/conf", mode=0o444),
         ConfigMount(source="conf", target="/etc/conf", uid=5, gid=6, mode=0o440),
+    )
+
+
+def test_a_volume_may_be_a_part_of_it_and_not_filled_from_the_image() -> None:
+    container = """volumes: ["data:/a:nocopy,ro", {type: volume, source: data, target: /b, subpath: x/y}]"""
+    found = web(container, "volumes: {data: {external: true}}\nallow_empty: true\n")
+    assert found.volumes == (
+        VolumeMount(source="data", target="/a", read_only=True, nocopy=True),
+        VolumeMount(source="data", target="/b", subpath="x/y"),
     )
 
 

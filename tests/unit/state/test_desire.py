@@ -210,6 +210,46 @@ def test_mounts_of_every_kind_get_their_defaults_and_are_sorted_by_target() -> N
     assert one.configs == {"conf": b"text", "file": b"content of conf/file"}
 
 
+def test_the_long_form_of_mounts_is_kept_and_its_defaults_count_nothing() -> None:
+    fields = {
+        "volumes": [
+            {"type": "volume", "source": "data", "target": "/a", "subpath": "x/y", "nocopy": True},
+            {
+                "type": "bind",
+                "source": "/srv/x",
+                "target": "/b",
+                "create_host_path": True,
+                "propagation": "rslave",
+            },
+        ]
+    }
+    mounts = made(fields, volumes={"data": {"external": True}}).identity.mounts
+    assert mounts == (
+        VolumeMount("data", "/a", subpath="x/y", nocopy=True),
+        BindMount("/srv/x", "/b", create_host_path=True, propagation="rslave"),
+    )
+    short = made({"volumes": ["data:/a", "/srv/x:/b"]}, volumes={"data": {}})
+    long = made(
+        {
+            "volumes": [
+                {"type": "volume", "source": "data", "target": "/a", "nocopy": False},
+                {"type": "bind", "source": "/srv/x", "target": "/b", "propagation": "rprivate"},
+            ]
+        },
+        volumes={"data": {"external": False}},
+    )
+    assert short.fingerprint == long.fingerprint
+
+
+def test_an_app_says_which_volumes_are_never_made() -> None:
+    app = desire(
+        loaded({"site": {"volumes": ["a:/a"]}}, volumes={"a": {"external": True}, "b": {}}),
+        {REFERENCE: IMAGE},
+    )
+    assert app.volumes == ("a", "b")
+    assert app.external == {"a"}
+
+
 def test_a_volume_of_the_image_that_the_spec_does_not_mount_is_no_mount() -> None:
     assert made({}, replace(IMAGE, volumes=("/var/lib/db",))).identity.mounts == ()
 
