@@ -14,7 +14,7 @@ from typing import BinaryIO, Final
 from reconciler.cli.common import find_container, find_containers, layout_of, moment
 from reconciler.engine.layout import Layout
 from reconciler.engine.logfollow import Keep, Log, Window, follow_all, read_all
-from reconciler.engine.logs import Record
+from reconciler.engine.logs import Record, log_driver
 from reconciler.engine.process import open_pidfd, read_shim
 from reconciler.errors import NotFoundError, UsageError
 from reconciler.report.tables import json_line, printable, quoted, use_color, width
@@ -43,6 +43,7 @@ def logs(args: argparse.Namespace) -> int:
     if args.follow and args.previous:
         raise UsageError("--follow does not go with --previous: nobody writes there any more")
     sources = _sources(layout, args.names, previous=args.previous)
+    _refuse_journal(layout, sources, follow=args.follow)
     printer = _Printer(args, [source.name for source in sources])
     if not args.follow:
         for number, record in read_all([Log(source.directory) for source in sources], window):
@@ -100,6 +101,16 @@ def _sources(layout: Layout, names: Sequence[str], *, previous: bool) -> list[_S
             raise NotFoundError(f"container {full_name}: no container ran before this one")
         found[directory] = _Source(full_name, directory, "")
     return list(found.values())
+
+
+def _refuse_journal(layout: Layout, sources: Sequence[_Source], *, follow: bool) -> None:
+    """Say how to read what a container has written into the device's journal: that has a reader of its own."""
+    for source in sources:
+        if source.id and log_driver(layout, source.id) == "journald":
+            raise UsageError(
+                f"{source.name}: its log is in the device's journal",
+                hint=f"run: journalctl {'-f ' if follow else ''}CONTAINER_ID_FULL={source.id}",
+            )
 
 
 class _Printer:

@@ -4,12 +4,14 @@ Reads only, and needs neither the shim nor the agent: the files are enough, whol
 them. Bytes become lines here, per stream: what the container wrote in two halves is one record.
 """
 
+import json
 import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from reconciler.engine.layout import Layout
 from reconciler.engine.logsegment import Segment, current_sequence, open_segment, sequences
 from reconciler.errors import NotFoundError
 from reconciler.linux import inotify
@@ -330,3 +332,12 @@ def _scan(segment: Segment, streams: frozenset[int], broken: set[int]) -> int:
                 broken.discard(stream)
         found += sum(data.count(b"\n") for data in segment.read(offset, length))
     return found
+
+
+def log_driver(layout: Layout, container_id: str) -> str:
+    """The log driver of a container, "" where its config.json is gone or damaged."""
+    try:
+        annotations = json.loads(layout.config(container_id).read_bytes())["annotations"]
+        return str(json.loads(annotations["dev.reconciler.log"])["driver"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

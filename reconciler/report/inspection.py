@@ -186,7 +186,7 @@ def _host_config(found: Found, mounts: Sequence[Mapping[str, Any]]) -> dict[str,
             for limit in process.get("rlimits", ())
         ],
         "LogConfig": {
-            "Type": "file",
+            "Type": json.loads(_annotation(config, "log") or "{}").get("driver", "file"),
             "Config": {
                 "max-size": str(rotation.max_size),
                 "max-file": str(rotation.max_files),

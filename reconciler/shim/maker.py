@@ -13,7 +13,7 @@ import signal
 import socket
 
 from reconciler.linux import namespace, process
-from reconciler.shim import channel, child, oom, protocol, record
+from reconciler.shim import channel, child, journal, oom, protocol, record
 from reconciler.shim.fields import PREFIX, ConfigError, Section, annotation
 from reconciler.shim.logfile import pipe
 from reconciler.shim.logopen import open_log
@@ -132,7 +132,7 @@ class Maker:
         process.set_title(area, f"{TITLE} {name}")
         with Step("run directory", self._directory):
             self._run = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        log, logs = self._open_log(config)
+        log, logs = self._open_log(config, name)
         listener = self._listen()
         outputs, stdio = self._open_stdio(prepared.process.terminal)
         cgroups = (prepared.cgroup_v2 or "", *prepared.cgroup_v1)
@@ -182,7 +182,7 @@ class Maker:
                 record.boottime(),
             )
 
-    def _open_log(self, config: dict[str, object]) -> tuple[Log, tuple[int, int, int]]:
+    def _open_log(self, config: dict[str, object], name: str) -> tuple[Log, tuple[int, int, int]]:
         """Open the log that annotation `dev.reconciler.log` asks for; without one the output is discarded."""
         wanted = annotation(Section(config, "annotations"), "log")
         section = Section({"log": wanted}, "log", f"annotations.{PREFIX}log")
@@ -194,14 +194,23 @@ class Maker:
         )
         if driver == "none":
             return ("", 0, size, files, compress), (-1, -1, -1)
+        if driver == "journald":
+            return self._open_journal(section.text("socket") or journal.SOCKET, name)
         if driver != "file":
-            raise ConfigError(f"{section.name}.driver: {driver}: expected file or none")
+            raise ConfigError(f"{section.name}.driver: {driver}: expected file, journald or none")
         path = section.text("directory")
         if not path.startswith("/"):
             raise ConfigError(f"{section.name}.directory: expected an absolute path")
         with Step("log", path):
             directory, log, index, sequence = open_log(path)
         return (path, sequence, size, files, compress), (directory, log, index)
+
+    def _open_journal(self, path: str, name: str) -> tuple[Log, tuple[int, int, int]]:
+        with Step("log", path):
+            opened = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            opened.connect(path)
+        where = f"{path}\n{name}\n{os.path.basename(self._bundle)}"
+        return (where, 0, 0, 0, False), (opened.detach(), -1, -1)
 
     def _listen(self) -> socket.socket:
         with Step("control socket", f"{self._directory}/{record.SOCKET}"):

@@ -10,6 +10,7 @@ import sys
 import time
 
 from reconciler.shim import compress
+from reconciler.shim.journal import Journal
 from reconciler.shim.logfile import PIPE_SIZE, Discard, LogFile, pipe
 from reconciler.shim.logindex import STDERR, STDOUT
 
@@ -24,10 +25,11 @@ class Output:
 
     `epoll` watches what `outputs` begins with already; `log` and `outputs` are the maker's: directory, sequence number
     and rotation of the log; descriptors of a terminal's master, of stdout and stderr, of the log's directory, the log
-    and its index, -1 for what there is not.
+    and its index, -1 for what there is not. Of the journal there is its socket in the place of the directory, and the
+    directory's name is three lines: the socket's path, the container's name and id.
     """
 
-    log: LogFile | Discard
+    log: LogFile | Discard | Journal
 
     def __init__(self, epoll: select.epoll, log: Log, outputs: list[int]) -> None:
         self._epoll = epoll
@@ -37,7 +39,9 @@ class Output:
         self._pipes: dict[int, int] = {}  # read end: stream
         self._feed = -1
         self._compressor = (0, -1)
-        if directory >= 0:
+        if directory >= 0 and data < 0:
+            self.log = Journal(directory, *self._path.split("\n"))
+        elif directory >= 0:
             opened = (directory, data, index, sequence)
             self.log = LogFile(opened, max_size=size, max_files=files, compress=self._compress)
             self.log.configure(size, files, compressing)

@@ -203,7 +203,6 @@ VALUES: Final[dict[tuple[str, str], dict[str, str]]] = {
     ("Logging", "driver"): {
         "json-file": "use `file`; `logs -o jsonl` makes JSON",
         "local": "use `file`",
-        "journald": "not supported yet",
         "syslog": "use `file`, and forward it with the tool of your choice",
         "fluentd": "use `file`, and forward it with the tool of your choice",
     },

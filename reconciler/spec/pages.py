@@ -234,7 +234,7 @@ def spec_page() -> str:
         _later((App, Container, Port, Limits, Volume)),
         "Also refused until then: `{secret: ...}` as the value of a variable and in `env_from`; ranges of ports and "
         "IPv6 addresses; `condition: healthy` and `condition: completed`, `required: false` and `restart: true` "
-        "in `depends_on`; `driver: journald`.\n",
+        "in `depends_on`.\n",
         "## Words of Compose and Kubernetes\n",
         "These are answered with a translation.\n",
         _translations((App, Container, Limits, IoLimits, Reserve, Port, Volume, Config, Logging, Restart)),

@@ -301,10 +301,11 @@ class Logging(Part):
     """Where standard output and standard error go."""
 
     driver: Annotated[
-        Literal["file", "none"],
+        Literal["file", "journald", "none"],
         Doc(
-            "`file` keeps them, rotated, for `reconciler logs`; `none` throws them away.",
-            "file, none",
+            "`file` keeps them, rotated, for `reconciler logs`; `journald` sends each line to the device's journal "
+            "(`journalctl CONTAINER_NAME=APP/CONTAINER`); `none` throws them away.",
+            "file, journald, none",
             "none",
             "",
             True,

@@ -16,7 +16,6 @@ _LATER: Final[dict[tuple[str, str], tuple[object, ...]]] = {
     ("Dependency", "condition"): ("healthy", "completed"),
     ("Dependency", "required"): (False,),
     ("Dependency", "restart"): (True,),
-    ("Logging", "driver"): ("journald",),
 }
 
 
