@@ -31,6 +31,13 @@ agent runs.
 A container is called `APP/CONTAINER`; every verb that takes a name also takes the start of an id, as long as it is
 unambiguous. A volume is called `APP/VOLUME`.
 
+`cp` takes CONTAINER:PATH or a local path (one that begins with `/` or `.`, or has no colon), with Docker's rules: into
+a directory that is there, over a file that is there, else under the new name, and only what is in a directory where
+SOURCE ends in `/.`. `-` is a tar archive on standard input or output. Files that come out belong to whoever copies them
+and have no set-uid bits, files that go in belong to root; with `-a`, and in archives, owners stay as they are. A
+container that does not run is looked at, and written to, in a mount of its own. What the kernel makes up (`/proc`,
+`/sys`) is not copied.
+
 What `exec` runs begins at NAME: options of `exec` itself stand before it.
 
 Data goes to standard output, everything else to standard error. `-o json` prints one document with `apiVersion`, `kind`
@@ -101,6 +108,7 @@ for the back-off of earlier failures.
     reconciler inspect --format '{{.NetworkSettings.IPAddress}}' web/page
     reconciler wait --for healthy web --timeout 2m && reconciler events -f --filter app=web
     reconciler exec -it web/db psql -U postgres
+    reconciler cp web/db:/var/log/. ./logs && tar c conf | reconciler cp - web/db:/etc
     reconciler exec --state /srv/state -u 1000 web/db id
     reconciler volume ls && reconciler volume rm old-app/data
     source <(reconciler completion bash)

@@ -7,7 +7,7 @@ performs the verb as `module:function` under reconciler.cli.
 import argparse
 from typing import Final
 
-from reconciler.cli import watching
+from reconciler.cli import stock, watching
 from reconciler.cli.arguments import Verbs, call, listing, output
 
 
@@ -87,41 +87,6 @@ def _exec(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _images(parser: argparse.ArgumentParser) -> None:
-    call(parser, "images:images")
-    listing(parser, quiet="only digests")
-
-
-def _pull(parser: argparse.ArgumentParser) -> None:
-    call(parser, "images:pull")
-    parser.add_argument("reference", metavar="IMAGE", help="HOST/REPOSITORY[:TAG]@DIGEST")
-
-
-def _digest(parser: argparse.ArgumentParser) -> None:
-    call(parser, "images:digest")
-    parser.add_argument("reference", metavar="IMAGE", help="HOST/REPOSITORY:TAG")
-
-
-def _volume(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
-    ls = actions.add_parser("ls", help="list volumes", description="List volumes, with size and users.")
-    call(ls, "volumes:listing")
-    listing(ls, quiet="only names")
-    removal = actions.add_parser(
-        "rm", help="delete volumes", description="Delete volumes and their data for good."
-    )
-    call(removal, "volumes:remove")
-    removal.add_argument("names", nargs="+", metavar="APP/VOLUME")
-
-
-def _gc(parser: argparse.ArgumentParser) -> None:
-    call(parser, "store:gc")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="list every object, kept or not, with the reason"
-    )
-    listing(parser)
-
-
 def _doctor(parser: argparse.ArgumentParser) -> None:
     call(parser, "device:doctor")
     parser.add_argument("-q", "--quick", action="store_true", help="only what is missing")
@@ -153,11 +118,7 @@ VERBS: Final[Verbs] = (
     ("status", "Show for each app whether it is as desired and healthy, and why not.", _status),
     *watching.VERBS,
     ("exec", "Run a command inside a running container.", _exec),
-    ("images", "List the images that are here.", _images),
-    ("pull", "Fetch an image, verify and unpack it.", _pull),
-    ("digest", "Print the reference of an image with the digest that its tag has now.", _digest),
-    ("volume", "List and delete named volumes.", _volume),
-    ("gc", "Delete what nothing wants any more from the store.", _gc),
+    *stock.VERBS,
     ("doctor", "Check what this host offers and say what is missing.", _doctor),
     ("schema", "Print the JSON Schema of specs, for editors.", _schema),
     ("version", "Print the version.", _version),

@@ -23,7 +23,7 @@ from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.process import open_pidfd, read_shim
-from reconciler.engine.snapshot import Uppers
+from reconciler.engine.snapshot import Uppers, held
 from reconciler.engine.store import Store
 from reconciler.engine.zygote import Zygote
 from reconciler.errors import NotFoundError, ReconcilerError, TimedOutError
@@ -68,10 +68,11 @@ class Containers:
         self._demand(desired)
         layout = self._layout
         container_id = secrets.token_hex(16)
-        with ExitStack() as undo:
+        with ExitStack() as undo, ExitStack() as claim:
             undo.callback(self._discard, container_id)
             self._make_directories(container_id, desired)
             hostpath.prepare(desired.identity)
+            claim.enter_context(held(layout.container(container_id), desired.full_name))
             failpoint("create.directories")
             address = self._networks.lease(desired.app, desired.name)
             failpoint("create.leased")

@@ -5,10 +5,36 @@ so there uppers go to the run directory: they are lost at a reboot, as a contain
 every restart anyway.
 """
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from reconciler.engine.layout import Layout
+from reconciler.errors import BlockedError
+
+
+@contextmanager
+def held(directory: Path, name: str) -> Iterator[None]:
+    """Hold the writable layer of the container in `directory`, or raise BlockedError naming it.
+
+    Whoever mounts a container's overlay, or has it mounted, holds it meanwhile: mounted twice, it would be damaged.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise BlockedError(
+            f"container {name}: somebody is about to start it, or copies files",
+            hint="try again",
+            transient=True,
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(fd)
 
 
 def file_system_type(path: Path, mountinfo: str) -> str:

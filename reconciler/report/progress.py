@@ -15,6 +15,7 @@ from reconciler.engine.progress import Phase, Progress
 from reconciler.report.tables import size
 
 _INTERVAL: Final = 0.1
+_PATIENCE: Final = 1.0  # seconds before a copy is shown
 _BAR: Final = 30
 _MIN_ROOM: Final = 45  # columns of a line without its bar
 
@@ -88,3 +89,42 @@ class PullProgress:
         bar = f" [{filled:<{_BAR}}]" if self._columns() >= _MIN_ROOM + _BAR + 3 else ""
         text = f"{name} {progress.phase:<11}{bar} {part:4.0%} {size(progress.done)}/{size(progress.total)}"
         return text[: max(1, self._columns() - 1)]
+
+
+class CopyProgress:
+    """How much has been copied, on one line, for a person who waits; nothing is shown of what takes no time."""
+
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        shown: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """A line is for a terminal that can move its cursor; `shown` overrides what is found."""
+        self._stream = stream
+        self._shown = stream.isatty() and os.environ.get("TERM") != "dumb" if shown is None else shown
+        self._clock = clock
+        self._began = self._last = clock()
+        self._drawn = False
+        self.copied = 0
+
+    def __call__(self, count: int) -> None:
+        """Take note of `count` bytes more."""
+        self.copied += count
+        if not self._shown:
+            return
+        now = self._clock()
+        if now - self._began >= _PATIENCE and now - self._last >= _INTERVAL:
+            self._last = now
+            rate = size(int(self.copied / (now - self._began)))
+            self._stream.write(f"\rcopying: {size(self.copied)}, {rate}/s\x1b[K")
+            self._stream.flush()
+            self._drawn = True
+
+    def close(self) -> None:
+        """Take the line away."""
+        if self._drawn:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+            self._drawn = False
