@@ -197,17 +197,22 @@ class _NoSource:
         return Snapshot(revision="", files={}, problem="no agent is running")
 
 
-def explain_garbage(layout: Layout, device: Device) -> tuple[Explained, ...]:
-    """Every object of the store, and why it stays or goes, by the last good specs and the kept generations."""
+def remembered(layout: Layout, device: Device) -> Desired:
+    """What should run by the last good specs."""
     resolver = Resolver(None, Store(layout), lambda: None, background=False, keep=False)
     try:
-        intent = Reader(layout, device, _NoSource(), resolver, keep=False).remembered()
+        return Reader(layout, device, _NoSource(), resolver, keep=False).remembered().desired
     finally:
         resolver.close()
+
+
+def explain_garbage(layout: Layout, device: Device) -> tuple[Explained, ...]:
+    """Every object of the store, and why it stays or goes, by the last good specs and the kept generations."""
+    desired = remembered(layout, device)
     observed = observe(layout)
     return explain(
         observed.store,
-        intent.desired,
+        desired,
         observed.containers,
         read_generations(layout),
         retention(device),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-from reconciler.agent import reading
+from reconciler.agent import pulling, reading, stock
 from reconciler.agent.loop import Agent, Turn
 from reconciler.agent.parts import Parts
 from reconciler.engine import volumes
@@ -42,7 +42,11 @@ class Requests:
             ("POST", "/v1/pull"): self.pull,
             ("GET", "/v1/progress"): self.progress,
             ("POST", "/v1/gc"): self.collect_garbage,
+            ("POST", "/v1/images/tag"): self.tag,
+            ("POST", "/v1/images/remove"): self.remove_image,
+            ("POST", "/v1/volumes/create"): self.create_volume,
             ("POST", "/v1/volumes/remove"): self.remove_volume,
+            ("POST", "/v1/prune"): self.prune,
         }
 
     def status(self, _: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,13 +80,17 @@ class Requests:
 
     def pull(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Fetch an image, verify and unpack it."""
-        reference = Reference.parse(_text(body, "reference"))
+        reference, bundle = _text(body, "reference"), _text(body, "bundle")
+        platform = _text(body, "platform")
+        if not bundle:
+            Reference.parse(reference)
+        parts = self._parts
         with self._slot():
-            image = self._parts.images.resolve(reference)
             self._pulling.clear()
-            self._parts.images.pull(image, reference, self._note)
+            place = pulling.Place(parts.layout, parts.device, parts.store, parts.images)
+            pulled = pulling.pull(place, reference, self._note, bundle=bundle, platform=platform)
         self._agent.wake()
-        return {"reference": str(reference), "digest": str(image.manifest)}
+        return dict(pulled.document())
 
     @contextmanager
     def _slot(self) -> Iterator[None]:
@@ -120,6 +128,27 @@ class Requests:
         removed, reclaimed = reading.collect(self._parts, explained)
         return {"removed": removed, "bytes": reclaimed}
 
+    def tag(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Give an image a name."""
+        return {"name": stock.tag(self._parts, _text(body, "source"), _text(body, "target"))}
+
+    def remove_image(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Take a name from an image, and with its last one the image."""
+        return stock.remove_image(self._parts, _text(body, "name"), force=_flag(body, "force"))
+
+    def create_volume(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Make a volume that no spec declares."""
+        labels = body.get("labels", {})
+        if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
+            raise UsageError("labels: expected an object of strings")
+        return {"name": create_volume(self._parts, _text(body, "name"), labels)}
+
+    def prune(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Take away what a person has looked at and agreed to, as far as it may still go."""
+        gone = stock.carry_out(self._parts, *stock.order_from(body))
+        self._agent.wake()
+        return {"removed": [{"kind": item.kind, "name": item.name, "size": item.size} for item in gone]}
+
     def remove_volume(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Delete a volume that nothing uses or wants."""
         app, _, name = _text(body, "name").partition("/")
@@ -130,6 +159,14 @@ class Requests:
         turn = self._agent.last
         desired = turn.intent.desired.apps.get(app) if turn is not None else None
         return desired.volumes if desired is not None else ()
+
+
+def create_volume(parts: Parts, text: str, labels: Mapping[str, str]) -> str:
+    """Make the volume APP/NAME, or NAME of no app, and return its whole name; succeeds if it is there."""
+    app, name = volumes.split(text)
+    with parts.store.claims:
+        volumes.create(parts.layout, app, name, labels=labels)
+    return f"{app}/{name}"
 
 
 def remove_volume(parts: Parts, app: str, name: str, *, wanted: tuple[str, ...]) -> None:

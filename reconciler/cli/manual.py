@@ -4,6 +4,7 @@ Run by `make docs`; a test fails when the file is stale. Imports nothing but the
 """
 
 import argparse
+from collections.abc import Mapping
 from typing import Final
 
 from reconciler.cli.main import build_parser
@@ -125,8 +126,12 @@ def manual() -> str:
     verbs = _subparsers(build_parser())
     for name, parser in verbs.items():
         nested = _subparsers(parser)
+        same = {action: inner.get_default("same_as") for action, inner in nested.items()}
+        if any(same.values()):
+            parts.append(_other_words(name, same))
         for action, inner in nested.items():
-            parts.append(_section(f"{name} {action}", inner))
+            if not same[action]:
+                parts.append(_section(f"{name} {action}", inner))
         if not nested:
             parts.append(_section(name, parser))
     parts.append(_PLACES)
@@ -154,6 +159,11 @@ def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
         if isinstance(action, argparse._SubParsersAction):
             return dict(action.choices)
     return {}
+
+
+def _other_words(noun: str, same: Mapping[str, str | None]) -> str:
+    rows = [f"| `{noun} {action}` | `{verb}` |" for action, verb in same.items() if verb]
+    return "\n".join([f"### {noun}", "", "| Docker's word | The same as |", "|---|---|", *rows, ""])
 
 
 def _section(name: str, parser: argparse.ArgumentParser) -> str:

@@ -42,8 +42,11 @@ def _volumes(layout: Layout) -> dict[str, str]:
 
 
 def _images(layout: Layout) -> dict[str, str]:
-    """Names as they were asked for: of the containers, and of the newest generation."""
+    """Names as they were asked for: of the containers, of the newest generation, and those given by hand."""
     found = {_short(one["reference"]): str(one.get("manifest", ""))[:19] for one in _records(layout)}
+    for name in _listed(layout.tags):
+        tag = _read(layout.tags / name)
+        found[_short(tag.get("name", ""))] = str(tag.get("digest", ""))[:19]
     numbers = [
         int(stem) for name in _listed(layout.generations) if (stem := name.removesuffix(".json")).isdigit()
     ]

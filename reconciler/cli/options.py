@@ -5,10 +5,12 @@ performs the verb as `module:function` under reconciler.cli.
 """
 
 import argparse
+from collections.abc import Mapping
 from typing import Final
 
 from reconciler.cli import stock, watching
-from reconciler.cli.arguments import Verbs, call, listing, output
+from reconciler.cli.arguments import Add, Verbs, call, listing, output
+from reconciler.cli.stock import noun
 
 
 def _source(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +112,7 @@ def _uninstall(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="do not ask; volumes and their data go too")
 
 
-VERBS: Final[Verbs] = (
+_VERBS: Final[Verbs] = (
     ("agent", "Run the agent: keep this device equal to the specs, until stopped.", _agent),
     ("validate", "Check spec files, offline, and print every error of all of them.", _validate),
     ("plan", "Print what an apply would do. Changes nothing.", _plan),
@@ -123,4 +125,46 @@ VERBS: Final[Verbs] = (
     ("schema", "Print the JSON Schema of specs, for editors.", _schema),
     ("version", "Print the version.", _version),
     ("uninstall", "Stop and remove everything of this state directory, volumes included.", _uninstall),
+)
+
+# Docker's nouns: each word is that verb under another name, as far as the verb exists.
+_CONTAINER: Final = {
+    word: word
+    for word in (
+        *("attach", "cp", "create", "exec", "inspect", "kill", "logs", "pause", "port", "rename", "restart"),
+        *("rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait"),
+    )
+} | {"ls": "ps"}
+_IMAGE: Final = {"ls": "images", "rm": "rmi", "pull": "pull", "tag": "tag", "inspect": "inspect"}
+
+
+def _same_as(verb: str, add: Add) -> Add:
+    def build(parser: argparse.ArgumentParser) -> None:
+        add(parser)
+        parser.set_defaults(same_as=verb)
+
+    return build
+
+
+def _words(words: Mapping[str, str]) -> Verbs:
+    known = {name: (help_text, add) for name, help_text, add in _VERBS}
+    return tuple(
+        (word, known[verb][0], _same_as(verb, known[verb][1]))
+        for word, verb in sorted(words.items())
+        if verb in known
+    )
+
+
+VERBS: Final[Verbs] = (
+    *_VERBS,
+    (
+        "container",
+        "Containers, by Docker's noun: ls, logs, prune and the others.",
+        noun((*_words(_CONTAINER), *stock.CONTAINER)),
+    ),
+    (
+        "image",
+        "Images, by Docker's noun: ls, pull, rm, tag, inspect, prune.",
+        noun((*_words(_IMAGE), *stock.IMAGE)),
+    ),
 )

@@ -3,7 +3,7 @@
 import argparse
 from typing import Final
 
-from reconciler.cli.arguments import Verbs, call, listing
+from reconciler.cli.arguments import Add, Verbs, call, completes, filters, listing, output
 
 
 def _cp(parser: argparse.ArgumentParser) -> None:
@@ -23,29 +23,104 @@ def _cp(parser: argparse.ArgumentParser) -> None:
 
 def _images(parser: argparse.ArgumentParser) -> None:
     call(parser, "images:images")
+    parser.add_argument("-a", "--all", action="store_true", help="also images that are not here whole")
+    parser.add_argument("--digests", action="store_true", help="whole digests")
+    filters(parser, "dangling=true|false, reference, label, before and since an image")
     listing(parser, quiet="only digests")
 
 
 def _pull(parser: argparse.ArgumentParser) -> None:
-    call(parser, "images:pull")
-    parser.add_argument("reference", metavar="IMAGE", help="HOST/REPOSITORY[:TAG]@DIGEST")
+    call(parser, "pulling:pull")
+    parser.add_argument(
+        "--bundle", metavar="LAYOUT", default="", help="from this OCI layout, also by the name it has there"
+    )
+    parser.add_argument(
+        "--platform", metavar="OS/ARCH", default="", help="for another platform than this device's"
+    )
+    output(parser, "json")
+    parser.add_argument("reference", metavar="IMAGE", help="HOST/REPOSITORY with :TAG, @DIGEST or both")
 
 
 def _digest(parser: argparse.ArgumentParser) -> None:
-    call(parser, "images:digest")
+    call(parser, "pulling:digest")
     parser.add_argument("reference", metavar="IMAGE", help="HOST/REPOSITORY:TAG")
 
 
-def _volume(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
-    ls = actions.add_parser("ls", help="list volumes", description="List volumes, with size and users.")
-    call(ls, "volumes:listing")
-    listing(ls, quiet="only names")
-    removal = actions.add_parser(
-        "rm", help="delete volumes", description="Delete volumes and their data for good."
+def _rmi(parser: argparse.ArgumentParser) -> None:
+    call(parser, "images:remove")
+    parser.add_argument(
+        "-f", "--force", action="store_true", help="take all its names away; it stays while it is needed"
     )
-    call(removal, "volumes:remove")
-    removal.add_argument("names", nargs="+", metavar="APP/VOLUME")
+    output(parser, "json")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="a name, a digest, or the start of a digest"
+    )
+
+
+def _tag(parser: argparse.ArgumentParser) -> None:
+    call(parser, "images:tag")
+    source = parser.add_argument(
+        "source", metavar="SOURCE", help="an image that is here: name, digest, or its start"
+    )
+    completes(source, "image")
+    parser.add_argument("target", metavar="TARGET", help="the new name; NAME alone is localhost/NAME:latest")
+
+
+def _volume_create(parser: argparse.ArgumentParser) -> None:
+    call(parser, "volumes:create")
+    parser.add_argument(
+        "--label", action="append", default=[], metavar="KEY=VALUE", help="a label; may be repeated"
+    )
+    name = parser.add_argument(
+        "name", metavar="NAME", help="APP/VOLUME, or VOLUME for one of no app (adhoc/VOLUME)"
+    )
+    completes(name)
+
+
+def _volume_ls(parser: argparse.ArgumentParser) -> None:
+    call(parser, "volumes:listing")
+    filters(parser, "dangling=true|false (nothing mounts it), orphaned, name, label")
+    listing(parser, quiet="only names")
+
+
+def _volume_rm(parser: argparse.ArgumentParser) -> None:
+    call(parser, "volumes:remove")
+    parser.add_argument("-f", "--force", action="store_true", help="one that is not there is no error")
+    names = parser.add_argument("names", nargs="+", metavar="NAME", help="APP/VOLUME, or VOLUME of no app")
+    completes(names, "volume")
+
+
+def _prune(what: str, everything: str = "") -> Add:
+    def add(parser: argparse.ArgumentParser) -> None:
+        call(parser, "pruning:prune")
+        parser.set_defaults(what=what, all=False)
+        if everything:
+            parser.add_argument("-a", "--all", action="store_true", help=everything)
+        if what == "system":
+            parser.add_argument("--volumes", action="store_true", help="volumes too, and their data")
+        parser.add_argument("-f", "--force", action="store_true", help="do not ask")
+        parser.add_argument("--dry-run", action="store_true", help="only list what would go, and why")
+        filters(parser, "until (a time or a duration), label, label! (label!=KEY)")
+        output(parser, "json")
+
+    return add
+
+
+def _df(parser: argparse.ArgumentParser) -> None:
+    call(parser, "pruning:df")
+    parser.add_argument("-v", "--verbose", action="store_true", help="each thing, with what uses it")
+    listing(parser)
+
+
+def noun(actions: Verbs) -> Add:
+    """A verb that is a noun, with actions of its own."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        inner = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
+        for name, help_text, build in actions:
+            build(inner.add_parser(name, help=help_text[0].lower() + help_text[1:-1], description=help_text))
+
+    return add
 
 
 def _gc(parser: argparse.ArgumentParser) -> None:
@@ -56,11 +131,42 @@ def _gc(parser: argparse.ArgumentParser) -> None:
     listing(parser)
 
 
+_PRUNE_IMAGES: Final = (
+    "Remove images that nothing needs and nobody named, and packed layers that are unpacked."
+)
+_PRUNE_RUNS: Final = "Remove what is kept of containers that nobody wants any more."
+_VOLUME: Final[Verbs] = (
+    ("create", "Make a volume by hand.", _volume_create),
+    ("ls", "List volumes, with size and users.", _volume_ls),
+    ("rm", "Delete volumes and their data for good.", _volume_rm),
+    (
+        "prune",
+        "Delete volumes that nobody named and nothing mounts; with -a named ones too.",
+        _prune("volume", "also volumes that somebody named, but nothing declares or mounts"),
+    ),
+)
+_SYSTEM: Final[Verbs] = (
+    ("df", "Show what takes room on the disk, and what a prune would give back.", _df),
+    (
+        "prune",
+        "Remove images that nothing needs and runs that are over; volumes only with --volumes.",
+        _prune("system", "also images, and with --volumes volumes, that somebody named"),
+    ),
+)
+# What has no verb of its own: the rest of these nouns are other words for verbs.
+IMAGE: Final[Verbs] = (
+    ("prune", _PRUNE_IMAGES, _prune("image", "also images that somebody named, but nothing needs")),
+)
+CONTAINER: Final[Verbs] = (("prune", _PRUNE_RUNS, _prune("container")),)
 VERBS: Final[Verbs] = (
     ("cp", "Copy files out of a container or into it, whether it runs or not.", _cp),
-    ("images", "List the images that are here.", _images),
+    ("images", "List the images that are here, with what uses them.", _images),
     ("pull", "Fetch an image, verify and unpack it.", _pull),
     ("digest", "Print the reference of an image with the digest that its tag has now.", _digest),
-    ("volume", "List and delete named volumes.", _volume),
+    ("tag", "Give an image another name on this device.", _tag),
+    ("rmi", "Take a name from an image, and with its last one the image.", _rmi),
+    ("volume", "Make, list and delete named volumes.", noun(_VOLUME)),
+    ("system", "The device's room: df, prune.", noun(_SYSTEM)),
+    ("df", "Show what takes room on the disk, and what a prune would give back.", _df),
     ("gc", "Delete what nothing wants any more from the store.", _gc),
 )

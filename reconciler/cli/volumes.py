@@ -1,19 +1,23 @@
-"""Verbs about named volumes: ls and rm. A volume that no spec declares any more is listed as orphaned."""
+"""Verbs about named volumes: create, ls, rm. A volume that no spec declares any more is listed as orphaned."""
 
 import argparse
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from reconciler.agent import client
 from reconciler.agent.history import read_last_good
 from reconciler.agent.parts import open_parts
-from reconciler.agent.requests import remove_volume
+from reconciler.agent.requests import create_volume, remove_volume
+from reconciler.agent.stock import volume_users
+from reconciler.cli.change import change
 from reconciler.cli.common import device_of, layout_of
 from reconciler.cli.listing import show
 from reconciler.engine import instance, volumes
 from reconciler.engine.layout import Layout
 from reconciler.engine.record import records
-from reconciler.errors import UsageError
+from reconciler.errors import BlockedError, NotFoundError, ReconcilerError, UsageError
+from reconciler.report.filters import Filters, Match, like
 from reconciler.report.tables import Column, age, size
 from reconciler.spec.load import load
 from reconciler.spec.terms import ANYTHING
@@ -23,6 +27,8 @@ _COLUMNS: Final = (
     Column("SIZE", lambda item: size(item["size"])),
     Column("CREATED", lambda item: age(datetime.fromisoformat(item["created"]).timestamp())),
     Column("USED BY", lambda item: "orphaned" if item["orphaned"] else ", ".join(item["users"])),
+    Column("LABELS", lambda item: ",".join(f"{k}={v}" for k, v in item["labels"].items()), wide=True),
+    Column("MOUNTPOINT", lambda item: str(item["mountpoint"]), wide=True),
 )
 
 
@@ -38,49 +44,99 @@ def declared(layout: Layout) -> set[str]:
 def listing(args: argparse.Namespace) -> int:
     """List volumes with size, age and users."""
     layout = layout_of(args)
-    users: dict[str, list[str]] = {}
-    for record in records(layout):
-        for name in record.volumes:
-            users.setdefault(f"{record.app}/{name}", []).append(record.full_name)
+    which = Filters(args.filter, _KEYS)
+    users = volume_users(records(layout))
     wanted = declared(layout)
     items: list[dict[str, Any]] = []
     for volume in volumes.volumes(layout):
         name = volume.full_name
-        items.append(
-            {
-                "name": name,
-                "size": 0
-                if args.quiet or args.output == "name"
-                else volumes.size(layout, volume.app, volume.name),
-                "created": datetime.fromtimestamp(volume.created, UTC).isoformat(timespec="seconds"),
-                "orphaned": name not in wanted and not users.get(name),
-                "users": users.get(name, []),
-            }
-        )
+        item = {
+            "name": name,
+            "size": 0,
+            "created": datetime.fromtimestamp(volume.created, UTC).isoformat(timespec="seconds"),
+            "orphaned": name not in wanted and not users.get(name),
+            "anonymous": volume.anonymous,
+            "labels": dict(volume.labels),
+            "mountpoint": str(layout.volume_data(volume.app, volume.name)),
+            "users": users.get(name, []),
+        }
+        if which.matches(item):
+            if not args.quiet and args.output != "name":
+                item["size"] = volumes.size(layout, volume.app, volume.name)
+            items.append(item)
     show(args, "VolumeList", items, _COLUMNS, quiet=lambda item: str(item["name"]))
+    return 0
+
+
+def _dangling(item: Mapping[str, Any], value: str) -> bool:
+    if value not in ("true", "1", "false", "0"):
+        raise UsageError(f"--filter dangling={value}: expected true or false")
+    return (not item["users"]) is (value in ("true", "1"))
+
+
+def _label(item: Mapping[str, Any], value: str) -> bool:
+    key, equals, wanted = value.partition("=")
+    return key in item["labels"] and (not equals or item["labels"][key] == wanted)
+
+
+_KEYS: Final[dict[str, Match]] = {
+    "dangling": _dangling,
+    "name": lambda item, value: like(item["name"], value),
+    "label": _label,
+    "orphaned": lambda item, value: item["orphaned"] is (value in ("true", "1")),
+}
+
+
+def create(args: argparse.Namespace) -> int:
+    """Make a volume; succeeds if it is there. One that a spec declares later is taken over with what is in it."""
+    volumes.split(args.name)
+    labels = {}
+    for text in args.label:
+        key, _, value = text.partition("=")
+        if not key:
+            raise UsageError(f"--label {text!r}: expected KEY=VALUE")
+        labels[key] = value
+    answer = change(
+        args,
+        "volume create",
+        "/v1/volumes/create",
+        {"name": args.name, "labels": labels},
+        lambda parts: {"name": create_volume(parts, args.name, labels)},
+    )
+    print(answer["name"])
     return 0
 
 
 def remove(args: argparse.Namespace) -> int:
     """Delete volumes and their data for good; refused while a container or a spec wants one."""
     layout = layout_of(args)
-    for name in args.names:
-        if name.count("/") != 1 or not all(name.split("/")):
-            raise UsageError(f"volume {name!r}: expected APP/VOLUME", hint="run: reconciler volume ls")
-    if client.running(layout):
-        for name in args.names:
-            client.request(layout, "POST", "/v1/volumes/remove", {"name": name})
+    names = ["/".join(volumes.split(name)) for name in args.names]
+    if not client.running(layout):
+        instance.read_id(layout)
+    failed: ReconcilerError | None = None
+    for name in names:
+        try:
+            _remove(args, layout, name)
+        except NotFoundError as error:
+            if not args.force:
+                failed = failed or error
+        except BlockedError as error:
+            failed = failed or error
+        else:
             print(name)
-        return 0
-    instance.read_id(layout)
+    if failed is not None:
+        raise failed
+    return 0
+
+
+def _remove(args: argparse.Namespace, layout: Layout, name: str) -> None:
+    if client.running(layout):
+        client.request(layout, "POST", "/v1/volumes/remove", {"name": name})
+        return
+    app, _, volume = name.partition("/")
     parts = open_parts(layout, device_of(args), lambda _: None)
     try:
         with instance.StateLock(layout, "reconciler volume rm"):
-            wanted = declared(layout)
-            for name in args.names:
-                app, _, volume = name.partition("/")
-                remove_volume(parts, app, volume, wanted=(volume,) if name in wanted else ())
-                print(name)
+            remove_volume(parts, app, volume, wanted=(volume,) if name in declared(layout) else ())
     finally:
         parts.close()
-    return 0

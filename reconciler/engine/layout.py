@@ -9,6 +9,7 @@ STATE  (/var/lib/reconciler, 0700)
   blobs/<algorithm>/<hex>    complete by rename from partial/; named by content, so never rewritten
   partial/                   downloads and unpacking in progress; anything here may be deleted when store.lock is free
   resolved/<alg>-<hex>.json  digest as pinned -> resolved image: a cache, may be deleted at any time
+  tags/<sha256 of name>.json a name that a person gave to an image here; one file each, replaced by rename
   layers/<hex of chain id>/  an unpacked layer (a directory for overlayfs), made by rename from partial/
   layers/<hex>.json          its record: written after the rename, and durable; without it the layer does not exist
   layers/<hex>.files         its index: the sha256 of every file, as sha256sum writes it
@@ -106,6 +107,13 @@ class Layout:
 
     def layer_record(self, chain_id: Digest) -> Path:
         return self.layers / f"{chain_id.hex}.json"
+
+    @property
+    def tags(self) -> Path:
+        return self.state / "tags"
+
+    def tag(self, key: str) -> Path:
+        return self.tags / f"{key}.json"
 
     @property
     def trash(self) -> Path:

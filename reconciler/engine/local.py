@@ -93,18 +93,22 @@ class LocalEngine:
     def collect(self, kind: str, name: str) -> bool:
         with self._store.exclusive(), self._store.claims:
             used = {layer for found in record.records(self._layout) for layer in found.layers}
-            match kind:
-                case "layer":
-                    if name in used:
-                        return False
-                    self._store.remove_layer(Digest("sha256", name))
-                case "blob":
-                    self._store.remove_blob(Digest.parse(name))
-                case "image":
-                    self._store.forget(Digest.parse(name))
-                case "previous":
-                    app, _, container = name.partition("/")
-                    self._store.discard(self._layout.previous(app, container))
-                case _:
-                    raise ValueError(f"unknown kind of garbage {kind!r}")
+            if kind == "layer" and name in used:
+                return False
+            self.discard(kind, name)
         return True
+
+    def discard(self, kind: str, name: str) -> None:
+        """Take one object out of the store. The caller holds its locks, and has just seen that nothing wants it."""
+        match kind:
+            case "layer":
+                self._store.remove_layer(Digest("sha256", name))
+            case "blob":
+                self._store.remove_blob(Digest.parse(name))
+            case "image":
+                self._store.forget(Digest.parse(name))
+            case "previous":
+                app, _, container = name.partition("/")
+                self._store.discard(self._layout.previous(app, container))
+            case _:
+                raise ValueError(f"unknown kind of garbage {kind!r}")

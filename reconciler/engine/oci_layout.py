@@ -11,10 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from reconciler.engine.document import parse
+from reconciler.errors import NotFoundError
 from reconciler.linux.path import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
 from reconciler.spec.reference import Digest
 
 _CHUNK = 1 << 16
+_INDEX = 4 << 20  # the ceiling of manifests (distribution specification 1.1, "Pulling")
+_REF_NAME = "org.opencontainers.image.ref.name"
 
 
 class Bundles:
@@ -72,6 +76,42 @@ class Bundles:
                 return fd
             os.close(fd)
         return None
+
+
+def named(directory: Path, name: str) -> Digest:
+    """Return what the layout in `directory` calls `name` (org.opencontainers.image.ref.name), or raise NotFoundError.
+
+    This is what a person asked for by that name in that layout; it says nothing about any other name.
+    """
+    try:
+        root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotFoundError(f"{directory}: {(error.strerror or '').lower()}") from error
+    try:
+        fd = openat2(
+            root, "index.json", os.O_RDONLY | os.O_NONBLOCK, resolve=RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
+        )
+    except OSError as error:
+        raise NotFoundError(f"{directory}: not an OCI image layout: it has no index.json") from error
+    finally:
+        os.close(root)
+    with open(fd, "rb") as file:
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        index = parse(
+            file.read(_INDEX + 1) if regular else b"", subject=f"{directory}/index.json", limit=_INDEX
+        )
+    found: dict[str, Digest] = {}
+    for entry in index.children("manifests") or []:
+        notes = entry.child("annotations")
+        known = notes.text(_REF_NAME) if notes is not None else None
+        if known is not None:
+            found[known] = Digest.parse(entry.required_text("digest"))
+    if name not in found:
+        raise NotFoundError(
+            f"{directory}: nothing there is called {name}",
+            hint=f"there are: {', '.join(sorted(found)) or 'no names'}",
+        )
+    return found[name]
 
 
 def chunks(file: BinaryIO) -> Iterator[bytes]:

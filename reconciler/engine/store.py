@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import new as new_hash
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from reconciler.engine.imagerecord import InvalidRecordError, LayerRecord, decod
 from reconciler.engine.inventory import ALGORITHMS, Blob, Files, Inventory, blobs
 from reconciler.engine.layout import Layout
 from reconciler.engine.listing import Listing
+from reconciler.engine.tags import Tags
 from reconciler.errors import BlockedError, VerificationError
 from reconciler.failpoint import failpoint
 from reconciler.linux.path import syncfs
@@ -40,6 +42,7 @@ class Store:
         self._images: dict[Digest, Image] = {}
         self._digests: tuple[Files, frozenset[Digest]] | None = None
         self._inventory = Inventory(layout, self._listing, self._layers)
+        self._tags = Tags(layout)
         self._commit = threading.Lock()
         # Held while a container lays claim to layers and volumes by its record, and while what no record names goes
         self.claims = threading.Lock()
@@ -54,6 +57,7 @@ class Store:
             layout.partial,
             layout.resolved,
             layout.layers,
+            layout.tags,
             layout.trash,
         ):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -353,7 +357,13 @@ class Store:
 
     def observe(self) -> observed.Store:
         """Return everything collectable and the room left, for a plan. Cheap: called in every turn of the loop."""
-        return self._inventory.observe()
+        found = self._inventory.observe()
+        tagged = tuple(
+            (tag.name, image)
+            for tag in self._tags.current()
+            if (image := self.resolved(tag.digest)) is not None
+        )
+        return replace(found, tagged=tagged) if tagged else found
 
     def _listing(self, path: Path) -> Files:
         listing = self._listings.get(path)

@@ -7,8 +7,9 @@ the mark away (Docker's copy-up). Removal is for people only (`reconciler volume
 import errno
 import json
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,10 +17,12 @@ from typing import Final
 from reconciler.engine import trash
 from reconciler.engine.durable import replace_json, sync_directory
 from reconciler.engine.layout import Layout
-from reconciler.errors import BlockedError, NotFoundError
+from reconciler.errors import BlockedError, NotFoundError, UsageError
 from reconciler.failpoint import failpoint
 from reconciler.linux.path import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 
+ADHOC: Final = "adhoc"  # the app, reserved in specs, of what people make by hand
+_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # A directory was removed, or replaced, or is too deep for a path.
 _AT_WORK: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG, errno.ESTALE)
@@ -27,18 +30,35 @@ _AT_WORK: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A volume on disk; `created` is wall seconds."""
+    """A volume on disk; `created` is wall seconds. `anonymous`: nobody chose its name, so that a prune may take it."""
 
     app: str
     name: str
     created: float
+    labels: tuple[tuple[str, str], ...] = ()
+    anonymous: bool = False
 
     @property
     def full_name(self) -> str:
         return f"{self.app}/{self.name}"
 
 
-def create(layout: Layout, app: str, name: str) -> None:
+def split(text: str) -> tuple[str, str]:
+    """The app and the name that a person means: NAME alone is a volume of no app, where ad-hoc containers look."""
+    app, slash, name = text.rpartition("/")
+    app = app if slash else ADHOC
+    for part in (app, name):
+        if _NAME.fullmatch(part) is None:
+            raise UsageError(
+                f"volume {text!r}: {part!r} is not a name: lower case letters, digits and -, at most 63",
+                hint="write APP/VOLUME, or VOLUME for one that belongs to no app",
+            )
+    return app, name
+
+
+def create(
+    layout: Layout, app: str, name: str, *, labels: Mapping[str, str] | None = None, anonymous: bool = False
+) -> None:
     """Make the volume, durably, or do nothing if it is there.
 
     Only the record makes it complete: without one (a crash in between) the call starts over and keeps what is there.
@@ -56,7 +76,15 @@ def create(layout: Layout, app: str, name: str) -> None:
         layout.volume_data(app, name).mkdir(mode=0o755, exist_ok=True)
     failpoint("volume.made")
     replace_json(
-        layout.volume_record(app, name), {"version": 1, "app": app, "name": name, "created": time.time()}
+        layout.volume_record(app, name),
+        {
+            "version": 1,
+            "app": app,
+            "name": name,
+            "created": time.time(),
+            "labels": dict(labels or {}),
+            "anonymous": anonymous,
+        },
     )
     for directory in (root.parent, layout.volumes, layout.state):
         sync_directory(directory)
@@ -67,12 +95,17 @@ def volumes(layout: Layout) -> Iterator[Volume]:
     """Every volume of this state directory, by name."""
     for app in _names(layout.volumes):
         for name in _names(layout.volumes / app):
-            try:
-                record = json.loads(layout.volume_record(app, name).read_bytes())
-                created = float(record["created"])
-            except (OSError, ValueError, KeyError, TypeError):
-                created = 0.0  # a torn or missing record does not make the data go away
-            yield Volume(app, name, created)
+            yield read(layout, app, name)
+
+
+def read(layout: Layout, app: str, name: str) -> Volume:
+    """The volume as its record describes it. A torn or missing record does not make the data go away."""
+    try:
+        record = json.loads(layout.volume_record(app, name).read_bytes())
+        labels = tuple(sorted((str(key), str(value)) for key, value in record.get("labels", {}).items()))
+        return Volume(app, name, float(record["created"]), labels, record.get("anonymous", False) is True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+        return Volume(app, name, 0.0)
 
 
 def names(layout: Layout) -> dict[str, frozenset[str]]:

@@ -43,7 +43,7 @@ class Explained:
     until: float | None = None
 
 
-_Wanted = dict[tuple[str, str], str]
+Wanted = dict[tuple[str, str], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ class Roots:
     `images` are those that should run, each with the reason for what it is made from.
     """
 
-    desired: _Wanted
+    desired: Wanted
     images: tuple[tuple[Image, str], ...]
-    applied: _Wanted
+    applied: Wanted
 
 
 def explain(
@@ -74,13 +74,17 @@ def explain(
     if not store.objects:
         return ()
     wanted = _mark(store, desired, containers, known or roots(desired, generations, retention), retention)
+    named = mark_named(store, retention)
     kept: list[Explained] = []
     old: list[Explained] = []
     young: list[StoredObject] = []
+    spared: list[StoredObject] = []
     for item in store.objects:
         age = now.wall - item.last_used
         if (reason := _reason(wanted, (item.kind, item.name))) is not None:
             kept.append(Explained(item, True, reason))
+        elif (item.kind, item.name) in named:
+            spared.append(item)
         elif age >= retention.min_age:
             old.append(Explained(item, False, f"nothing wants it, unused for {_duration(age)}"))
         else:
@@ -88,10 +92,13 @@ def explain(
     result = kept + old
     shortage = _shortage(store, retention)
     missing = _missing(store, retention) - sum(e.object.size for e in old) if shortage else 0
-    for item in sorted(young, key=_age_order):
+    # What only a person's name keeps goes last, and only for want of room: nothing that should run needs it.
+    for item in (*sorted(young, key=_age_order), *sorted(spared, key=_age_order)):
         if missing > 0:
             missing -= item.size
             result.append(Explained(item, False, f"nothing wants it, {shortage}"))
+        elif (name := named.get((item.kind, item.name))) is not None:
+            result.append(Explained(item, True, name))
         else:
             until = item.last_used + retention.min_age
             left = _duration(until - now.wall)
@@ -146,7 +153,7 @@ def _duration(seconds: float) -> str:
 
 def roots(desired: Desired, generations: Sequence[Generation], retention: Retention) -> Roots:
     """Return what is wanted whatever is there now: what should run, and the kept generations."""
-    wanted: _Wanted = {}
+    wanted: Wanted = {}
     images: dict[int, tuple[Image, str]] = {}  # by identity: a thousand apps may share one
     for name in sorted(desired.apps):
         for container_name in sorted(desired.apps[name].containers):
@@ -156,10 +163,34 @@ def roots(desired: Desired, generations: Sequence[Generation], retention: Retent
                 images[id(container.image)] = container.image, f"{container.full_name} should run it"
                 _mark_image(wanted, *images[id(container.image)])
         _mark_unresolved(wanted, desired.apps[name])
-    applied: _Wanted = {}
+    applied: Wanted = {}
     for generation, app in _kept(desired, generations, retention.keep_generations):
         _mark_applied(applied, app, f"generation {generation.number} needs it for {app.name}")
     return Roots(wanted, tuple(images.values()), applied)
+
+
+def mark_named(store: Store, retention: Retention) -> Wanted:
+    """Return what the names that people gave keep, by kind and name, with the first such name as the reason."""
+    wanted: Wanted = {}
+    for name, image in sorted(store.tagged, key=lambda tagged: tagged[0]):
+        reason = f"it was named {name} by hand"
+        _mark_image(wanted, image, reason)
+        _mark_blobs(wanted, image, store, retention, reason)
+    return wanted
+
+
+def mark(
+    store: Store,
+    desired: Desired,
+    containers: Mapping[str, Sequence[Container]],
+    generations: Sequence[Generation],
+    retention: Retention,
+) -> Wanted:
+    """Return what the roots reach, by kind and name, with the first reason found."""
+    merged: Wanted = {}
+    for part in _mark(store, desired, containers, roots(desired, generations, retention), retention):
+        merged = {**part, **merged}
+    return merged
 
 
 def _mark(
@@ -168,9 +199,9 @@ def _mark(
     containers: Mapping[str, Sequence[Container]],
     known: Roots,
     retention: Retention,
-) -> tuple[_Wanted, _Wanted, _Wanted]:
+) -> tuple[Wanted, Wanted, Wanted]:
     """Return each wanted object by kind and name: what should run, what exists, what the generations had."""
-    wanted: _Wanted = {}
+    wanted: Wanted = {}
     for image, reason in known.images:
         _mark_blobs(wanted, image, store, retention, reason)
     for same in containers.values():
@@ -185,7 +216,7 @@ def _mark(
     return known.desired, wanted, known.applied
 
 
-def _reason(wanted: tuple[_Wanted, ...], key: tuple[str, str]) -> str | None:
+def _reason(wanted: tuple[Wanted, ...], key: tuple[str, str]) -> str | None:
     """Return the first reason found."""
     return next((reason for part in wanted if (reason := part.get(key)) is not None), None)
 
@@ -194,7 +225,7 @@ def _left_alone(desired: Desired, app: str) -> bool:
     return app in desired.held or (bool(desired.hold_all) and app not in desired.apps)
 
 
-def _mark_image(wanted: _Wanted, image: Image, reason: str) -> None:
+def _mark_image(wanted: Wanted, image: Image, reason: str) -> None:
     for digest in (image.index, image.manifest, image.config):
         wanted.setdefault(("image", str(digest)), reason)
         wanted.setdefault(("blob", str(digest)), reason)
@@ -202,14 +233,14 @@ def _mark_image(wanted: _Wanted, image: Image, reason: str) -> None:
         wanted.setdefault(("layer", layer.chain_id.hex), reason)
 
 
-def _mark_blobs(wanted: _Wanted, image: Image, store: Store, retention: Retention, reason: str) -> None:
+def _mark_blobs(wanted: Wanted, image: Image, store: Store, retention: Retention, reason: str) -> None:
     """What is not unpacked yet is needed for that, or is the part of a download that need not be repeated."""
     for layer in image.layers:
         if retention.keep_blobs or layer.chain_id.hex not in store.layers:
             wanted.setdefault(("blob", str(layer.digest)), reason)
 
 
-def _mark_unresolved(wanted: _Wanted, app: App) -> None:
+def _mark_unresolved(wanted: Wanted, app: App) -> None:
     """The documents found so far of an image that is being resolved; what else it needs is not known yet."""
     for item in app.unresolved:
         _, at, digest = item.reference.partition("@")
@@ -222,7 +253,7 @@ def _mark_unresolved(wanted: _Wanted, app: App) -> None:
             wanted.setdefault(("image", digest), reason)
 
 
-def _mark_applied(wanted: _Wanted, app: AppliedApp, reason: str) -> None:
+def _mark_applied(wanted: Wanted, app: AppliedApp, reason: str) -> None:
     for reference, manifest, config in app.images:
         for digest in (reference.partition("@")[2], manifest, config):
             if digest:

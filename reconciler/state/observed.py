@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from reconciler.state.desired import Limits, Port, Settings
+from reconciler.state.image import Image
 from reconciler.state.process import ExitRecord
 
 
@@ -162,12 +163,16 @@ class StoredObject:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The store: unpacked layers (hex chain ids), all collectable objects, and the file system's room in bytes."""
+    """The store: unpacked layers (hex chain ids), all collectable objects, and the file system's room in bytes.
+
+    `tagged` are the names that people gave to images, with what they mean.
+    """
 
     layers: frozenset[str] = frozenset()
     objects: tuple[StoredObject, ...] = ()
     free: int = 0
     size: int = 0
+    tagged: tuple[tuple[str, Image], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,7 +202,7 @@ def test_a_turn_that_finds_nothing_new_reads_no_directory_twice(
     store: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_layer(store, layout, A)
-    for path in (layout.layers, layout.resolved, layout.blobs / "sha256"):
+    for path in (layout.layers, layout.resolved, layout.tags, layout.blobs / "sha256"):
         os.utime(path, (1, 1))
     first = store.observe()
     listed: list[object] = []

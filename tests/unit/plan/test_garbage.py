@@ -209,3 +209,21 @@ def test_gc_after_a_restart_of_the_agent_frees_exactly_the_unused() -> None:
     assert isinstance(step, CollectGarbage)
     unused = {layer.chain_id.hex for layer in IMAGES[2].layers} - values.chain_ids(IMAGES[:2])
     assert {item.name for item in step.objects if item.kind == "layer"} == unused
+
+
+def test_a_name_given_by_hand_keeps_an_image_as_long_as_there_is_room() -> None:
+    objects = documents(IMAGES[0]) + documents(IMAGES[1], age=60.0)
+    names = (("localhost/mine:1", IMAGES[0]),)
+    layers = frozenset(item.name for item in objects if item.kind == "layer")
+
+    def look(free: int) -> tuple[Explained, ...]:
+        store = Store(layers, tuple(objects), free, 100 * GIB, names)
+        return explain(store, Desired({}), {}, (), Retention(), NOW)
+
+    mine = {item.name for item in documents(IMAGES[0]) if item.kind != "blob"}
+    calm = {e.object.name: e for e in look(90 * GIB)}
+    assert all(calm[name].kept for name in mine)
+    assert "localhost/mine:1" in calm[str(IMAGES[0].manifest)].reason
+    full = {e.object.name: e for e in look(GIB)}
+    assert not any(full[name].kept for name in mine)
+    assert "of the disk is used" in full[str(IMAGES[0].manifest)].reason

@@ -1,0 +1,112 @@
+"""Pulling by hand: by digest, by a tag whose digest is looked up now, or from an OCI layout by the name it has there.
+
+A tag is a question that its registry answers today; what was pulled is told by digest, and the tag's name is kept for
+people on this device, unless a spec pins that name to something else: what a spec says is never overruled by hand.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from reconciler.agent.images import open_images
+from reconciler.config import Device
+from reconciler.engine import oci_layout, tags
+from reconciler.engine.layout import Layout
+from reconciler.engine.platform import Platform, host_platform
+from reconciler.engine.progress import Progress
+from reconciler.engine.pull import Images
+from reconciler.engine.store import Store
+from reconciler.errors import UsageError
+from reconciler.spec.reference import InvalidReferenceError, Reference
+from reconciler.state.image import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """What came: the reference with its digest, the image, the name it got by hand ("" for none), and why not."""
+
+    reference: Reference
+    image: Image
+    name: str = ""
+    warning: str = ""
+
+    def document(self) -> dict[str, str]:
+        """The same as plain values."""
+        return {
+            "reference": str(self.reference),
+            "digest": str(self.reference.digest),
+            "manifest": str(self.image.manifest),
+            "platform": self.image.platform,
+            "name": self.name,
+            "warning": self.warning,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where images are brought to: what a pull needs, and no more, since loading the rest takes as long as a pull."""
+
+    layout: Layout
+    device: Device
+    store: Store
+    images: Images
+
+
+def pull(
+    place: Place, text: str, progress: Callable[[Progress], None], *, bundle: str = "", platform: str = ""
+) -> Pulled:
+    """Bring the image that `text` means here, verified and unpacked, and give it the name that was asked for."""
+    for_platform = Platform.parse(platform) if platform else host_platform()
+    with ExitStack() as stack:
+        images = place.images
+        if bundle or for_platform != host_platform():
+            bundles = (bundle, *place.device.bundles) if bundle else place.device.bundles
+            device = replace(place.device, bundles=bundles)
+            images = open_images(place.layout, device, place.store, for_platform)
+            stack.callback(images.close)
+        reference, name = _wanted(images, text, bundle)
+        if for_platform != host_platform():
+            # By its own manifest: what the index means on this device must stay what specs are resolved to
+            found = images.resolve_without_storing(reference)
+            reference = replace(reference, digest=found.manifest)
+        image = images.resolve(reference)
+        images.pull(image, reference, progress)
+    if not name:
+        return Pulled(reference, image)
+    from reconciler.agent import stock  # reads specs: only a name that is given has to be compared with them
+
+    with place.store.adding(), place.store.claims:
+        reason = stock.pinned_elsewhere(stock.Stock(place.layout, place.device, place.store), name, image)
+        if reason:
+            return Pulled(reference, image, warning=f"{name}: not renamed: {reason}")
+        tags.give(place.layout, name, image.index)
+    return Pulled(reference, image, name)
+
+
+def _wanted(images: Images, text: str, bundle: str) -> tuple[Reference, str]:
+    """The pinned reference that `text` means now, and the name that a person gave it thereby."""
+    if bundle:
+        found = _in_bundle(Path(bundle), text)
+        if found is not None:
+            return found, str(replace(found, digest=None))
+    try:
+        reference = Reference.parse(text)
+    except InvalidReferenceError as error:
+        raise UsageError(str(error), hint=error.hint) from error
+    if reference.digest is not None:
+        return reference, ""
+    return replace(reference, digest=images.digest(reference)), str(reference)
+
+
+def _in_bundle(directory: Path, text: str) -> Reference | None:
+    """What the layout calls `text`; None where that is a pinned reference, whose digest is looked up as always."""
+    if "@" in text:
+        return None
+    digest = oci_layout.named(directory, text)
+    try:
+        return replace(Reference.parse(tags.full_name(text)), digest=digest)
+    except UsageError as error:
+        raise UsageError(
+            f"{directory}: {text!r} is no name for an image here", hint=f"pull it as HOST/NAME@{digest}"
+        ) from error

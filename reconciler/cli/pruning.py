@@ -1,0 +1,213 @@
+"""Verbs that make room: image, container, volume and system prune, and df, which says where the room has gone.
+
+From gentle to aggressive, and never without saying what: everything that would go is listed with its size and the
+reason, a person is asked, and what was not listed then does not go.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from reconciler.agent import stock
+from reconciler.agent.stock import Order, Stock
+from reconciler.cli.change import change
+from reconciler.cli.common import device_of, layout_of, moment, print_json
+from reconciler.cli.listing import show
+from reconciler.engine import instance, volumes
+from reconciler.engine.store import Store
+from reconciler.errors import UsageError
+from reconciler.plan import prune as plan
+from reconciler.plan.prune import Going
+from reconciler.report.tables import Column, short_digest, size, table
+
+_KINDS: Final = {
+    "image": frozenset({"image"}),
+    "container": frozenset({"container"}),
+    "volume": frozenset({"volume"}),
+    "system": frozenset({"image", "container"}),
+}
+
+
+def prune(args: argparse.Namespace) -> int:
+    """List what would go, ask, and take it away; without a terminal to ask on, only with --force."""
+    layout = layout_of(args)
+    instance.read_id(layout)
+    order = _order(args)
+    going = stock.decide(Stock(layout, device_of(args), Store(layout)), order)
+    said = args.output == "table"
+    if said and going:
+        sys.stdout.write(_listed(going))
+    if args.dry_run or not going:
+        return _end(args, going, "would be" if args.dry_run else "were")
+    if not args.force and not _agreed(going):
+        print("nothing was removed", file=sys.stderr)
+        return 1
+    keys = [(item.kind, item.name) for item in going]
+    answer = change(
+        args,
+        f"{args.what} prune",
+        "/v1/prune",
+        stock.order_document(order, keys),
+        lambda parts: {
+            "removed": [
+                {"kind": item.kind, "name": item.name, "size": item.size}
+                for item in stock.carry_out(parts, order, frozenset(keys))
+            ]
+        },
+    )
+    gone = {(item["kind"], item["name"]) for item in answer["removed"]}
+    for item in going:
+        if (item.kind, item.name) not in gone:
+            print(f"reconciler: {item.kind} {item.name}: kept: something uses it now", file=sys.stderr)
+    return _end(args, [item for item in going if (item.kind, item.name) in gone], "were")
+
+
+def _end(args: argparse.Namespace, gone: Sequence[Going], verb: str) -> int:
+    total = sum(item.size for item in gone)
+    if args.output == "json":
+        items = [
+            {"kind": item.kind, "name": item.name, "size": item.size, "reason": item.reason} for item in gone
+        ]
+        print_json(
+            {"apiVersion": "reconciler/v1", "kind": "PrunedList", "items": items, "bytes": total}
+            | {"dry_run": args.dry_run}
+        )
+    elif not gone:
+        print("nothing to remove")
+    else:
+        print(f"{len(gone)} {verb} removed, {size(total)} reclaimed".replace("were removed", "removed"))
+    return 0
+
+
+def _listed(going: Sequence[Going]) -> str:
+    rows = [
+        (item.kind, short_digest(item.name), size(item.size), item.reason)
+        for item in sorted(going, key=lambda item: (item.kind, -item.size, item.name))
+    ]
+    return table(("KIND", "NAME", "SIZE", "REASON"), rows)
+
+
+def _agreed(going: Sequence[Going]) -> bool:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(
+            f"prune: {len(going)} things would go, and nobody can be asked here",
+            hint="--force removes them without asking, --dry-run only lists them",
+        )
+    total = size(sum(item.size for item in going))
+    print(f"Remove these {len(going)}, {total}, for good? [y/N] ", end="", flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _order(args: argparse.Namespace) -> Order:
+    kinds = _KINDS[args.what]
+    if args.what == "system" and args.volumes:
+        kinds |= {"volume"}
+    until: float | None = None
+    labels: list[tuple[str, str | None]] = []
+    without: list[tuple[str, str | None]] = []
+    for text in args.filter:
+        key, equals, value = text.partition("=")
+        match key:
+            case "until" if equals and value:
+                until = min(moment(value, "--filter until"), until or time.time())
+            case "label" if equals and value:
+                labels.append(_label(value))
+            case "label!" if equals and value:
+                without.append(_label(value))
+            case _:
+                raise UsageError(
+                    f"--filter {text!r}: expected KEY=VALUE", hint="keys: until, label, label! (label!=KEY)"
+                )
+    return Order(kinds, bool(args.all), plan.Filter(until, tuple(labels), tuple(without)))
+
+
+def _label(text: str) -> tuple[str, str | None]:
+    key, equals, value = text.partition("=")
+    return key, value if equals else None
+
+
+# --- df ------------------------------------------------------------------------------------------------------------
+
+_USAGE: Final = (
+    Column("TYPE", lambda item: str(item["name"])),
+    Column("TOTAL", lambda item: str(item["total"])),
+    Column("ACTIVE", lambda item: str(item["active"])),
+    Column("SIZE", lambda item: size(item["size"])),
+    Column("RECLAIMABLE", lambda item: size(item["reclaimable"])),
+)
+_THINGS: Final = (
+    Column("KIND", lambda item: str(item["kind"])),
+    Column("NAME", lambda item: short_digest(str(item["name"]))),
+    Column("SIZE", lambda item: size(item["size"])),
+    Column("RECLAIMABLE", lambda item: size(item["reclaimable"])),
+    Column("USED BY", lambda item: ", ".join(item["users"])),
+)
+
+
+def df(args: argparse.Namespace) -> int:
+    """Show what takes room in the state directory, and what a prune would give back."""
+    layout = layout_of(args)
+    instance.read_id(layout)
+    held = Stock(layout, device_of(args), Store(layout))
+    things = _things(held)
+    if args.verbose:
+        show(args, "DiskUsageList", things, _THINGS)
+        return 0
+    names = {"image": "images", "container": "containers", "volume": "volumes", "run": "runs before"}
+    items = [
+        {
+            "name": names[kind],
+            "total": sum(thing["kind"] == kind for thing in things),
+            "active": sum(thing["kind"] == kind and bool(thing["users"]) for thing in things),
+            "size": sum(thing["size"] for thing in things if thing["kind"] == kind),
+            "reclaimable": sum(thing["reclaimable"] for thing in things if thing["kind"] == kind),
+        }
+        for kind in names
+    ]
+    show(args, "DiskUsageSummary", items, _USAGE)
+    return 0
+
+
+def _things(held: Stock) -> list[dict[str, Any]]:
+    """Everything that takes room. A layer that several images have is counted once, with the first of them."""
+    order = Order(frozenset({"image", "container", "volume"}), True, plan.Filter())
+    going = {(item.kind, item.name): item.size for item in stock.decide(held, order)}
+    loose = sum(size for (kind, _), size in going.items() if kind in ("blob", "layer"))
+    things: list[dict[str, Any]] = []
+
+    def add(kind: str, name: str, size: int, users: Sequence[str]) -> None:
+        back = going.get((kind, name), 0)
+        things.append({"kind": kind, "name": name, "size": size, "reclaimable": back, "users": list(users)})
+
+    objects = {(item.kind, item.name): item.size for item in held.observed.store.objects}
+    counted: set[plan.Key] = set()
+    for image in held.images:
+        keys = [key for key in plan.objects_of(image) if key in objects and key not in counted]
+        counted.update(keys)
+        own = sorted(name for name, what in held.observed.store.tagged if what.manifest == image.manifest)
+        known = held.names.get(str(image.manifest), ())
+        name = own[0] if own else known[-1] if known else str(image.manifest)
+        users = [f"{user['kind']} {user['name']}" for user in held.users(image) if user["kind"] != "tag"]
+        add("image", name, sum(objects[key] for key in keys), users)
+    for record in held.records:
+        written = volumes.tree_size(held.layout.container(record.id))
+        add("container", record.full_name, written, [record.id[:12]])
+    for volume in held.volumes:
+        declared = ["its spec"] if volume.declared and not volume.users else []
+        add("volume", f"{volume.app}/{volume.name}", volume.size, [*volume.users, *declared])
+    for item in held.observed.store.objects:
+        if item.kind == "previous":
+            add("run", item.name, item.size, ())
+    if loose:
+        things.append(
+            {
+                "kind": "image",
+                "name": "packed layers and documents",
+                "size": 0,
+                "reclaimable": loose,
+                "users": [],
+            }
+        )
+    return things
