@@ -59,7 +59,7 @@ def there(request: pytest.FixtureRequest, device: Device, box: Built) -> Device:
     last = "exec sleep 100000" if request.param == "running" else "exit 0"
     device.spec("web", APP.format(image=reference(box), script=SETUP + "touch /tree/done; " + last))
     device.start()
-    device.logged("converged")
+    device.logged("converged", timeout=60)
     if request.param == "ended":
         device.until(lambda: device.ps()["web/main"]["state"] == "exited")
     else:

@@ -44,7 +44,7 @@ def ready(request: pytest.FixtureRequest, device: Device, box: Built) -> Device:
     device.configure(bundles=[str(box.layout)], gc={"keep_generations": 1})
     device.spec("web", APP.format(image=reference(box)))
     device.start()
-    device.logged("converged")
+    device.logged("converged", timeout=60)
     if request.param == "alone":
         device.stop()
     return device
