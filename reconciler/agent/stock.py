@@ -30,11 +30,15 @@ _SHORTEST = 2  # digits of an id that people may leave it at
 
 @dataclass(frozen=True)
 class Stock:
-    """What is kept in one state directory, and who needs it; each part is read once, when it is first asked for."""
+    """What is kept in one state directory, and who needs it; each part is read once, when it is first asked for.
+
+    `sizes` False leaves out what volumes take, which is found by walking them: not for whoever holds a lock.
+    """
 
     layout: Layout
     device: Device
     store: Store
+    sizes: bool = True
 
     @cached_property
     def desired(self) -> Desired:
@@ -84,13 +88,13 @@ class Stock:
 
     @cached_property
     def volumes(self) -> Sequence[prune.Volume]:
-        """All volumes, with what each takes on disk."""
+        """All volumes."""
         users = volume_users(self.records)
         return [
             prune.Volume(
                 volume.app,
                 volume.name,
-                volumes.size(self.layout, volume.app, volume.name),
+                volumes.size(self.layout, volume.app, volume.name) if self.sizes else 0,
                 volume.created,
                 volume.labels,
                 volume.anonymous,
@@ -349,7 +353,7 @@ def decide(stock: Stock, order: Order) -> tuple[Going, ...]:
 def carry_out(parts: Parts, order: Order, agreed: frozenset[prune.Key]) -> tuple[Going, ...]:
     """Take away what was `agreed` to, (kind, name) each, and may still go now; return what went."""
     with parts.store.exclusive(), parts.store.claims:
-        stock = Stock(parts.layout, parts.device, parts.store)
+        stock = Stock(parts.layout, parts.device, parts.store, sizes=False)
         gone = tuple(item for item in decide(stock, order) if (item.kind, item.name) in agreed)
         for item in gone:
             for name in item.names:

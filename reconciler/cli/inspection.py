@@ -177,6 +177,7 @@ class Inspector:
                 size=volumes.size(self._layout, volume.app, volume.name),
                 users=sorted(users),
                 orphaned=not users and name not in declared(self._layout),
+                labels=dict(volume.labels),
             )
 
 

@@ -138,18 +138,18 @@ _CONTAINER: Final = {
 _IMAGE: Final = {"ls": "images", "rm": "rmi", "pull": "pull", "tag": "tag", "inspect": "inspect"}
 
 
-def _same_as(verb: str, add: Add) -> Add:
+def _same_as(noun: str, verb: str, add: Add) -> Add:
     def build(parser: argparse.ArgumentParser) -> None:
         add(parser)
-        parser.set_defaults(same_as=verb)
+        parser.set_defaults(same_as=verb, **({"type": noun} if verb == "inspect" else {}))
 
     return build
 
 
-def _words(words: Mapping[str, str]) -> Verbs:
+def _words(noun: str, words: Mapping[str, str]) -> Verbs:
     known = {name: (help_text, add) for name, help_text, add in _VERBS}
     return tuple(
-        (word, known[verb][0], _same_as(verb, known[verb][1]))
+        (word, known[verb][0], _same_as(noun, verb, known[verb][1]))
         for word, verb in sorted(words.items())
         if verb in known
     )
@@ -160,11 +160,16 @@ VERBS: Final[Verbs] = (
     (
         "container",
         "Containers, by Docker's noun: ls, logs, prune and the others.",
-        noun((*_words(_CONTAINER), *stock.CONTAINER)),
+        noun((*_words("container", _CONTAINER), *stock.CONTAINER)),
     ),
     (
         "image",
         "Images, by Docker's noun: ls, pull, rm, tag, inspect, prune.",
-        noun((*_words(_IMAGE), *stock.IMAGE)),
+        noun((*_words("image", _IMAGE), *stock.IMAGE)),
+    ),
+    (
+        "volume",
+        "Make, list and delete named volumes.",
+        noun((*stock.VOLUME, *_words("volume", {"inspect": "inspect"}))),
     ),
 )

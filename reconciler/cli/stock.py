@@ -135,7 +135,7 @@ _PRUNE_IMAGES: Final = (
     "Remove images that nothing needs and nobody named, and packed layers that are unpacked."
 )
 _PRUNE_RUNS: Final = "Remove what is kept of containers that nobody wants any more."
-_VOLUME: Final[Verbs] = (
+VOLUME: Final[Verbs] = (
     ("create", "Make a volume by hand.", _volume_create),
     ("ls", "List volumes, with size and users.", _volume_ls),
     ("rm", "Delete volumes and their data for good.", _volume_rm),
@@ -165,7 +165,6 @@ VERBS: Final[Verbs] = (
     ("digest", "Print the reference of an image with the digest that its tag has now.", _digest),
     ("tag", "Give an image another name on this device.", _tag),
     ("rmi", "Take a name from an image, and with its last one the image.", _rmi),
-    ("volume", "Make, list and delete named volumes.", noun(_VOLUME)),
     ("system", "The device's room: df, prune.", noun(_SYSTEM)),
     ("df", "Show what takes room on the disk, and what a prune would give back.", _df),
     ("gc", "Delete what nothing wants any more from the store.", _gc),

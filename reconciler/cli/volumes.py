@@ -16,7 +16,7 @@ from reconciler.cli.listing import show
 from reconciler.engine import instance, volumes
 from reconciler.engine.layout import Layout
 from reconciler.engine.record import records
-from reconciler.errors import BlockedError, NotFoundError, ReconcilerError, UsageError
+from reconciler.errors import NotFoundError, ReconcilerError, UsageError
 from reconciler.report.filters import Filters, Match, like
 from reconciler.report.tables import Column, age, size
 from reconciler.spec.load import load
@@ -117,11 +117,9 @@ def remove(args: argparse.Namespace) -> int:
     for name in names:
         try:
             _remove(args, layout, name)
-        except NotFoundError as error:
-            if not args.force:
+        except ReconcilerError as error:
+            if not (args.force and error.exit_code == NotFoundError.exit_code):
                 failed = failed or error
-        except BlockedError as error:
-            failed = failed or error
         else:
             print(name)
     if failed is not None:

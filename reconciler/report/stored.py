@@ -62,7 +62,15 @@ def _repository(name: str) -> str:
 
 
 def volume(
-    app: str, name: str, *, data: str, created: float, size: int, users: Sequence[str], orphaned: bool
+    app: str,
+    name: str,
+    *,
+    data: str,
+    created: float,
+    size: int,
+    users: Sequence[str],
+    orphaned: bool,
+    labels: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """One named volume; `users` are the containers that mount it."""
     return {
@@ -71,7 +79,7 @@ def volume(
         "Mountpoint": data,
         "CreatedAt": rfc3339(created),
         "Scope": "local",
-        "Labels": {},
+        "Labels": dict(labels or {}),
         "Options": {},
         "UsageData": {"Size": size, "RefCount": len(users)},
         "Reconciler": {"App": app, "Volume": name, "UsedBy": list(users), "Orphaned": orphaned},

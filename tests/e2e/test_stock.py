@@ -194,6 +194,9 @@ def test_volumes_are_made_described_and_kept_while_something_needs_them(ready: D
     quiet = ready.reconciler("volume", "ls", "-q", "--filter", "dangling=true").stdout
     assert quiet == "adhoc/scratch\nold-app/data\n"
     assert ready.reconciler("volume", "ls", "-q", "--filter", "label=for").stdout == "adhoc/scratch\n"
+    [described] = json.loads(ready.reconciler("volume", "inspect", "adhoc/scratch").stdout)
+    assert described["Labels"] == {"for": "tests"}
+    assert described["Reconciler"]["Orphaned"]
     used = ready.reconciler("volume", "rm", "web/data", check=False)
     assert used.returncode == 5
     assert "web/main" in used.stderr

@@ -95,8 +95,9 @@ def _assembled(layout: Layout, found: Record) -> int:
     )
     namespace.unshare(namespace.CLONE_NEWNS)
     try:
+        sources = mounts.take(prepared)
         root = rootfs.make(prepared)
-        mounts.finish(mounts.mount_all(prepared, root))
+        mounts.finish(mounts.mount_all(prepared, root, sources))
         if prepared.read_only:
             mount.mount_setattr(root.fd, set_=mount.MOUNT_ATTR_RDONLY)
     except StepError as error:
