@@ -65,8 +65,9 @@ def test_what_something_needs_is_never_taken(
     until: float | None,
 ) -> None:
     objects = everything(BASE)
+    keys = list(objects)
     for position in lost:
-        objects.pop(list(objects)[position % len(objects)], None)
+        objects.pop(keys[position % len(keys)], None)
     tagged = {f"localhost/n{number}:1": BASE[number] for number in named & here}
     store = store_of(objects, tagged)
     desired = values.desired(
