@@ -188,6 +188,7 @@ PRIVILEGED = replace(
 
 def test_a_privileged_bundle_masks_nothing_and_takes_all_that_the_agent_has() -> None:
     config = render(PRIVILEGED)
+    VALIDATOR.validate(config)
     assert config["linux"]["maskedPaths"] == config["linux"]["readonlyPaths"] == []
     assert config["linux"]["resources"]["devices"] == [{"allow": True, "access": "rwm"}]
     found = mounts(config)
