@@ -33,7 +33,9 @@ def set_cpuset(group: Cgroup, cpus: str) -> None:
         if v1:
             file.write_text(read(file.parent.parent / "cpuset.cpus").strip())
         elif read(file).strip():
-            file.write_text("\n")
+            # Not "": with processes in it a cpuset that has CPUs can't be emptied (ENOSPC, kernel/cgroup/cpuset.c,
+            # validate_change)
+            file.write_text(read(file.parent.parent / "cpuset.cpus.effective").strip())
         return
     there = read(file.parent.parent / ("cpuset.cpus" if v1 else "cpuset.cpus.effective")).strip()
     if there and not numbers(cpus) <= numbers(there):
