@@ -87,13 +87,16 @@ def containers(
     """A container that depends on others of its app, in cycles too, and perhaps on those of other apps."""
     own = tuple(f"{app}/{other}" for other in siblings if other != name)
     others = tuple(f"{other}/{c}" for other in APPS if other != app for c in NAMES) if foreign else ()
+    mode = draw(st.sampled_from(["bridge"] * 5 + ["host", "none"]))
+    set_up = draw(settings(name, 1000 * (APPS.index(app) + 1), own + others))
     return container(
         app,
         name,
         image=draw(st.sampled_from(IMAGES)),
         arguments=draw(st.sampled_from([("/bin/serve",), ("/bin/serve", "--fast")])),
         mounts=draw(mounts),
-        settings=draw(settings(name, 1000 * (APPS.index(app) + 1), own + others)),
+        settings=set_up if mode == "bridge" else replace(set_up, ports=()),
+        network_mode=mode,
     )
 
 

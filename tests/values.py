@@ -61,12 +61,15 @@ def container(
     arguments: tuple[str, ...] = ("/bin/serve",),
     mounts: tuple[Mount, ...] = (),
     settings: Settings | None = None,
+    network_mode: str = "bridge",
 ) -> Container:
     """A container that should run."""
     return Container(
         app=app,
         name=name,
-        identity=Identity(image=str(image.config), arguments=arguments, mounts=mounts),
+        identity=Identity(
+            image=str(image.config), arguments=arguments, mounts=mounts, network_mode=network_mode
+        ),
         settings=settings or Settings(),
         image=image,
         reference=f"registry.example/{app}/{name}@{image.index}",
@@ -97,6 +100,7 @@ def found(want: Container, phase: Phase | None = None, **changes: object) -> Fou
         layers=tuple(layer.chain_id.hex for layer in want.image.layers),
         limits=want.settings.limits if isinstance(phase, Running) else None,
         created=NOW.wall - 5000.0,
+        networked=want.networked,
     )
     return replace(have, **changes)  # type: ignore[arg-type]
 

@@ -98,7 +98,9 @@ def render(
         "root": {"path": str(layout.rootfs(id)), "readonly": identity.read_only},
         "mounts": _kernel_mounts(identity) + _own_mounts(desired, id, layout),
         "linux": {
-            "namespaces": [{"type": kind} for kind in NAMESPACES],
+            "namespaces": [
+                {"type": kind} for kind in NAMESPACES if kind != "network" or identity.network_mode != "host"
+            ],
             "resources": {**_resources(desired.settings.limits), "devices": _device_rules(rules)},
             "cgroupsPath": cgroups_path,
             "rootfsPropagation": "private",
@@ -376,6 +378,10 @@ def _annotations(
     }
     if identity.init:
         values["init"] = "true"
+    if not desired.networked:
+        values["network-mode"] = identity.network_mode
+    if identity.extra_hosts:
+        values["extra-hosts"] = _json([list(pair) for pair in identity.extra_hosts])
     if identity.groups:
         values["groups"] = _json(list(identity.groups))
     if identity.ulimits:

@@ -21,8 +21,9 @@ from reconciler.engine.control import Control
 from reconciler.engine.durable import replace_bytes, replace_json
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
+from reconciler.engine.network.attach import raise_loopback
 from reconciler.engine.network.networks import Networks
-from reconciler.engine.process import open_pidfd, read_shim
+from reconciler.engine.process import ShimRecord, open_pidfd, read_shim
 from reconciler.engine.snapshot import Uppers, held
 from reconciler.engine.store import Store
 from reconciler.engine.zygote import Zygote
@@ -74,9 +75,9 @@ class Containers:
             hostpath.prepare(desired.identity)
             claim.enter_context(held(layout.container(container_id), desired.full_name))
             failpoint("create.directories")
-            address = self._networks.lease(desired.app, desired.name)
+            address = str(self._networks.lease(desired.app, desired.name)) if desired.networked else ""
             failpoint("create.leased")
-            etc.write(layout, container_id, desired, self._networks.members(desired.app))
+            etc.write(layout, container_id, desired, self._neighbours(desired.app))
             nodes = devices.nodes(desired.identity)
             rules = devices.rules(desired.identity, nodes)
             group = cgroup.create(
@@ -122,7 +123,7 @@ class Containers:
                         reference=desired.reference,
                         layers=tuple(chain_id.hex for chain_id in layers),
                         volumes=tuple(sorted(_volumes(desired))),
-                        address=str(address),
+                        address=address,
                         created=time.time(),
                         attempt=attempt,
                         restarts=restarts,
@@ -185,10 +186,13 @@ class Containers:
             raise ReconcilerError(f"{app}/{name}: it has no shim any more", transient=True)
         if shim.started_boot is not None:
             return
-        self.attach(found)
-        failpoint("start.attached")
-        etc.tell_siblings(self._layout, app, self._networks.members(app))
-        failpoint("start.told")
+        if found.address:
+            self.attach(found)
+            failpoint("start.attached")
+            etc.tell_siblings(self._layout, app, self._neighbours(app))
+            failpoint("start.told")
+        else:
+            self._in_namespace(found, shim, raise_loopback)
         with Control.connect(self._layout.control_socket(found.id)) as control:
             control.start()
         failpoint("start.started")
@@ -201,9 +205,19 @@ class Containers:
         except (OSError, record.CorruptRecordError):
             return record.find(self._layout, app, name)
 
+    def _neighbours(self, app: str) -> etc.Neighbours:
+        return etc.Neighbours(self._networks.members(app), self._networks.gateway(app))
+
     def attach(self, found: record.Record) -> None:
         """Connect the container's network namespace to its app's bridge; succeeds if it is connected."""
         shim = read_shim(self._layout.shim_record(found.id))
+        self._in_namespace(
+            found, shim, lambda namespace: self._networks.attach(found.app, found.name, namespace)
+        )
+
+    @staticmethod
+    def _in_namespace(found: record.Record, shim: ShimRecord | None, act: Callable[[int], None]) -> None:
+        """Call `act` with a descriptor of the container's network namespace."""
         pidfd = open_pidfd(shim.init) if shim is not None else None
         if shim is None or pidfd is None:
             raise ReconcilerError(
@@ -214,7 +228,7 @@ class Containers:
             namespace = os.open(f"/proc/{shim.init.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 signal.pidfd_send_signal(pidfd, 0)
-                self._networks.attach(found.app, found.name, namespace)
+                act(namespace)
             finally:
                 os.close(namespace)
         except ProcessLookupError as error:

@@ -8,40 +8,98 @@ container has none, and a full /run stops the host.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from reconciler.engine import record
+from reconciler.engine.bundle import PREFIX
 from reconciler.engine.durable import replace_bytes
 from reconciler.engine.layout import Layout
-from reconciler.engine.network.resolv import host_resolv_conf, render_hosts, update_hosts
-from reconciler.state.desired import Container
+from reconciler.engine.network import resolv
+from reconciler.spec.network import HOST_GATEWAY
+from reconciler.state.desired import Container, Identity
 
-Members = Mapping[str, IPv4Address]
-
-
-def write(layout: Layout, container_id: str, desired: Container, members: Members) -> None:
-    """Write the three files of a container in the making; `members` are the addresses of its app's containers."""
-    hosts = render_hosts(members, desired.name, desired.identity.hostname)
-    replace_bytes(layout.hosts(container_id), hosts, mode=0o644, durable=False)
-    replace_bytes(layout.resolv_conf(container_id), host_resolv_conf(), mode=0o644, durable=False)
-    hostname = desired.identity.hostname.encode() + b"\n"
-    replace_bytes(layout.hostname(container_id), hostname, mode=0o644, durable=False)
+_HOSTS = Path("/etc/hosts")
+_LARGEST = 1 << 16
 
 
-def tell_siblings(layout: Layout, app: str, members: Members) -> None:
-    """Bring the /etc/hosts of every container of the app up to date, in place."""
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """Who is in the network of an app: its containers' addresses by name, and the device's own."""
+
+    members: Mapping[str, IPv4Address]
+    gateway: IPv4Address | None = None
+
+
+def write(layout: Layout, container_id: str, desired: Container, neighbours: Neighbours) -> None:
+    """Write the three files of a container in the making."""
+    identity = desired.identity
+    for path, content in (
+        (layout.hosts(container_id), _hosts(desired, neighbours)),
+        (layout.resolv_conf(container_id), _resolv_conf(identity)),
+        (layout.hostname(container_id), identity.hostname.encode() + b"\n"),
+    ):
+        replace_bytes(path, content, mode=0o644, durable=False)
+
+
+def _hosts(desired: Container, neighbours: Neighbours) -> bytes:
+    identity = desired.identity
+    extra = _resolved(identity.extra_hosts, neighbours)
+    if desired.networked:
+        return resolv.render_hosts(neighbours.members, desired.name, identity.hostname, extra)
+    # 127.0.1.1 as in Debian: a name of its own that resolves, where it has no address of its own
+    own = [(identity.hostname, "127.0.1.1")] if identity.hostname else []
+    given = _host_file(_HOSTS) if identity.network_mode == "host" else b""
+    return (given or resolv.render_hosts({}, "", "")) + resolv.render_lines([*own, *extra])
+
+
+def _resolv_conf(identity: Identity) -> bytes:
+    asked = resolv.Asked(identity.dns, identity.dns_search, identity.dns_opt)
+    if identity.network_mode == "none":
+        return resolv.render_resolv_conf([], asked, fallback=())
+    if identity.network_mode == "host":
+        # Its loopback is the device's, so that a stub on 127.0.0.53 answers it too
+        text = _host_file(resolv.HOST_FILES[0])
+        return resolv.render_resolv_conf([text.decode(errors="replace")], asked, stubs=True)
+    return resolv.host_resolv_conf(asked=asked)
+
+
+def _host_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST)
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    return text if text.endswith(b"\n") or not text else text + b"\n"
+
+
+def _resolved(extra: Iterable[tuple[str, str]], neighbours: Neighbours) -> list[tuple[str, str]]:
+    gateway = str(neighbours.gateway or "")
+    found = [(name, gateway if address == HOST_GATEWAY else address) for name, address in extra]
+    return [(name, address) for name, address in found if address]
+
+
+def tell_siblings(layout: Layout, app: str, neighbours: Neighbours) -> None:
+    """Bring the /etc/hosts of every container that is in the app's network up to date, in place."""
+    members = neighbours.members
     if len(members) < 2:
         return
     for other in record.records(layout):
         path = layout.hosts(other.id)
-        if other.app == app and path.exists():
-            update_hosts(path, render_hosts(members, other.name, _hostname(layout, other.id)))
+        if other.app == app and other.address and path.exists():
+            hostname, extra = _names(layout, other.id)
+            resolv.update_hosts(
+                path, resolv.render_hosts(members, other.name, hostname, _resolved(extra, neighbours))
+            )
 
 
-def _hostname(layout: Layout, container_id: str) -> str:
-    """From the bundle, and not from the file that the container sees as /etc/hostname."""
+def _names(layout: Layout, container_id: str) -> tuple[str, list[tuple[str, str]]]:
+    """The host name and the extra hosts, from the bundle, and not from files that the container can write."""
     try:
-        return str(json.loads(layout.config(container_id).read_bytes())["hostname"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""  # deleted or damaged: that container is made again in a later turn
+        config = json.loads(layout.config(container_id).read_bytes())
+        extra = json.loads(config["annotations"].get(f"{PREFIX}extra-hosts", "[]"))
+        return str(config["hostname"]), [(str(name), str(address)) for name, address in extra]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "", []  # deleted or damaged: that container is made again in a later turn

@@ -169,7 +169,7 @@ class Sight:
             limits, intact = self._enforced(place, found.settings.limits)
             intact = intact and all(map(exists, self._parts))
         if isinstance(phase, state.Running):
-            linked = found.full_name in attached
+            linked = found.full_name in attached or not found.address
         elif isinstance(phase, state.Exited):
             stopped = exists(self._stopping)
         seen = (found, phase, limits, linked, settled, stopped, intact)
@@ -193,6 +193,7 @@ class Sight:
                 restarts=found.restarts,
                 created=found.created,
                 volumes=found.volumes,
+                networked=bool(found.address),
             )
         return self._container
 

@@ -210,9 +210,13 @@ def _network(
     """Return the step that makes bridges and port table right, or None if they are."""
     # What is on its way out keeps its bridge as it is until its containers are gone; it is not repaired for that.
     networks = set(observed.network.apps & (found.keys() | untouched))
-    networks |= found.keys() & untouched
+    networks |= {
+        name
+        for name in found.keys() & untouched
+        if any(container.networked for same in found[name].values() for container in same)
+    }
     for name, app in desired.apps.items():
-        if app.containers and name not in untouched and (name in found or not app.unresolved):
+        if app.networked and name not in untouched and (name in found or not app.unresolved):
             networks.add(name)
     there = observed.network.published
     if networks <= observed.network.apps and (

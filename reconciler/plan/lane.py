@@ -114,7 +114,8 @@ def converge(
     there = observed.volumes.get(app.name, frozenset())
     volumes = [name for name in sorted(app.volumes) if name not in there and name not in app.external]
     gone = [name for name in found if name not in app.containers]
-    network = not app.containers and (bool(gone) or app.name in observed.network.known)
+    leaves = app.name in observed.network.known and not app.networked
+    network = leaves or (not app.containers and bool(gone))
     gate = _gate(app, observed.failures.get(app.name), now)
     if not (works or pulls or volumes or gone or network or app.unresolved):
         lane.blocked += _ports_taken(app, taken)
@@ -148,7 +149,8 @@ def converge(
     for name in order:
         if name in changing:
             lane.steps += allowed[name].up
-    if network:
+    removed = {step.id for step in lane.steps if isinstance(step, RemoveContainer)}
+    if network and all(have.id in removed for same in found.values() for have in same if have.networked):
         lane.steps.append(RemoveNetwork(app.name))
     return lane
 

@@ -207,6 +207,7 @@ def _create(step: CreateContainer, world: Observed, now: Now) -> Observed:
         restarts=step.restarts,
         created=now.wall,
         volumes=volumes,
+        networked=want.networked,
     )
     return _with(world, want.full_name, (*same, container))
 
@@ -220,7 +221,8 @@ def _start(step: StartContainer, world: Observed, now: Now) -> Observed:
         return world
     _require(isinstance(newest.phase, Created), step, f"it is {type(newest.phase).__name__}")
     _require(not any(isinstance(c.phase, Running) for c in others), step, "one of its name runs")
-    _require(step.app in world.network.apps, step, "its network is missing")
+    if newest.networked:
+        _require(step.app in world.network.apps, step, "its network is missing")
     pid = 1000 + int(newest.id[:6], 16)
     running = replace(newest, phase=Running(pid, now.boottime, now.wall), attached=True)
     return _with(world, full_name, (*others, running))
@@ -239,7 +241,12 @@ def _update(step: UpdateContainer, have: Container, world: Observed) -> Containe
 
 
 def _remove_network(step: RemoveNetwork, world: Observed) -> Observed:
-    left = [name for name in world.containers if name.startswith(f"{step.app}/")]
+    prefix = f"{step.app}/"
+    left = [
+        name
+        for name, same in world.containers.items()
+        if name.startswith(prefix) and any(have.networked for have in same)
+    ]
     _require(not left, step, f"{', '.join(left)} still there")
     network = replace(
         world.network, apps=world.network.apps - {step.app}, traces=world.network.traces - {step.app}

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field
 from reconciler.spec.capabilities import DEFAULT_CAPABILITIES
 from reconciler.spec.fields import Doc, Part, docs
 from reconciler.spec.kernel import Capabilities, Devices, Sysctls
+from reconciler.spec.network import Domains, ExtraHosts, NetworkMode, ResolverOptions, Servers
 from reconciler.spec.parts import (
     ConfigMounts,
     DependsOn,
@@ -267,6 +268,51 @@ class Container(Part):
         ),
     ] = False
     hostname: Annotated[Hostname, Doc("Its host name.", "host name", "db", "APP-CONTAINER", True)] = None
+    network_mode: Annotated[
+        NetworkMode,
+        Doc(
+            "`bridge`: the app's network. `host`: the device's own network, with no ports to publish. `none`: "
+            "nothing but loopback.",
+            "bridge, host, none",
+            "none",
+            "bridge",
+            True,
+        ),
+    ] = "bridge"
+    dns: Annotated[
+        Servers,
+        Doc(
+            "The servers that are asked for names of the outside, three at most.",
+            "list or address",
+            "[192.0.2.53]",
+            "the device's",
+            True,
+        ),
+    ] = ()
+    dns_search: Annotated[
+        Domains,
+        Doc(
+            "The domains in which short names are looked up; `.` for none.",
+            "list or domain",
+            "[lab.example]",
+            "the device's",
+            True,
+        ),
+    ] = ()
+    dns_opt: Annotated[
+        ResolverOptions,
+        Doc("Options of resolv.conf(5).", "list or option", '["ndots:2"]', "the device's", True),
+    ] = ()
+    extra_hosts: Annotated[
+        ExtraHosts,
+        Doc(
+            "Further lines of its /etc/hosts; `host-gateway` stands for the device's address in the app's network.",
+            "map, or list of NAME:ADDRESS",
+            "{printer: 192.0.2.7}",
+            "`{}`",
+            True,
+        ),
+    ] = ()
     depends_on: Annotated[
         DependsOn,
         Doc(

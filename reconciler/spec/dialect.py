@@ -12,8 +12,8 @@ NOT_YET: Final[dict[str, frozenset[str]]] = {
     "App": frozenset({"where", "jobs", "networks", "secrets", "update"}),
     "Container": frozenset(
         {
-            "apparmor", "dns", "dns_opt", "dns_search", "drift", "extra_hosts", "healthcheck", "network_mode",
-            "networks", "replicas", "seccomp", "secrets", "selinux", "update", "userns",
+            "apparmor", "drift", "healthcheck", "networks", "replicas", "seccomp", "secrets", "selinux", "update",
+            "userns",
         }
     ),
     "Limits": frozenset({"rootfs"}),

@@ -232,9 +232,9 @@ def spec_page() -> str:
         "## Not supported yet\n",
         "These belong to the format and are refused by name until they are built; none is ignored.\n",
         _later((App, Container, Port, Limits, Volume)),
-        "Also refused until then: `{secret: ...}` as the value of a variable and in `env_from`; ranges of ports and "
-        "IPv6 addresses; `condition: healthy` and `condition: completed`, `required: false` and `restart: true` "
-        "in `depends_on`.\n",
+        "Also refused until then: `{secret: ...}` as the value of a variable and in `env_from`; IPv6 "
+        "addresses; `network_mode: container:`; `condition: healthy` and `condition: completed`, `required: false` "
+        "and `restart: true` in `depends_on`.\n",
         "## Words of Compose and Kubernetes\n",
         "These are answered with a translation.\n",
         _translations((App, Container, Limits, IoLimits, Reserve, Port, Volume, Config, Logging, Restart)),

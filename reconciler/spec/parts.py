@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, WithJso
 from reconciler.spec.fault import Fault, Faults, not_yet
 from reconciler.spec.fields import AlsoAccepts, Doc, Part
 from reconciler.spec.marks import quote
+from reconciler.spec.network import PortSpan, port_span
 from reconciler.spec.quantity import format_duration
 from reconciler.spec.values import (
     AbsolutePath,
@@ -58,13 +59,15 @@ def _port(value: object) -> object:
     if len(parts) > 3:
         raise Fault(f"must be [host_ip:]published:target[/protocol], not {quote(value)}")
     for part in parts[-2:]:
-        if re.fullmatch(r"\d+-\d+", part, re.ASCII):
-            raise not_yet(f"the range of ports {quote(part)}")
-        if re.fullmatch(r"0|[1-9]\d{0,4}", part, re.ASCII) is None or not 1 <= int(part) <= 65535:
+        numbers = part.split("-")
+        if not all(re.fullmatch(r"[1-9]\d{0,4}", number, re.ASCII) for number in numbers) or len(numbers) > 2:
             raise Fault(
                 f"must be [host_ip:]published:target[/protocol] with ports from 1 to 65535, not {quote(value)}"
             )
-    found: dict[str, object] = {"published": int(parts[-2]), "target": int(parts[-1])}
+    published, target = (port_span(part) for part in parts[-2:])
+    if published.count != target.count:
+        raise Fault(f"{quote(value)}: {published} and {target} are not as long as each other", subject=False)
+    found: dict[str, object] = {"published": published, "target": target}
     if len(parts) == 3:
         found["host_ip"] = parts[0]
     if slash:
@@ -73,7 +76,7 @@ def _port(value: object) -> object:
 
 
 class Port(Part):
-    """A port of the device that leads to one inside the container."""
+    """A port of the device that leads to one inside the container; or a range, port by port."""
 
     name: Annotated[OptionalName, Doc("A name for the people who read the spec.", "name", "http")] = None
     host_ip: Annotated[
@@ -85,9 +88,17 @@ class Port(Part):
             "the device's `defaults.host_ip`",
         ),
     ] = "0.0.0.0"
-    published: Annotated[Whole, Field(ge=1, le=65535), Doc("The port of the device.", "1-65535", "8080")]
-    target: Annotated[Whole, Field(ge=1, le=65535), Doc("The port inside the container.", "1-65535", "80")]
+    published: Annotated[PortSpan, Doc("The port of the device, or a range.", "1-65535, or A-B", "8080")]
+    target: Annotated[
+        PortSpan, Doc("The port inside, or a range of the same length.", "1-65535, or A-B", "80")
+    ]
     protocol: Annotated[Literal["tcp", "udp"], Doc("The transport protocol.", "tcp, udp", "udp")] = "tcp"
+
+    @model_validator(mode="after")
+    def _as_long(self) -> Self:
+        if self.published.count != self.target.count:
+            raise Fault(f"{self.published} and {self.target} are not as long as each other", subject=False)
+        return self
 
 
 _WORDS: Final = ("rprivate", "rslave", "rshared")
@@ -377,7 +388,7 @@ Ports = tuple[
     Annotated[
         Port,
         BeforeValidator(_port),
-        AlsoAccepts(r"^([0-9.]+:)?\d+:\d+(/(tcp|udp))?$", "[host_ip:]published:target"),
+        AlsoAccepts(r"^([0-9.]+:)?\d+(-\d+)?:\d+(-\d+)?(/(tcp|udp))?$", "[host_ip:]published:target"),
     ],
     ...,
 ]

@@ -15,6 +15,7 @@ from reconciler.spec.environment import references
 from reconciler.spec.finding import Finding
 from reconciler.spec.marks import ERROR, WARNING
 from reconciler.spec.model import App, BindMount, Container, VolumeMount
+from reconciler.spec.network import HOST_GATEWAY
 from reconciler.spec.places import Path
 from reconciler.spec.privileges import privileges
 from reconciler.spec.process import FromDevice
@@ -43,6 +44,7 @@ def check_app(
         found += _targets(container, at)
         found += _binds(container, at, terms)
         found += _labels(container, at, terms)
+        found += _network(container, at)
         found += privileges(container, at, terms)
         found += _reserve(container, at)
         if container.limits.memory is None and name not in memory_said:
@@ -141,6 +143,33 @@ def _binds(container: Container, at: Path, terms: Terms) -> Iterable[Finding]:
             )
 
 
+def _network(container: Container, at: Path) -> Iterable[Finding]:
+    if container.network_mode == "bridge":
+        return
+    mode = f"network_mode: {container.network_mode}"
+    if container.ports:
+        what = (
+            "its ports are the device's own" if container.network_mode == "host" else "nothing can reach it"
+        )
+        yield Finding((*at, "ports"), f"ports can't be published with {mode}: {what}", at_key=True)
+    for name, address in container.extra_hosts:
+        if address == HOST_GATEWAY:
+            message = f"extra_hosts.{name}: there is no {HOST_GATEWAY} with {mode}"
+            yield Finding((*at, "extra_hosts"), message, at_key=True)
+    if container.network_mode != "host":
+        return
+    for name in container.sysctls:
+        if name.startswith("net."):
+            message = f"the sysctl '{name}' belongs to the whole device with {mode}"
+            yield Finding((*at, "sysctls", name), message, at_key=True)
+    yield Finding(
+        (*at, "network_mode"),
+        f"{'.'.join(map(str, at))} shares the device's network: it reaches what listens on 127.0.0.1 only",
+        WARNING,
+        at_key=True,
+    )
+
+
 def inside(path: str, allowed: Iterable[str]) -> bool:
     """Return whether a normalised path is one of `allowed` or below one, component by component."""
     return any(path == root or path.startswith(root.rstrip("/") + "/") for root in allowed)
@@ -194,7 +223,9 @@ def _ports(apps: Sequence[Known]) -> Iterable[Finding]:
     for known in apps:
         for name, container in known.app.containers.items():
             for index, port in enumerate(container.ports):
-                taken[port.published, port.protocol].append(_Published(known, name, index, port.host_ip))
+                place = _Published(known, name, index, port.host_ip)
+                for published in range(port.published.first, port.published.last + 1):
+                    taken[published, port.protocol].append(place)
     for (published, protocol), places in taken.items():
         if len(places) < 2:
             continue

@@ -101,6 +101,11 @@ def _container(
         oom_score_adj=spec.oom_score_adj,
         shm_size=spec.shm_size,
         sysctls=tuple(sorted(spec.sysctls.items())),
+        network_mode=spec.network_mode,
+        dns=spec.dns,
+        dns_search=spec.dns_search,
+        dns_opt=spec.dns_opt,
+        extra_hosts=spec.extra_hosts,
         cap_add=_effective(spec.cap_add, () if "ALL" in spec.cap_drop else DEFAULT_CAPABILITIES),
         cap_drop=_dropped(spec),
         privileged=spec.privileged,
@@ -217,7 +222,13 @@ def _settings(app: model.App, spec: model.Container, image: Image) -> Settings:
         stop_signal=spec.stop_signal or image.stop_signal or "SIGTERM",
         stop_grace=spec.stop_grace_period,
         ports=tuple(
-            sorted({Port(port.host_ip, port.published, port.target, port.protocol) for port in spec.ports})
+            sorted(
+                {
+                    Port(port.host_ip, port.published.first + step, port.target.first + step, port.protocol)
+                    for port in spec.ports
+                    for step in range(port.published.count)
+                }
+            )
         ),
         depends_on=tuple(sorted(name if "/" in name else f"{app.name}/{name}" for name in spec.depends_on)),
         labels=tuple(sorted({**app.labels, **spec.labels}.items())),

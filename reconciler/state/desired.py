@@ -85,7 +85,8 @@ class Identity:
 
     `image` is the digest of the image's config document, never of an index or a tag. `arguments` is the whole argument
     vector, `environment` complete `K=V` strings sorted by key, `user` as in Docker's USER ("" is root); names are
-    looked up in the image's own passwd when the container is created.
+    looked up in the image's own passwd when the container is created. `network_mode` is bridge, host or none;
+    `extra_hosts` are (name, address or host-gateway).
     """
 
     image: str
@@ -108,6 +109,11 @@ class Identity:
     privileged: bool = False
     no_new_privileges: bool = True
     devices: tuple[Device, ...] = ()
+    network_mode: str = "bridge"
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_opt: tuple[str, ...] = ()
+    extra_hosts: tuple[tuple[str, str], ...] = ()
 
     def fingerprint(self) -> str:
         """Identify the configuration by content: equal fingerprints need no restart.
@@ -244,6 +250,11 @@ class Container:
         """`app/container`, the name by which people and other containers know it."""
         return f"{self.app}/{self.name}"
 
+    @property
+    def networked(self) -> bool:
+        """It has an address in its app's network."""
+        return self.identity.network_mode == "bridge"
+
     @cached_property
     def fingerprint(self) -> str:
         """See `Identity.fingerprint`."""
@@ -276,6 +287,11 @@ class App:
     unresolved: tuple[UnresolvedImage, ...] = ()
     stale: str = ""
     external: frozenset[str] = frozenset()
+
+    @cached_property
+    def networked(self) -> bool:
+        """One of its containers needs the app's network."""
+        return any(container.networked for container in self.containers.values())
 
 
 @dataclass(frozen=True)

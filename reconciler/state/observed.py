@@ -56,7 +56,8 @@ class Container:
     """A container as found. `attempt` counts starts in a row since the last success, `restarts` all since its creation.
 
     `limits` is what the kernel enforces now, None where nothing runs; `attached`: its link is there and on the
-    app's bridge (True where nothing runs). `settled` says that the exit record is already kept across a reboot.
+    app's bridge (True where nothing runs, or it is not `networked` and has none). `settled` says that the exit record
+    is already kept across a reboot.
     `intact` is False where its directory lost a part that a running container needs for repair (config, log, upper).
     `stopped` says that it ended because a plan stopped it: its restart policy has no say in that end.
     """
@@ -78,6 +79,7 @@ class Container:
     created: float = 0.0
     volumes: tuple[str, ...] = ()
     stopped: bool = False
+    networked: bool = True
 
     @property
     def full_name(self) -> str:

@@ -131,7 +131,8 @@ class Trials:
         want = app.containers["c"]
         engine = self.parts.engine
         engine.pull(want.reference, want.image)
-        engine.configure_network((app.name,), ())
+        if app.networked:
+            engine.configure_network((app.name,), ())
         for volume in app.volumes:
             engine.create_volume(app.name, volume)
         engine.create_container(want, attempt=0, restarts=0)

@@ -92,6 +92,14 @@ def _configure(inside: netlink.Socket, wanted: Attachment) -> None:
     )
 
 
+def raise_loopback(namespace: int) -> None:
+    """Bring up the loopback of a namespace that has nothing else; the device's own is left as it is."""
+    if os.fstat(namespace).st_ino == os.stat("/proc/thread-self/ns/net").st_ino:
+        return
+    with open_inside(namespace) as inside:
+        inside.request(rtnetlink.set_link(_LOOPBACK_INDEX, up=True))
+
+
 def _take_back(sock: netlink.Socket, host: int) -> None:
     try:
         sock.request(rtnetlink.delete_link(host))

@@ -147,6 +147,11 @@ class Networks:
         lease = self._leases.read().get(app)
         return {} if lease is None else dict(lease.addresses)
 
+    def gateway(self, app: str) -> IPv4Address | None:
+        """The device's address in the app's network, None where it has none."""
+        lease = self._leases.read().get(app)
+        return None if lease is None else address.gateway(lease.subnet)
+
     # --- links and ports --------------------------------------------------------------------------------------------
 
     def attach(self, app: str, container: str, namespace: int) -> None:

@@ -7,7 +7,8 @@ host's real upstream servers, because the host's own resolver on 127.0.0.53 is n
 import os
 import re
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 # Where the real servers are, in this order: systemd-resolved and NetworkManager put a stub on 127.0.0.x into
@@ -24,23 +25,42 @@ _LARGEST_FILE = 1 << 16
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a spec asks for instead of what the host has; an empty part asks for nothing.
+
+    `search` of "." asks for no domain.
+    """
+
+    servers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
 def render_resolv_conf(
-    host_files: Iterable[str], *, fallback: Iterable[IPv4Address] = FALLBACK_SERVERS
+    host_files: Iterable[str],
+    asked: Asked = Asked(),
+    *,
+    fallback: Iterable[IPv4Address] = FALLBACK_SERVERS,
+    stubs: bool = False,
 ) -> bytes:
     """The container's resolv.conf from the host's files: the first that names a usable server gives the servers.
 
-    Loopback servers are dropped, and IPv6 ones, which a container without IPv6 can't reach. `search` and `options` come
-    from the first file that has them, since a stub's file has the right ones.
+    Loopback servers are dropped, and IPv6 ones, which a container without IPv6 can't reach, but not with `stubs`.
+    `search` and `options` come from the first file that has them, since a stub's file has the right ones.
     """
-    servers: list[IPv4Address] = []
+    servers: list[IPv4Address | IPv6Address] = []
     search: list[str] = []
     options: list[str] = []
     for text in host_files:
-        file_servers, file_search, file_options = _read(text)
+        file_servers, file_search, file_options = _read(text, stubs)
         servers = servers or file_servers
         search = search or file_search
         options = options or file_options
-    lines = [f"nameserver {server}" for server in (servers or list(fallback))[:_MAX_SERVERS]]
+    chosen = asked.servers or [str(server) for server in servers or fallback]
+    search = [name for name in asked.search if name != "."] if asked.search else search
+    options = list(asked.options) or options
+    lines = [f"nameserver {server}" for server in chosen[:_MAX_SERVERS]]
     if search:
         lines.append("search " + " ".join(search))
     if options:
@@ -48,9 +68,9 @@ def render_resolv_conf(
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _read(text: str) -> tuple[list[IPv4Address], list[str], list[str]]:
+def _read(text: str, stubs: bool) -> tuple[list[IPv4Address | IPv6Address], list[str], list[str]]:
     """(servers, search list, options) of one resolv.conf(5); the last `search` or `domain` line wins."""
-    servers: list[IPv4Address] = []
+    servers: list[IPv4Address | IPv6Address] = []
     search: list[str] = []
     options: list[str] = []
     for line in text.splitlines():
@@ -58,10 +78,11 @@ def _read(text: str) -> tuple[list[IPv4Address], list[str], list[str]]:
         match words:
             case ["nameserver", server, *_]:
                 try:
-                    address = IPv4Address(server)
+                    address = ip_address(server)
                 except ValueError:
                     continue
-                if not (address.is_loopback or address.is_unspecified) and address not in servers:
+                reached = address.version == 4 and not (address.is_loopback or address.is_unspecified)
+                if (stubs or reached) and address not in servers:
                     servers.append(address)
             case ["search" | "domain", *names]:
                 search = [name for name in names if _NAME.fullmatch(name)]
@@ -72,7 +93,7 @@ def _read(text: str) -> tuple[list[IPv4Address], list[str], list[str]]:
     return servers, search, options
 
 
-def host_resolv_conf(files: Iterable[Path] = HOST_FILES) -> bytes:
+def host_resolv_conf(files: Iterable[Path] = HOST_FILES, *, asked: Asked = Asked()) -> bytes:
     """`render_resolv_conf` of this host's files as they are now."""
     texts = []
     for path in files:
@@ -81,16 +102,23 @@ def host_resolv_conf(files: Iterable[Path] = HOST_FILES) -> bytes:
                 texts.append(file.read(_LARGEST_FILE).decode(errors="replace"))
         except (FileNotFoundError, NotADirectoryError):
             continue
-    return render_resolv_conf(texts)
+    return render_resolv_conf(texts, asked)
 
 
-def render_hosts(members: Mapping[str, IPv4Address], own_name: str, hostname: str) -> bytes:
-    """The /etc/hosts of the container `own_name`: loopback, itself by host name, and every container of its app."""
+def render_hosts(
+    members: Mapping[str, IPv4Address], own_name: str, hostname: str, extra: Iterable[tuple[str, str]] = ()
+) -> bytes:
+    """The /etc/hosts of the container `own_name`: loopback, itself by host name, its app's containers, `extra`."""
     lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     for name, address in sorted(members.items(), key=lambda item: (item[0] != own_name, item[0])):
         names = [hostname, name] if name == own_name and hostname and hostname != name else [name]
         lines.append(f"{address}\t{' '.join(names)}")
-    return "".join(f"{line}\n" for line in lines).encode()
+    return "".join(f"{line}\n" for line in lines).encode() + render_lines(extra)
+
+
+def render_lines(pairs: Iterable[tuple[str, str]]) -> bytes:
+    """A line of hosts(5) for each (name, address)."""
+    return "".join(f"{address}\t{name}\n" for name, address in pairs).encode()
 
 
 def update_hosts(path: Path, content: bytes) -> bool:

@@ -20,6 +20,7 @@ from reconciler.spec.model import (
     VolumeMount,
     restart_fields,
 )
+from reconciler.spec.network import Span
 from reconciler.spec.reference import Reference
 from reconciler.spec.terms import Terms
 
@@ -240,7 +241,7 @@ def test_what_restarts_a_container_is_written_down_for_every_field() -> None:
         "image", "entrypoint", "command", "working_dir", "user", "group_add", "environment", "env_from", "configs",
         "volumes", "tmpfs", "ulimits", "oom_score_adj", "shm_size", "sysctls", "cap_add", "cap_drop",
         "privileged", "no_new_privileges", "devices", "init", "read_only", "hostname",
-        "logging.driver",
+        "network_mode", "dns", "dns_search", "dns_opt", "extra_hosts", "logging.driver",
     }  # fmt: skip
     assert {name.partition(".")[0] for name, restarts in found.items() if not restarts} == {
         "ports", "limits", "reserve", "cpuset", "restart", "stop_signal", "stop_grace_period", "depends_on", "labels",
@@ -255,4 +256,12 @@ def test_models_are_frozen() -> None:
 
 
 def test_a_port_is_a_value() -> None:
-    assert web('ports: ["80:8000"]').ports == (Port(published=80, target=8000),)
+    one, other = Span(80, 80), Span(8000, 8000)
+    assert web('ports: ["80:8000"]').ports == (Port(published=one, target=other),)
+    assert web("ports: [{published: 80, target: 8000}]").ports == (Port(published=one, target=other),)
+
+
+def test_a_range_of_ports_is_as_long_as_the_other() -> None:
+    (port,) = web('ports: ["127.0.0.1:8000-8010:80-90/udp"]').ports
+    assert (port.published, port.target, port.protocol) == (Span(8000, 8010), Span(80, 90), "udp")
+    assert web('ports: [{published: "1-3", target: "5-7"}]').ports[0].target == Span(5, 7)

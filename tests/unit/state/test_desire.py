@@ -349,6 +349,11 @@ def test_second_plan_is_empty_after_defaults_are_spelled_out() -> None:
             "privileged": False,
             "no_new_privileges": True,
             "devices": [],
+            "network_mode": "bridge",
+            "dns": [],
+            "dns_search": [],
+            "dns_opt": [],
+            "extra_hosts": [],
             "reserve": {},
             "annotations": {},
             "stop_signal": "SIGTERM",
@@ -406,6 +411,11 @@ def test_references_are_each_needed_once() -> None:
 
 
 CHANGES: dict[str, Any] = {
+    "network_mode": "none",
+    "dns": ["192.0.2.53"],
+    "dns_search": ["lab"],
+    "dns_opt": ["ndots:2"],
+    "extra_hosts": {"printer": "192.0.2.7"},
     "image": f"registry.example/two@{values.image('two').index}",
     "entrypoint": ["x"],
     "command": ["x"],

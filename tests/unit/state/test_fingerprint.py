@@ -71,6 +71,11 @@ CHANGES: dict[str, Any] = {
     "privileged": True,
     "no_new_privileges": False,
     "devices": (Device("/dev/fuse", "/dev/fuse"),),
+    "network_mode": "host",
+    "dns": ("192.0.2.53",),
+    "dns_search": (".",),
+    "dns_opt": ("ndots:2",),
+    "extra_hosts": (("printer", "192.0.2.7"),),
 }
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from reconciler.engine.network.resolv import (
     FALLBACK_SERVERS,
+    Asked,
     host_resolv_conf,
     render_hosts,
     render_resolv_conf,
@@ -49,6 +50,24 @@ class TestResolvConf:
     def test_reads_comments_and_the_last_search_or_domain_line(self) -> None:
         text = "search a.example ; no\ndomain b.example # no\n;nameserver 192.0.2.1\nnameserver 192.0.2.2 # yes\n"
         assert render_resolv_conf([text]) == b"nameserver 192.0.2.2\nsearch b.example\n"
+
+    @pytest.mark.parametrize(
+        ("asked", "text"),
+        [
+            (Asked(("192.0.2.1",)), "nameserver 192.0.2.1\nsearch example.org\noptions edns0\n"),
+            (
+                Asked(search=("lab",)),
+                "nameserver 192.0.2.53\nnameserver 192.0.2.54\nsearch lab\noptions edns0\n",
+            ),
+            (Asked(("127.0.0.1",), (".",), ("ndots:2",)), "nameserver 127.0.0.1\noptions ndots:2\n"),
+        ],
+    )
+    def test_gives_what_a_spec_asks_for_instead(self, asked: Asked, text: str) -> None:
+        assert render_resolv_conf([STUB, REAL], asked).decode() == text
+
+    def test_keeps_a_stub_where_it_can_be_reached(self) -> None:
+        text = "nameserver 127.0.0.53\nnameserver ::1\nsearch example.org\noptions edns0\n"
+        assert render_resolv_conf([STUB + "nameserver ::1\n", REAL], stubs=True).decode() == text
 
     @given(st.lists(st.text(max_size=80), max_size=3))
     def test_of_noise_is_always_a_file_that_asks_somebody(self, files: list[str]) -> None:
