@@ -184,7 +184,7 @@ def status_here(layout: Layout, device: Device) -> dict[str, Any]:
         observed,
         plan,
         moment,
-        live=status.Live(usage),
+        live=status.Live(agent=False, usage=usage),
         generation=generations[-1].number if generations else 0,
         adhoc={"agent": "not running"},
     )

@@ -148,7 +148,7 @@ class Telemetry:
             for app, step in doing.items()
         }
         plan = status.recounted(turn.plan, turn.now, now)
-        return self._document(turn, plan, now, Live(usage, said, retries))
+        return self._document(turn, plan, now, Live(usage=usage, doing=said, retries=retries))
 
     def _document(self, turn: Turn, plan: Plan, now: Now, live: Live) -> dict[str, Any]:
         intent = turn.intent

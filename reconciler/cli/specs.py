@@ -105,7 +105,7 @@ def print_plan(made: Plan, stale: Mapping[str, str]) -> None:
             print(f"    risk: {risk}")
     for item in made.blocked:
         name = f"{item.app}/{item.container}" if item.container else item.app
-        print(f"  waiting: {name}: {item.reason}")
+        print(f"  waiting: {name}: {item.reason}{f'; {item.hint}' if item.hint else ''}")
     for app, reason in sorted(stale.items()):
         print(f"  waiting: {app}: {STALE}{reason}")
     print(f"{len(made.steps)} steps" if made.steps else "nothing to do")

@@ -90,7 +90,7 @@ def _containers(args: argparse.Namespace, wanted: Filters) -> str:
 def _notes(document: dict[str, Any]) -> list[str]:
     notes = []
     if document.get("agent") == "not running":
-        notes.append("the agent is not running: this is what is on disk and in the kernel")
+        notes.append(f"the agent is not running: this is what is on disk and in the kernel; {report.START}")
     if document["source"]["problem"]:
         notes.append(f"source: {document['source']['problem']}")
     if document["source"]["stale"]:

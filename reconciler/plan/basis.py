@@ -81,9 +81,12 @@ def basis(
     )
 
 
+TRY_NOW = "to try now: reconciler apply"
+
+
 def unresolved(app: App) -> tuple[Blocked, ...]:
     """Return the sentences about the images that the app waits for."""
     return tuple(
-        Blocked(app.name, item.container, f"{item.reference}: {item.unresolved.reason}")
+        Blocked(app.name, item.container, f"{item.reference}: {item.unresolved.reason}", hint=TRY_NOW)
         for item in app.unresolved
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from reconciler.plan.basis import unresolved
+from reconciler.plan.basis import TRY_NOW, unresolved
 from reconciler.plan.order import reaches, start_order
 from reconciler.plan.restart import countdown, failure_delay, ordinal
 from reconciler.plan.steps import (
@@ -73,7 +73,7 @@ def failure_gate(app: str, digest: str, failure: Failure | None, now: Now) -> Ga
         return None
     tried = "" if failure.count == 1 else f"{ordinal(failure.count)} failure, "
     reason = f"{failure.step}: {failure.error}; {tried}next try in {countdown(until, now.boottime)}"
-    return Gate((Blocked(app, "", reason, until),), failure.step)
+    return Gate((Blocked(app, "", reason, until, hint=failure.hint or TRY_NOW),), failure.step)
 
 
 def _gate(app: App, failure: Failure | None, now: Now) -> Gate | None:
@@ -241,7 +241,7 @@ def _allowed(
             continue
         todo = works.get(name, Work())
         if want.full_name in taken:
-            lane.blocked.append(Blocked(app.name, name, taken[want.full_name]))
+            lane.blocked.append(_port_taken(app, name, taken[want.full_name]))
         if todo.wait is not None:
             lane.blocked.append(todo.wait)
         if todo.up and want.full_name in unkept:
@@ -265,7 +265,8 @@ def _allowed(
                 if not _is_up(dependency, app, allowed, earlier, found, desired, observed, want.full_name)
             ]
             if waits_for:
-                lane.blocked.append(Blocked(app.name, name, f"waits for {', '.join(waits_for)}"))
+                hint = f"run: reconciler status {waits_for[0].partition('/')[0]}"
+                lane.blocked.append(Blocked(app.name, name, f"waits for {', '.join(waits_for)}", hint=hint))
                 continue
         if todo.down or todo.up:
             allowed[name] = todo
@@ -373,11 +374,15 @@ def _let_through(
     return passed
 
 
+def _port_taken(app: App, container: str, reason: str) -> Blocked:
+    return Blocked(app.name, container, reason, hint=f"free it, or publish another one in {app.path}")
+
+
 def _ports_taken(app: App, taken: Mapping[str, str]) -> list[Blocked]:
     if not taken:
         return []
     return [
-        Blocked(app.name, want.name, taken[want.full_name])
+        _port_taken(app, want.name, taken[want.full_name])
         for want in app.containers.values()
         if want.full_name in taken
     ]

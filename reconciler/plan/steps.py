@@ -182,6 +182,7 @@ class Blocked:
     """Something that should change and does not now. `until` is a boottime at which that is decided anew, if known.
 
     `degraded`: it waits for the world outside, for as long as that takes; nothing that the agent does will bring it on.
+    `hint` says what a person can do about it.
     """
 
     app: str
@@ -189,6 +190,7 @@ class Blocked:
     reason: str
     until: float | None = None
     degraded: bool = False
+    hint: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,8 @@ def _converge(want: Desired, have: Container, now: Now, boot: str) -> Work:
             wait = have.created + restart_delay(want.settings.restart, 1, want.full_name) - now.wall
             if have.created <= now.wall and wait > 0:
                 text = f"lost right after it was made ({reason}), next start in {countdown(wait, 0.0)}"
-                return Work(wait=Blocked(want.app, want.name, text, now.boottime + wait))
+                hint = f"run: reconciler logs {want.full_name}"
+                return Work(wait=Blocked(want.app, want.name, text, now.boottime + wait, hint=hint))
             return _again(want, have, have.attempt)
         case _:
             assert_never(have.phase)
@@ -186,7 +187,7 @@ def _ended(want: Desired, have: Container, record: ExitRecord, now: Now, boot: s
 
 def _back_off(want: Desired, attempt: int, record: ExitRecord, due: float, now: Now) -> Blocked:
     reason = f"back-off, {ordinal(attempt)} restart in {countdown(due, now.boottime)}, {ending(record)}"
-    return Blocked(want.app, want.name, reason, due)
+    return Blocked(want.app, want.name, reason, due, hint=f"run: reconciler logs {want.full_name}")
 
 
 def _update(want: Desired, have: Container) -> Work:

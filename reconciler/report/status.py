@@ -22,11 +22,12 @@ from reconciler.report.action import action_of
 from reconciler.report.container import container, rfc3339
 from reconciler.report.tables import GREEN, RED, YELLOW, Column, duration, short_digest, short_reference, size
 from reconciler.spec.marks import ERROR, Problem, printable
-from reconciler.state.desired import Desired
-from reconciler.state.observed import Exited, Now, Observed
+from reconciler.state.desired import App, Desired
+from reconciler.state.observed import Exited, Lost, Now, Observed
 
 SYNC: Final = ("synced", "out_of_sync", "unknown")
 HEALTH: Final = ("healthy", "progressing", "degraded", "suspended", "missing")
+START: Final = "run: reconciler agent SPECS, or systemctl start reconciler"
 STALE: Final = "keeps running its last good spec: "
 NO_SECCOMP: Final = "containers run without a seccomp filter in this release"
 
@@ -35,10 +36,11 @@ NO_SECCOMP: Final = "containers run without a seccomp filter in this release"
 class Live:
     """What changes between two turns, read when somebody asks.
 
-    `usage` is by full name. By app: `doing` is what its lane is in the middle of, `retries` the seconds until its image
-    is looked up again.
+    `agent` is whether there is one to perform the plan. `usage` is by full name. By app: `doing` is what its lane is in
+    the middle of, `retries` the seconds until its image is looked up again.
     """
 
+    agent: bool = True
     usage: Mapping[str, Usage] = field(default_factory=dict)
     doing: Mapping[str, str] = field(default_factory=dict)
     retries: Mapping[str, float] = field(default_factory=dict)
@@ -125,19 +127,25 @@ def _app(
         full_names |= {container.full_name for container in wanted.containers.values()}
         full_names |= {f"{name}/{item.container}" for item in wanted.unresolved}
     containers = [
-        container(full, wanted, observed, blocked, steps, busy, now, live.usage.get(full))
+        container(
+            full, wanted, observed, blocked, steps if live.agent else (), busy, now, live.usage.get(full)
+        )
         for full in sorted(full_names)
     ]
     failure = observed.failures.get(name)
     sync = _sync(name, desired, blocked, steps, busy)
-    reason = _reason(name, desired, blocked, steps, live) or _end(observed, sorted(full_names))
+    ended, look = _end(observed, sorted(full_names))
+    lost = "" if live.agent else _lost(observed, sorted(full_names))
+    reason = lost or _reason(name, desired, blocked, steps, live) or ended
+    hint = START if lost else _hint(wanted, blocked, live) or (look if reason == ended else "")
     return {
         "name": name,
         "path": wanted.path if wanted is not None else "",
         "digest": wanted.digest if wanted is not None else "",
         "sync": sync,
-        "health": _health(containers, blocked, bool(steps) or busy),
+        "health": _health(containers, blocked, (bool(steps) and live.agent) or busy),
         "reason": reason,
+        "hint": hint,
         "stale": wanted.stale if wanted is not None else desired.held.get(name, ""),
         "wanted": wanted is not None,
         "busy": busy,
@@ -234,13 +242,36 @@ def _reason(
     return doing
 
 
-def _end(observed: Observed, full_names: Iterable[str]) -> str:
-    """How the first container ended that ended badly, where nothing else is in the way: nobody starts it again."""
+def _hint(wanted: App | None, blocked: Sequence[Blocked], live: Live) -> str:
+    """What a person can do about the reason; "" where there is nothing to do but wait."""
+    if wanted is not None and wanted.stale:
+        if wanted.stale.startswith(f"{wanted.path}:"):
+            return f"correct {wanted.path}; `reconciler validate` checks it"
+        return "to try now: reconciler apply" if wanted.name in live.retries else ""
+    held_up = [item for item in blocked if not _is_back_off(item)] or blocked
+    return held_up[0].hint if held_up else ""
+
+
+def _lost(observed: Observed, full_names: Iterable[str]) -> str:
+    """What no agent is there to make again."""
+    for full_name in full_names:
+        for have in observed.containers.get(full_name, ())[-1:]:
+            if isinstance(have.phase, Lost):
+                return f"{full_name.partition('/')[2]}: {have.phase.reason}"
+    return ""
+
+
+def _end(observed: Observed, full_names: Iterable[str]) -> tuple[str, str]:
+    """How the first container ended that ended badly, where nothing else is in the way, and what to look at.
+
+    Nobody starts it again.
+    """
     for full_name in full_names:
         for have in observed.containers.get(full_name, ())[-1:]:
             if isinstance(have.phase, Exited) and (have.phase.record.code != 0 or have.phase.record.oom):
-                return f"{full_name.partition('/')[2]}: {ending(have.phase.record)}"
-    return ""
+                how = f"{full_name.partition('/')[2]}: {ending(have.phase.record)}"
+                return how, f"run: reconciler logs {full_name}"
+    return "", ""
 
 
 # --- small parts ---------------------------------------------------------------------------------------------------
@@ -250,6 +281,7 @@ def _blocked(item: Blocked, now: Now) -> dict[str, Any]:
     return {
         "container": item.container,
         "reason": item.reason,
+        "hint": item.hint,
         "seconds": round(max(0.0, item.until - now.boottime), 1) if item.until is not None else None,
     }
 
@@ -363,7 +395,7 @@ APP_COLUMNS: Final = (
         "CONTAINERS",
         lambda item: f"{sum(c['state'] == 'running' for c in item['containers'])}/{len(item['containers'])}",
     ),
-    Column("REASON", lambda item: str(item["reason"])),
+    Column("REASON", lambda item: "; ".join(filter(None, (str(item["reason"]), str(item["hint"]))))),
     Column("FILE", lambda item: str(item["path"]), wide=True),
 )
 

@@ -177,6 +177,38 @@ def test_a_pull_under_way_is_told_with_what_is_here_of_it(pulling: Pulling | Non
     assert (item["sync"], item["health"], item["reason"]) == ("out_of_sync", "progressing", text)
 
 
+def test_without_an_agent_nothing_is_said_to_be_under_way() -> None:
+    lost = found(Lost("it has no shim: the device was restarted"))
+    item = shown(world(lost), live=status.Live(agent=False))
+    container = item["container"]
+    assert isinstance(container, dict)
+    assert (item["health"], container["state"]) != ("progressing", "starting")
+    assert item["reason"] == "page: it has no shim: the device was restarted"
+    assert item["hint"] == status.START
+    assert shown(world(lost))["health"] == "progressing", "with one it is"
+
+
+def test_what_is_in_the_way_says_what_to_do_about_it() -> None:
+    crashed = shown(world(found(Exited(ended(3, ago=1.0)), attempt=2, restarts=2)))
+    assert crashed["hint"] == "run: reconciler logs web/page"
+    stale = Desired({"web": replace(APP, stale=f"{APP.path}:3:5: unknown key 'port'")})
+    assert (
+        shown(world(found(Running(42, NOW.boottime - 60, NOW.wall - 60))), stale)["hint"]
+        == f"correct {APP.path}; `reconciler validate` checks it"
+    )
+    unresolved = UnresolvedImage("page", WANT.reference, Unresolved("registry answers 404", transient=False))
+    waiting = Desired({"web": replace(APP, containers={}, unresolved=(unresolved,))})
+    assert shown(world(), waiting)["hint"] == "to try now: reconciler apply"
+    settings = replace(WANT.settings, restart=RestartPolicy("no"))
+    over = replace(found(Exited(ended(3))), settings=settings, settled=True)
+    gone = Desired({"web": replace(APP, containers={"page": replace(WANT, settings=settings)})})
+    item = shown(world(over), gone)
+    assert (item["reason"], item["hint"]) == ("page: exit 3", "run: reconciler logs web/page")
+    text = listing("", [item], status.APP_COLUMNS)
+    assert "page: exit 3; run: reconciler logs web/page" in text
+    assert shown(world(found(Running(42, NOW.boottime - 60, NOW.wall - 60))))["hint"] == ""
+
+
 def test_a_countdown_goes_on_between_two_turns() -> None:
     reason = "pull x: down; next try in 4 min 10 s"
     plan = Plan(
