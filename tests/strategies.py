@@ -167,7 +167,7 @@ def existing(draw: st.DrawFn, app: str, name: str, wanted: Mapping[str, Containe
         if isinstance(phase, Running):
             have = replace(
                 have,
-                attached=draw(st.sampled_from([True, True, False])),
+                attached=not want.networked or draw(st.sampled_from([True, True, False])),
                 intact=draw(st.sampled_from([True, True, False])),
                 limits=draw(st.sampled_from([have.limits, have.limits, Limits(pids=7)])),
             )

@@ -13,7 +13,7 @@ from reconciler.plan.garbage import Retention, explain, garbage, next_expiry
 from reconciler.plan.lane import Lane, failure_gate
 from reconciler.plan.ports import Claims, order
 from reconciler.plan.steps import Blocked, CollectGarbage, ConfigureNetwork, Plan, Step
-from reconciler.state.desired import Desired
+from reconciler.state.desired import App, Desired
 from reconciler.state.generation import Generation
 from reconciler.state.observed import Container, Now, Observed, Published
 
@@ -216,7 +216,7 @@ def _network(
         if any(container.networked for same in found[name].values() for container in same)
     }
     for name, app in desired.apps.items():
-        if app.networked and name not in untouched and (name in found or not app.unresolved):
+        if app.networked and name not in untouched and (name in found or _may_start(app, observed)):
             networks.add(name)
     there = observed.network.published
     if networks <= observed.network.apps and (
@@ -224,3 +224,10 @@ def _network(
     ):
         return None
     return ConfigureNetwork(tuple(sorted(networks)), table)
+
+
+def _may_start(app: App, observed: Observed) -> bool:
+    """Whether an app of which nothing is there gets something started: while it waits for an image, what ran before."""
+    return not app.unresolved or any(
+        container.full_name in observed.previous for container in app.containers.values()
+    )

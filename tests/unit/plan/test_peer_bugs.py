@@ -56,7 +56,7 @@ def test_a_source_that_is_unreachable_or_empty_stops_nothing_and_says_so(
     made = plan(Desired({}, hold_all=why), have, NOW)
     assert made.steps == ()
     assert {item.reason for item in made.blocked} <= {why}
-    assert {item.app for item in made.blocked} == have.network.apps
+    assert {item.app for item in made.blocked} == {name.partition("/")[0] for name in have.containers}
 
 
 def test_typo_key_in_one_file_leaves_that_app_unchanged_and_others_are_applied() -> None:
