@@ -16,6 +16,7 @@ from reconciler.plan.steps import (
     ConfigureNetwork,
     CreateContainer,
     CreateVolume,
+    ForgetContainer,
     Garbage,
     PullImage,
     RecordExit,
@@ -26,6 +27,7 @@ from reconciler.plan.steps import (
     StopContainer,
     UpdateContainer,
 )
+from reconciler.spec.adhoc import ADHOC
 from reconciler.state.desired import Container as Wanted
 from reconciler.state.desired import Settings
 from reconciler.state.image import Image
@@ -114,6 +116,10 @@ class MemoryEngine:
             if found is None or not isinstance(found.phase, Exited):
                 raise NotFoundError(f"container {container_id}: no exit is on record")
             self._step(RecordExit(found.app, found.name, container_id))
+
+    def forget_container(self, name: str) -> None:
+        self._before("forget_container")
+        self._do(ForgetContainer(ADHOC, name))
 
     def remove_network(self, app: str) -> None:
         self._before("remove_network")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from reconciler.plan.diff import plan
 from reconciler.plan.steps import Step
+from reconciler.spec.adhoc import ADHOC
 from reconciler.state.desired import (
     App,
     ConfigMount,
@@ -42,9 +43,11 @@ from reconciler.state.observed import (
     Store,
     StoredObject,
 )
+from reconciler.state.wish import Goal, Wish
 from tests.values import BOOT, IMAGES, NOW, chain_ids, container, found, record, steps_of
 
 APPS = ("ant", "bee", "cat")
+BY_HAND = ("p", "q")
 NAMES = ("x", "y", "z")
 VOLUMES = ("data", "logs")
 
@@ -112,11 +115,70 @@ def apps(draw: st.DrawFn, name: str, foreign: bool = False, unresolved: bool = T
     return App(name, f"{name}.yaml", draw(st.sampled_from(["spec-1", "spec-2"])), made, VOLUMES, waiting)
 
 
+wishes = st.builds(
+    Wish,
+    goal=st.sampled_from([Goal.RUNNING, Goal.RUNNING, Goal.STOPPED]),
+    turn=st.integers(0, 2),
+    force=st.booleans(),
+    grace=st.sampled_from([None, 0.0, 3.0]),
+    reason=st.just("held by hand"),
+)
+
+
 @st.composite
-def desires(draw: st.DrawFn, *, foreign: bool = False, unresolved: bool = True, held: bool = True) -> Desired:
-    """What should run: up to three apps, now and then with some held."""
+def adhoc(draw: st.DrawFn, name: str, unresolved: bool = True) -> App:
+    """An ad-hoc container, which has ports of its own and perhaps one that its namesakes in apps have too."""
+    wish = replace(
+        draw(wishes),
+        goal=draw(st.sampled_from([Goal.RUNNING, Goal.RUNNING, Goal.STOPPED, Goal.CREATED])),
+        auto_remove=draw(st.booleans()),
+    )
+    port = draw(st.sampled_from([1000, 5000])) + BY_HAND.index(name)
+    made = container(
+        ADHOC,
+        name,
+        image=draw(st.sampled_from(IMAGES)),
+        mounts=draw(st.sampled_from([(), (VolumeMount("data", "/data"),)])),
+        settings=Settings(draw(limits), draw(policies), ports=(Port("0.0.0.0", port, 80),)[: draw(st.integers(0, 1))]),
+    )  # fmt: skip
+    made = replace(made, wish=wish, id=hashlib.sha256(f"adhoc {name}".encode()).hexdigest())
+    volumes = ("data",) if made.identity.mounts else ()
+    if unresolved and draw(st.integers(0, 4)) == 0:
+        waiting = UnresolvedImage(name, made.reference, Unresolved("registry is down"))
+        return App(ADHOC, "", "record-1", {}, volumes, (waiting,), only=name)
+    return App(ADHOC, "", draw(st.sampled_from(["record-1", "record-2"])), {name: made}, volumes, only=name)
+
+
+@st.composite
+def by_hand(draw: st.DrawFn, wanted: dict[str, App], unresolved: bool) -> dict[str, App]:
+    """The same apps, with wishes about some containers, and with some ad-hoc ones beside them."""
+    result: dict[str, App] = {}
+    for name, app in wanted.items():
+        made = {
+            key: replace(one, wish=draw(wishes)) if draw(st.integers(0, 3)) == 0 else one
+            for key, one in app.containers.items()
+        }
+        result[name] = replace(app, containers=made)
+    for name in draw(st.lists(st.sampled_from(BY_HAND), unique=True)):
+        app = draw(adhoc(name, unresolved))
+        result[app.lane] = app
+    return result
+
+
+@st.composite
+def desires(
+    draw: st.DrawFn,
+    *,
+    foreign: bool = False,
+    unresolved: bool = True,
+    held: bool = True,
+    hand: bool = True,
+) -> Desired:
+    """What should run: up to three apps, now and then with some held; with `hand` also what people want by hand."""
     names = draw(st.lists(st.sampled_from(APPS), unique=True))
     wanted = {name: draw(apps(name, foreign, unresolved)) for name in names}
+    if hand and draw(st.booleans()):
+        wanted = draw(by_hand(wanted, unresolved))
     if not held:
         return Desired(wanted)
     held_names = draw(st.sets(st.sampled_from(APPS), max_size=1)) if draw(st.booleans()) else set()
@@ -150,7 +212,10 @@ def existing(draw: st.DrawFn, app: str, name: str, wanted: Mapping[str, Containe
     result: list[Found] = []
     for number in range(draw(st.sampled_from([0, 1, 1, 1, 2]))):
         want = wanted.get(f"{app}/{name}")
-        if want is None or draw(st.integers(0, 2)) == 0:
+        if app == ADHOC:
+            if want is None or draw(st.integers(0, 2)) == 0:
+                want = next(iter(draw(adhoc(name, False)).containers.values()))
+        elif want is None or draw(st.integers(0, 2)) == 0:
             want = draw(containers(app, name, False))
         phase = draw(phases)
         if isinstance(phase, Running) and any(isinstance(other.phase, Running) for other in result):
@@ -158,11 +223,15 @@ def existing(draw: st.DrawFn, app: str, name: str, wanted: Mapping[str, Containe
         have = found(
             want,
             phase,
-            id=hashlib.sha256(f"{app}/{name} {number}".encode()).hexdigest(),
+            id=want.id
+            if want.id and not result
+            else hashlib.sha256(f"{app}/{name} {number}".encode()).hexdigest(),
             settled=isinstance(phase, Exited) and draw(st.booleans()),
             stopped=isinstance(phase, Exited) and draw(st.integers(0, 3)) == 0,
             attempt=draw(st.integers(0, 3)),
             restarts=draw(st.integers(0, 5)),
+            turn=draw(st.integers(0, 2)),
+            watched=app == ADHOC and draw(st.integers(0, 3)) == 0,
         )
         if isinstance(phase, Running):
             have = replace(
@@ -170,6 +239,7 @@ def existing(draw: st.DrawFn, app: str, name: str, wanted: Mapping[str, Containe
                 attached=not want.networked or draw(st.sampled_from([True, True, False])),
                 intact=draw(st.sampled_from([True, True, False])),
                 limits=draw(st.sampled_from([have.limits, have.limits, Limits(pids=7)])),
+                paused=draw(st.integers(0, 4)) == 0,
             )
         result.append(have)
     return tuple(result)
@@ -180,18 +250,21 @@ def worlds(draw: st.DrawFn, want: Desired, *, local: bool = False, listeners: bo
     """Anything that may be found on a device that should run `want`. With `local` all images are complete."""
     wanted = {c.full_name: c for app in want.apps.values() for c in app.containers.values()}
     have: dict[str, tuple[Found, ...]] = {}
-    for app in APPS:
-        for name in NAMES:
-            same = draw(existing(app, name, wanted))
-            if same:
-                have[f"{app}/{name}"] = same
+    recorded = sorted(app.only for app in want.apps.values() if app.only)
+    places = [(app, name) for app in APPS for name in NAMES]
+    if recorded or draw(st.integers(0, 3)) == 0:
+        places += [(ADHOC, name) for name in BY_HAND]
+    for app, name in places:
+        same = draw(existing(app, name, wanted))
+        if same:
+            have[f"{app}/{name}"] = same
     layers = chain_ids() if local else frozenset(draw(st.sets(st.sampled_from(sorted(chain_ids())))))
     previous = {
         name: Previous(
             want.fingerprint, draw(st.none() | records), draw(st.integers(0, 3)), draw(st.integers(0, 3))
         )
         for name, want in wanted.items()
-        if name not in have and draw(st.booleans())
+        if name not in have and not want.id and draw(st.booleans())
     }
     rows = sorted(
         {Published(c.app, c.name, port) for same in have.values() for c in same for port in c.settings.ports}
@@ -203,10 +276,11 @@ def worlds(draw: st.DrawFn, want: Desired, *, local: bool = False, listeners: bo
         previous=previous,
         volumes={app: frozenset(draw(st.sets(st.sampled_from(VOLUMES)))) for app in APPS},
         network=Network(
-            frozenset(draw(st.sets(st.sampled_from(APPS)))),
+            frozenset(draw(st.sets(st.sampled_from((*APPS, ADHOC))))),
             draw(st.sampled_from([None, (), tuple(rows)])),
             frozenset(draw(st.sets(st.sampled_from(APPS), max_size=2))),
         ),
+        adhoc=frozenset(name for name in recorded if draw(st.integers(0, 4)) > 0),
         listeners=tuple(draw(st.lists(strangers, max_size=2))) if listeners else (),
         store=Store(layers, tuple(objects)),
     )
@@ -227,12 +301,12 @@ def failures(draw: st.DrawFn, want: Desired, have: Observed) -> Observed:
     """The same world, in which the last lanes of some apps stopped at one of their steps."""
     made = plan(want, have, NOW)
     result: dict[str, Failure] = {}
-    for app in APPS:
+    for app in (*APPS, *(f"{ADHOC}/{name}" for name in BY_HAND)):
         lane = steps_of(made, app)
         if not lane or draw(st.booleans()):
             continue
         step: Step = draw(st.sampled_from(lane))
-        spec = want.apps[app].digest if app in want.apps else ""
+        spec = want.apps[app].version if app in want.apps else ""
         result[app] = Failure(
             str(step),
             "no space left on device",
@@ -247,10 +321,10 @@ def failures(draw: st.DrawFn, want: Desired, have: Observed) -> Observed:
 
 @st.composite
 def situations(
-    draw: st.DrawFn, *, foreign: bool = False, unresolved: bool = True
+    draw: st.DrawFn, *, foreign: bool = False, unresolved: bool = True, hand: bool = True
 ) -> tuple[Desired, Observed]:
     """A desire, a world, and perhaps failures."""
-    want = draw(desires(foreign=foreign, unresolved=unresolved))
+    want = draw(desires(foreign=foreign, unresolved=unresolved, hand=hand))
     have = draw(worlds(want, listeners=draw(st.booleans())))
     if draw(st.booleans()):
         have = draw(failures(want, have))

@@ -172,8 +172,8 @@ def turn_without_pulls(want: Desired, have: Observed, now: Now = NOW) -> Observe
     failed: set[str] = set()
     for step in plan(want, have, now).steps:
         if isinstance(step, PullImage):
-            failed.add(step.app)
-        elif step.app not in failed:
+            failed.add(step.lane)
+        elif step.lane not in failed:
             have = simulate(step, have, now)
     return have
 
@@ -206,9 +206,9 @@ def reboot(have: Observed, boot: str = "boot-2") -> Observed:
     return replace(change(have, lose), boot=boot, network=Network(), failures={})
 
 
-def steps_of(made: Plan, app: str) -> list[Step]:
-    """The lane of one app."""
-    return [step for step in made.steps if step.app == app]
+def steps_of(made: Plan, lane: str) -> list[Step]:
+    """The lane of one app, or of one ad-hoc container."""
+    return [step for step in made.steps if step.lane == lane]
 
 
 def generation(number: int, *applied: App) -> Generation:

@@ -59,6 +59,7 @@ def request(
     if status >= 400:
         failure = errors.ReconcilerError(str(value.get("error", status)), hint=str(value.get("hint", "")))
         failure.exit_code = int(value.get("exit_code", 1))
+        failure.transient = bool(value.get("transient", False))
         raise failure
     if not isinstance(value, dict):
         raise errors.UnreachableError("agent: an answer that is not an object")

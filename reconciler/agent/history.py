@@ -100,6 +100,7 @@ def _failure(value: dict[str, Any]) -> Failure:
         count=int(value["count"]),
         at=float(value["at"]),
         digest=str(value["digest"]),
+        code=int(value.get("code", 1)),
     )
 
 
@@ -113,6 +114,7 @@ def failure_of(end: LaneEnd, outcome: Outcome, last: Failure | None) -> Failure:
         count=last.count + 1 if last is not None and last.digest == end.digest else 1,
         at=time.clock_gettime(time.CLOCK_BOOTTIME),
         digest=end.digest,
+        code=outcome.code,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from reconciler.agent.hand import Hand, with_wishes
 from reconciler.agent.history import LastGood, forget_last_good, read_last_good, write_last_good
 from reconciler.agent.resolver import Resolver
 from reconciler.config import Device
@@ -71,6 +72,8 @@ class Reader:
         self._source = source
         self._resolver = resolver
         self._keep = keep
+        self._hand = Hand(layout, device)
+        self._by_hand_then: object = None
         self._cache: dict[object, object] = {}
         self._good: dict[str, LastGood] | None = None
         self._good_loaded: dict[str, LoadedApp] = {}
@@ -85,7 +88,8 @@ class Reader:
         """
         snapshot = self._source.snapshot()
         loaded = self._load(snapshot.files, snapshot.read_config)
-        last = self._last
+        by_hand = self._hand.stamp()
+        last = self._last if by_hand == self._by_hand_then else None
         if last is not None and self._is_same(last, snapshot, loaded, allow_empty):
             return last[3]
         self._resolver.begin()
@@ -94,6 +98,7 @@ class Reader:
         # What was just kept as the last good, or forgotten, may make the next reading another one
         settled = not intent.unkept and good == self._last_good()
         self._last = (snapshot, loaded, allow_empty, intent) if settled else None
+        self._by_hand_then = by_hand
         return intent
 
     def _is_same(
@@ -146,11 +151,14 @@ class Reader:
                 for name, app in loaded.apps.items()
                 if not values[name].unresolved and name not in stale
             }
-            unkept = self._remember(snapshot, fit, removed=good.keys() - apps.keys() - stale.keys())
+            removed = good.keys() - apps.keys() - stale.keys()
+            unkept = self._remember(snapshot, fit, removed=removed)
+            self._hand.forget(values, removed)
         self._forget_others(loaded.apps)
+        by_hand, held = self._by_hand(values)
         desired = Desired(
-            apps=values,
-            held={app: reason for app, reason in stale.items() if app not in apps},
+            apps=by_hand,
+            held=held | {app: reason for app, reason in stale.items() if app not in apps},
             hold_all=self._hold_all(snapshot, loaded, allow_empty),
         )
         return Intent(
@@ -174,8 +182,16 @@ class Reader:
             app = self._reload(kept)
             if app is not None:
                 apps[name] = app
-        desired = Desired(apps={name: self._desire(apps[name], "") for name in sorted(apps)})
+        values = {name: self._desire(apps[name], "") for name in sorted(apps)}
+        by_hand, held = self._by_hand(values)
+        desired = Desired(apps=by_hand, held=held)
         return Intent(revision="", desired=desired, problems=(), apps=apps)
+
+    def _by_hand(self, values: dict[str, App]) -> tuple[dict[str, App], dict[str, str]]:
+        """Add what people want by hand; return the apps by lane, and what of it is held because it can't be read."""
+        adhoc, unreadable = self._hand.adhoc(self._resolver.resolve)
+        wishes, held = self._hand.wishes()
+        return with_wishes(values, wishes) | adhoc, held | unreadable
 
     # --- last good -------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -36,9 +36,10 @@ from reconciler.execute.executor import Executor, LaneEnd
 from reconciler.linux import heap
 from reconciler.plan.basis import Basis, basis
 from reconciler.plan.diff import plan as make_plan
-from reconciler.plan.steps import ConfigureNetwork, Outcome, Plan, Step
+from reconciler.plan.steps import CollectGarbage, ConfigureNetwork, Outcome, Plan, Step
+from reconciler.spec.adhoc import ADHOC
 from reconciler.state.desire import references
-from reconciler.state.desired import Desired
+from reconciler.state.desired import Desired, lane_of
 from reconciler.state.generation import Generation
 from reconciler.state.observed import Now, Observed
 
@@ -71,13 +72,17 @@ class Turn:
 
     @property
     def finished(self) -> bool:
-        """Nothing is left to do that can be done now."""
-        return not self.plan.steps and not self.busy and not self.intent.resolving
+        """Nothing is left to do for a spec that can be done now; ad-hoc containers are nobody's spec."""
+        busy = any(not _is_adhoc(lane) for lane in self.busy)
+        return not (
+            busy or self.intent.resolving or any(not _is_adhoc(step.lane) for step in self.plan.steps)
+        )
 
     @property
     def converged(self) -> bool:
-        """Everything is as desired, and nothing waits for anything."""
-        return self.finished and not self.plan.blocked and not self.intent.stale
+        """Everything is as the specs want it, and nothing of it waits for anything."""
+        waits = any(not _is_adhoc(item.lane) for item in self.plan.blocked)
+        return self.finished and not waits and not self.intent.stale
 
 
 class Listener(Protocol):
@@ -102,8 +107,12 @@ class Listener(Protocol):
 class Agent:
     """The loop over one source and one state directory. The caller holds the state lock."""
 
-    def __init__(self, parts: Parts, source: Source, listener: Listener) -> None:
+    def __init__(
+        self, parts: Parts, source: Source, listener: Listener, *, only: Callable[[str], bool] | None = None
+    ) -> None:
+        """`only` says which lanes are worked on; without it, all are, and garbage is collected too."""
         self._parts = parts
+        self._only = only
         self._listener = listener
         self._awake = threading.Event()
         self._stop = False
@@ -168,6 +177,12 @@ class Agent:
         self._allow_empty = self._allow_empty or allow_empty
         self._resolver.forget_failures()
         self._forget = True
+        self._awake.set()
+        return number
+
+    def nudge(self) -> int:
+        """Have a turn now, as `wake` does; return the number of the last turn before it, as `reconcile` does."""
+        number = self._turns
         self._awake.set()
         return number
 
@@ -295,9 +310,11 @@ class Agent:
             now,
             retention=self._retention,
             generations=self._generations,
-            busy=busy,
+            busy=busy | self._left_alone(intent.desired, observed),
             known=self._basis,
         )
+        if self._only is not None:
+            plan = replace(plan, steps=tuple(s for s in plan.steps if not isinstance(s, CollectGarbage)))
         self._forget_healed(plan, busy)
         planned = time.monotonic()
         self._executor.dispatch(plan, digests)
@@ -336,6 +353,14 @@ class Agent:
         self._devices.close()
         with self._changed:
             self._changed.notify_all()
+
+    def _left_alone(self, desired: Desired, observed: Observed) -> frozenset[str]:
+        """The lanes that are not this agent's to work on."""
+        if self._only is None:
+            return frozenset()
+        found = {lane_of(*name.split("/", 1)) for name in observed.containers}
+        lanes = found | desired.apps.keys() | observed.network.known
+        return frozenset(lane for lane in lanes if not self._only(lane))
 
     # --- inside a turn ---------------------------------------------------------------------------------------------
 
@@ -415,7 +440,7 @@ class Agent:
         """Forget failures of apps that have nothing left to do: whatever was in the way has gone."""
         if not self._failures:
             return
-        waiting = {step.app or "" for step in plan.steps} | {item.app for item in plan.blocked} | busy
+        waiting = {step.lane or "" for step in plan.steps} | {item.lane for item in plan.blocked} | busy
         healed = self._failures.keys() - waiting
         if healed:
             for app in healed:
@@ -429,7 +454,7 @@ class Agent:
         desired = turn.intent.desired
         if desired is self._applied:
             return
-        apps = tuple(applied(app) for _, app in sorted(desired.apps.items()))
+        apps = tuple(applied(app) for _, app in sorted(desired.declared.items()))
         if self._generations[-1].apps == apps if self._generations else not apps:
             self._applied = desired
             return
@@ -443,6 +468,10 @@ class Agent:
         self._generations = [*self._generations, generation][-max(1, keep) :]
         self._applied = desired
         self.wake()  # what only the oldest generation wanted may be garbage now
+
+
+def _is_adhoc(lane: str | None) -> bool:
+    return lane is not None and lane.partition("/")[0] == ADHOC
 
 
 def _configures(plan: Plan) -> bool:

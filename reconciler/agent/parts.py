@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from reconciler.agent.images import open_images
 from reconciler.config import Device
 from reconciler.engine import instance, scope
+from reconciler.engine.byhand import ByHand
 from reconciler.engine.container import Containers
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
@@ -34,6 +35,7 @@ class Parts:
     engine: LocalEngine
     observer: Observer
     pulls: Pulls
+    byhand: ByHand
 
     @property
     def cgroup_parent(self) -> str:
@@ -68,8 +70,15 @@ def open_parts(layout: Layout, device: Device, progress: Callable[[Progress], No
     zygote = Zygote(layout, place=lambda pid: scope.join(parent, Hierarchies.detect(), pid))
     pulls = Pulls(progress)
     containers = Containers(layout, identity, store, networks, zygote, Hierarchies.detect)
+    byhand = ByHand(layout)
     engine = LocalEngine(
-        layout, containers=containers, networks=networks, store=store, images=images, pulls=pulls
+        layout,
+        containers=containers,
+        networks=networks,
+        store=store,
+        images=images,
+        pulls=pulls,
+        byhand=byhand,
     )
     return Parts(
         layout=layout,
@@ -83,6 +92,7 @@ def open_parts(layout: Layout, device: Device, progress: Callable[[Progress], No
         engine=engine,
         observer=Observer(layout, identity, store, networks),
         pulls=pulls,
+        byhand=byhand,
     )
 
 

@@ -168,7 +168,7 @@ def status_here(layout: Layout, device: Device) -> dict[str, Any]:
     """The status document where no agent runs: the last good specs against what is there."""
     resolver = Resolver(None, Store(layout), lambda: None, background=False, keep=False)
     try:
-        intent = Reader(layout, device, _NoSource(), resolver, keep=False).remembered()
+        intent = Reader(layout, device, NoSource(), resolver, keep=False).remembered()
     finally:
         resolver.close()
     observed, moment = observe(layout, intent.desired), now()
@@ -190,7 +190,7 @@ def status_here(layout: Layout, device: Device) -> dict[str, Any]:
     )
 
 
-class _NoSource:
+class NoSource:
     """A source that can't be read, so that the last good specs count."""
 
     def snapshot(self) -> Snapshot:
@@ -201,7 +201,7 @@ def remembered(layout: Layout, device: Device) -> Desired:
     """What should run by the last good specs."""
     resolver = Resolver(None, Store(layout), lambda: None, background=False, keep=False)
     try:
-        return Reader(layout, device, _NoSource(), resolver, keep=False).remembered().desired
+        return Reader(layout, device, NoSource(), resolver, keep=False).remembered().desired
     finally:
         resolver.close()
 

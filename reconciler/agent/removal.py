@@ -23,7 +23,14 @@ def remove_everything(parts: Parts, say: Callable[[str], None]) -> None:
     found = list(records(parts.layout))
     _stop(parts, found, say)
     # Removing writes (leases), which a full disk would not let it: what an agent alone would read goes first.
-    for directory in (parts.layout.generations, parts.layout.lastgood_root, parts.layout.partial):
+    layout = parts.layout
+    for directory in (
+        layout.generations,
+        layout.lastgood_root,
+        layout.adhoc_root,
+        layout.wishes_root,
+        layout.partial,
+    ):
         shutil.rmtree(directory, ignore_errors=True)
     for container in found:
         parts.containers.remove(container.id, keep_previous=False)

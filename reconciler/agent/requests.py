@@ -12,6 +12,7 @@ from typing import Any, Final
 from reconciler.agent import pulling, reading, stock
 from reconciler.agent.loop import Agent, Turn
 from reconciler.agent.parts import Parts
+from reconciler.agent.verbs import Verb, Verbs
 from reconciler.engine import volumes
 from reconciler.engine.progress import Progress
 from reconciler.engine.record import records
@@ -33,6 +34,7 @@ class Requests:
         self._status = status
         self._pulling: dict[str, Progress] = {}
         self._waiting = threading.BoundedSemaphore(_WAITING)
+        self._verbs = Verbs(agent, parts, self._note)
 
     def routes(self) -> dict[tuple[str, str], Route]:
         """(method, path) -> function."""
@@ -47,7 +49,19 @@ class Requests:
             ("POST", "/v1/volumes/create"): self.create_volume,
             ("POST", "/v1/volumes/remove"): self.remove_volume,
             ("POST", "/v1/prune"): self.prune,
+            **{
+                ("POST", f"/v1/containers/{name}"): self._by_hand(verb)
+                for name, verb in self._verbs.by_name().items()
+            },
         }
+
+    def _by_hand(self, verb: Verb) -> Route:
+        def route(body: Mapping[str, Any]) -> dict[str, Any]:
+            with self._slot():
+                self._pulling.clear()
+                return verb(body)
+
+        return route
 
     def status(self, _: Mapping[str, Any]) -> dict[str, Any]:
         """The status document of the last turn."""
@@ -157,7 +171,7 @@ class Requests:
 
     def _wanted(self, app: str) -> tuple[str, ...]:
         turn = self._agent.last
-        desired = turn.intent.desired.apps.get(app) if turn is not None else None
+        desired = turn.intent.desired.app(app) if turn is not None else None
         return desired.volumes if desired is not None else ()
 
 

@@ -86,7 +86,7 @@ class Telemetry:
 
     def turn(self, turn: Turn) -> None:
         self._turn = turn
-        apps = frozenset(turn.intent.desired.apps)
+        apps = frozenset(app.name for app in turn.intent.desired.apps.values())
         self.tally.turn(_result(turn), turn.seconds, turn.now.wall, turn.observed, apps)
         if not self._branch:
             problem = bool(turn.intent.source_problem)
@@ -311,11 +311,9 @@ def _registries(turn: Turn) -> frozenset[str]:
 def _orphans(
     turn: Turn | None, sizes: Mapping[tuple[str, str], int]
 ) -> dict[tuple[str, str], tuple[int, bool]]:
-    apps = turn.intent.desired.apps if turn is not None else {}
-    return {
-        (app, name): (size, app not in apps or name not in apps[app].volumes)
-        for (app, name), size in sizes.items()
-    }
+    apps = turn.intent.desired.apps.values() if turn is not None else ()
+    wanted = {(app.name, volume) for app in apps for volume in app.volumes}
+    return {volume: (size, volume not in wanted) for volume, size in sizes.items()}
 
 
 def _store(turn: Turn) -> StoreSizes:

@@ -9,7 +9,7 @@ from reconciler.state.observed import Published
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The ports and devices of a desired state, and the digest of each app's spec."""
+    """The ports and devices of a desired state, and the version of what is wanted in each lane."""
 
     desired: Desired
     ports: list[Published]
@@ -18,7 +18,7 @@ class Wanted:
 
     @classmethod
     def of(cls, desired: Desired) -> "Wanted":
-        digests = {app.name: app.digest for app in desired.apps.values()}
+        digests = {lane: app.version for lane, app in desired.apps.items()}
         return cls(desired, wanted_ports(desired), wanted_devices(desired), digests)
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reconciler.engine import named
 from reconciler.engine.layout import Layout
 from reconciler.engine.record import Record, records
 from reconciler.engine.sight import phase_of
@@ -67,24 +68,8 @@ def moment(text: str, option: str) -> float:
 
 
 def find_container(layout: Layout, name: str) -> Record:
-    """The newest container that `name` means: APP/CONTAINER, or an unambiguous start of an id."""
-    found = list(records(layout))
-    same = [record for record in found if record.full_name == name]
-    if same:
-        return max(same, key=lambda record: record.created)
-    starting = [record for record in found if len(name) >= 2 and record.id.startswith(name)]
-    if len(starting) == 1:
-        return starting[0]
-    if len(starting) > 1:
-        those = ", ".join(f"{record.id[:12]} {record.full_name}" for record in starting[:8])
-        raise UsageError(
-            f"container {name}: ambiguous, {len(starting)} ids start with it: {those}", hint="use more digits"
-        )
-    if "/" not in name:
-        inside = sorted({record.full_name for record in found if name in (record.app, record.name)})
-        if inside:
-            raise NotFoundError(f"container {name}: not found", hint=f"did you mean {' or '.join(inside)}?")
-    raise NotFoundError(f"container {name}: not found", hint="run: reconciler ps -a")
+    """The newest container that `name` means: APP/CONTAINER, an ad-hoc one's name, or the start of an id."""
+    return named.find(layout, name)
 
 
 def running(layout: Layout, record: Record) -> Running:

@@ -83,8 +83,9 @@ class Console:
                 self.say(line)
             self._blocked = blocked
         if turn.converged and not self._converged:
-            count = sum(len(app.containers) for app in intent.desired.apps.values())
-            self.say(f"converged: {len(intent.desired.apps)} apps, {count} containers")
+            apps = intent.desired.declared
+            count = sum(len(app.containers) for app in apps.values())
+            self.say(f"converged: {len(apps)} apps, {count} containers")
         self._converged = turn.converged
 
     def outcome(self, outcome: Outcome) -> None:

@@ -21,6 +21,7 @@ from reconciler.errors import NotFoundError, ReconcilerError, UsageError
 from reconciler.report import inspection, stored
 from reconciler.report.tables import dump_json, dump_yaml, json_line
 from reconciler.report.template import Template
+from reconciler.state.desired import called
 from reconciler.state.image import Image
 
 Look = Callable[["Inspector", str], list[dict[str, Any]]]
@@ -83,7 +84,7 @@ class Inspector:
     # --- containers --------------------------------------------------------------------------------------------------
 
     def containers(self, name: str) -> list[dict[str, Any]]:
-        same = [record for record in self._records if record.full_name == name]
+        same = [r for r in self._records if name in (r.full_name, called(r.app, r.name))]
         if same:
             return [self._container(max(same, key=lambda record: record.created))]
         return [

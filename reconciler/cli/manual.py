@@ -39,7 +39,36 @@ and have no set-uid bits, files that go in belong to root; with `-a`, and in arc
 container that does not run is looked at, and written to, in a mount of its own. What the kernel makes up (`/proc`,
 `/sys`) is not copied.
 
-What `exec` runs begins at NAME: options of `exec` itself stand before it.
+What `exec` runs begins at NAME, and what `run` runs at IMAGE: options of the verb itself stand before it.
+
+## CONTAINERS BY HAND
+
+`run` and `create` make an *ad-hoc* container: one that no spec declares, called by a plain NAME. It is desired state
+like any other, durable on this device: the loop starts it again as its restart policy says, also after a reboot, and
+neither a commit nor garbage collection takes it away; `rm` does, or its own end with `--rm`. It keeps its id, its
+files and its log from start to start, until it is removed. All of them share one network, in which they find each
+other by name, and one app, `adhoc`, which no spec may be called. Options and exit codes are Docker's, with these
+differences:
+
+- A registry's host is never left out. A tag (`latest` where there is none) is looked up once, and its digest is
+  printed and kept. With `--bundle LAYOUT` the image may also be a name in that OCI layout.
+- The restart policy is `no` unless `--restart` says otherwise. `always` is Docker's `unless-stopped`, and
+  `on-failure` comes back after a reboot too. What was running with `no` when the device went down stays down.
+- `--memory` without `--memory-swap` means no swap. `-v /path` without a volume's name is refused: there are no
+  anonymous volumes, so `rm -v` has nothing to delete. Named volumes are those of the app `adhoc`.
+- In the foreground, output comes from the container's log, and the third interrupt leaves the container running.
+  Standard input and terminals are not offered yet.
+- A start that fails is not tried again, and leaves nothing behind that was never made.
+- A path of the device may be mounted whether or not `allowed_binds` has it, which is for commits; `/` and `/proc`
+  never.
+
+The same verbs do the sane thing to *declared* containers, and say what the loop does next. `stop` holds one: it stays
+stopped, across reboots and newer versions, until `start` lets go of it; the newest version runs then. `restart`, and
+`rm -f`, replace it once. `kill` and `pause` are the kernel's; a newer spec replaces what is paused. `rm` and `update`
+are refused with the place of the spec.
+
+Where no agent runs, a verb does the work itself, for ad-hoc containers and for the app that it names. Nothing starts
+again what ends after that.
 
 Data goes to standard output, everything else to standard error. `-o json` prints one document with `apiVersion`, `kind`
 and `items`, `-o yaml` the same in YAML, `-o jsonl` an item per line, `-o name` names only; keys are never renamed
@@ -75,7 +104,7 @@ _TAIL: Final = """\
 | 8 | not found |
 | 9 | the agent can't be reached, or permission is denied |
 | 64 | the command line is wrong |
-| 125, 126, 127, 128+n | `exec`: our own failure, not executable, not found, signal n; else the command's own code |
+| 125, 126, 127, 128+n | `run`, `exec`: our failure, not executable, not found, signal n; else the command's own |
 | 130, 141 | interrupted; the reader of a pipe went away |
 
 ## FILES
@@ -112,6 +141,10 @@ for the back-off of earlier failures.
     reconciler cp web/db:/var/log/. ./logs && tar c conf | reconciler cp - web/db:/etc
     reconciler exec --state /srv/state -u 1000 web/db id
     reconciler volume ls && reconciler volume rm old-app/data
+    reconciler run --rm registry.example/tools/box:1.37 date
+    reconciler run -d --name web1 -p 8080:80 -v data:/data registry.example/web:2
+    reconciler stop web1 && reconciler start web1 && reconciler rm -f web1
+    reconciler stop --reason "disk is being replaced" web/db
     source <(reconciler completion bash)
 
 ## SEE ALSO

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from reconciler.engine.layout import Layout
+from reconciler.state.desired import called
 
 
 def names_of(kind: str, state: str, run: str) -> dict[str, str]:
@@ -26,7 +27,7 @@ def _records(layout: Layout) -> Iterator[dict[str, Any]]:
 
 
 def _containers(layout: Layout) -> dict[str, str]:
-    return {f"{one['app']}/{one['name']}": _short(one["reference"]) for one in _records(layout)}
+    return {called(one["app"], one["name"]): _short(one["reference"]) for one in _records(layout)}
 
 
 def _apps(layout: Layout) -> dict[str, str]:

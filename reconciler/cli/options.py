@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Final
 
-from reconciler.cli import stock, watching
+from reconciler.cli import byhand, stock, watching
 from reconciler.cli.arguments import Add, Verbs, call, listing, output
 from reconciler.cli.stock import noun
 
@@ -119,6 +119,7 @@ _VERBS: Final[Verbs] = (
     ("apply", "Bring the device to what the specs say, once; a running agent is asked to do it.", _apply),
     ("status", "Show for each app whether it is as desired and healthy, and why not.", _status),
     *watching.VERBS,
+    *byhand.VERBS,
     ("exec", "Run a command inside a running container.", _exec),
     *stock.VERBS,
     ("doctor", "Check what this host offers and say what is missing.", _doctor),

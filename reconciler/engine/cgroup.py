@@ -22,7 +22,7 @@ from reconciler.engine.cgroup_devices import restrict
 from reconciler.engine.cgroup_limits import read_limits, update
 from reconciler.engine.devices import Rule
 from reconciler.engine.hierarchies import Cgroup, Hierarchies, read
-from reconciler.errors import BlockedError, ReconcilerError
+from reconciler.errors import BlockedError, ReconcilerError, TimedOutError, UnsupportedError
 from reconciler.state.desired import Limits
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Hierarchies",
     "Place",
     "create",
+    "freeze",
     "frozen",
     "kill",
     "oom_kills",
@@ -169,6 +170,63 @@ def _enable(directory: Path, controller: str) -> None:
             with contextlib.suppress(ProcessLookupError):
                 (leaf / "cgroup.procs").write_text(pid)
         control.write_text(f"+{controller}")
+
+
+# --- the freezer -----------------------------------------------------------------------------------------------------
+
+_FREEZE_TIMEOUT: Final = 10.0
+
+
+def _told_to_freeze(group: Cgroup) -> bool:
+    if group.v2 is not None:
+        return read(group.v2 / "cgroup.freeze") == "1\n"
+    freezer = group.v1.get("freezer")
+    return freezer is not None and read(freezer / "freezer.state") in ("FROZEN\n", "FREEZING\n")
+
+
+def freeze(group: Cgroup, wanted: bool) -> None:
+    """Freeze everything in the cgroup, or let it go on; returns once that is so.
+
+    UnsupportedError where there is no freezer (version 1 without that controller), TimedOutError where a process does
+    not come to rest (uninterruptible sleep); it is let go on then.
+    """
+    if _told_to_freeze(group) == wanted:
+        return
+    try:
+        if group.v2 is not None:
+            (group.v2 / "cgroup.freeze").write_text("1" if wanted else "0")  # since 5.2
+        elif "freezer" in group.v1:
+            (group.v1["freezer"] / "freezer.state").write_text("FROZEN" if wanted else "THAWED")
+        else:
+            raise UnsupportedError(
+                "cgroups: there is no freezer, so nothing can be paused",
+                hint="mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified",
+            )
+    except FileNotFoundError:
+        return  # it has just gone
+    if wanted and not _rests(group):
+        freeze(group, False)
+        raise TimedOutError("cgroups: a process does not come to rest (hanging storage or network mounts?)")
+
+
+def _rests(group: Cgroup) -> bool:
+    """Wait until the kernel says that everything is frozen; version 1 says so only when asked."""
+    deadline = time.monotonic() + _FREEZE_TIMEOUT
+    if group.v2 is None:
+        state = group.v1["freezer"] / "freezer.state"
+        while read(state) == "FREEZING\n" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return read(state) != "FREEZING\n"
+    with open(group.v2 / "cgroup.events", encoding="ascii") as events:
+        poll = select.poll()
+        poll.register(events, select.POLLPRI)
+        while "frozen 1" not in (text := events.read()) and "populated 1" in text:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            poll.poll(left * 1000)
+            events.seek(0)
+    return True
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------

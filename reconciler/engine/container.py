@@ -65,13 +65,20 @@ class Containers:
     # --- create ----------------------------------------------------------------------------------------------------
 
     def create(self, desired: Container, *, attempt: int = 0, restarts: int = 0) -> str:
-        """Make the container up to its first instruction and return its id; or leave nothing and raise."""
+        """Make the container up to its first instruction and return its id; or leave nothing and raise.
+
+        One that keeps its id is made again where it is, around what it wrote; a failure leaves that.
+        """
         self._demand(desired)
         layout = self._layout
-        container_id = secrets.token_hex(16)
+        container_id = desired.id or secrets.token_hex(16)
+        again = bool(desired.id) and layout.identity(container_id).exists()
         with ExitStack() as undo, ExitStack() as claim:
-            undo.callback(self._discard, container_id)
-            self._make_directories(container_id, desired)
+            undo.callback(self._clear if again else self._discard, container_id)
+            if again:
+                self._make_again(desired)
+            else:
+                self._make_directories(container_id, desired)
             hostpath.prepare(desired.identity)
             claim.enter_context(held(layout.container(container_id), desired.full_name))
             failpoint("create.directories")
@@ -127,7 +134,9 @@ class Containers:
                         created=time.time(),
                         attempt=attempt,
                         restarts=restarts,
+                        turn=desired.wish.turn if desired.wish is not None else 0,
                     ),
+                    durable=bool(desired.id) and not again,
                 )
             failpoint("create.recorded")
             created = self._zygote.create(
@@ -168,13 +177,45 @@ class Containers:
             layout.run_container(container_id),
         ):
             directory.mkdir(mode=0o700)
-        layers = desired.image.layers
-        self._uppers.make(container_id, layout.layer(layers[-1].chain_id) if layers else None)
+        self._make_upper(desired, container_id)
         for name, mount in bundle.config_files(desired).items():
             path = layout.configs(container_id) / name
             path.write_bytes(desired.configs[mount.config])
             os.chown(path, mount.uid, mount.gid)
             path.chmod(mount.mode)
+
+    def _make_again(self, desired: Container) -> None:
+        """Take away what the last run left, but for the files and the log; what is missing of those is made anew."""
+        layout, container_id = self._layout, desired.id
+        self._clear(container_id)
+        layout.settled_exit(container_id).unlink(missing_ok=True)  # or it would count as ended while it runs
+        failpoint("create.cleared")
+        for directory in (
+            layout.log(container_id),
+            layout.configs(container_id),
+            layout.rootfs(container_id),
+            layout.run_container(container_id),
+        ):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        upper, work = self._uppers.paths(container_id)
+        if upper.is_dir():
+            work.mkdir(mode=0o700, exist_ok=True)
+        else:  # it was in a run directory that is gone
+            trash.delete(work)
+            self._make_upper(desired, container_id)
+
+    def _make_upper(self, desired: Container, container_id: str) -> None:
+        layers = desired.image.layers
+        self._uppers.make(container_id, self._layout.layer(layers[-1].chain_id) if layers else None)
+
+    def _clear(self, container_id: str) -> None:
+        """Take away processes, cgroup and run directory; what the container wrote stays."""
+        self._end_all(container_id)
+        run = self._layout.run_container(container_id)
+        for name in _names(run):
+            if run / name not in self._uppers.paths(container_id):
+                trash.delete(run / name)
+        failpoint("create.unrun")
 
     # --- start -----------------------------------------------------------------------------------------------------
 
@@ -256,11 +297,18 @@ class Containers:
             os.close(init)
             return None
         failpoint("stop.signalled")
+        self.freeze(container_id, False)  # or it would never hear of the signal
         waited = open_pidfd(shim.shim)
         if waited is None:
             return init
         os.close(init)
         return waited
+
+    def freeze(self, container_id: str, frozen: bool) -> None:
+        """Freeze all that runs in the container, or let it go on; succeeds where that is so, or nothing is there."""
+        group = cgroup.open_existing(self._hierarchies(), self._parent, container_id)
+        if group is not None:
+            cgroup.freeze(group, frozen)
 
     def finish_stop(self, container_id: str) -> None:
         """Kill what is left of the container, and return once nothing of it runs."""
@@ -317,15 +365,19 @@ class Containers:
 
         Not synced, as its record was not: after a power cut it is a container that is lost, or a directory without one.
         """
+        self._end_all(container_id)
+        trash.delete(self._layout.run_container(container_id))  # the upper may be in it, however deep
+        failpoint("remove.unrun")
+        self._store.discard(self._layout.container(container_id), durable=False)
+        failpoint("remove.discarded")
+
+    def _end_all(self, container_id: str) -> None:
+        """Take away every process and the cgroup."""
         self.finish_stop(container_id)
         group = cgroup.open_existing(self._hierarchies(), self._parent, container_id)
         if group is not None:
             cgroup.remove(group)
         failpoint("remove.ungrouped")
-        trash.delete(self._layout.run_container(container_id))  # the upper may be in it, however deep
-        failpoint("remove.unrun")
-        self._store.discard(self._layout.container(container_id), durable=False)
-        failpoint("remove.discarded")
 
     def _keep_previous(self, found: record.Record) -> None:
         """Move the log and the records to where `logs --previous` and the back-off look for them.

@@ -22,6 +22,8 @@ STATE  (/var/lib/reconciler, 0700)
   volumes/<app>/<name>/      volume.json, data/ (what is mounted), pending (no copy-up yet); never removed by a plan
   network/leases.json        subnets and addresses, replaced by rename under network/lock
   network/sysctls.json       values found before we changed them, restored by clean-up
+  adhoc/<name>.json          an ad-hoc container: its id, its spec, what people want of it; without one it is removed
+  wishes/<app>/<name>.json   what people want of a declared container: held stopped, or started anew
   lastgood/<app>.json        the spec last read without error, with its config files; replaced by rename
   repository.git/            a bare repository, where specs come from git; beside it repository.git.lock
   generations/<n>.json       what was applied; written once each
@@ -199,6 +201,20 @@ class Layout:
     @property
     def sysctls(self) -> Path:
         return self.network / "sysctls.json"
+
+    @property
+    def adhoc_root(self) -> Path:
+        return self.state / "adhoc"
+
+    def adhoc(self, name: str) -> Path:
+        return self.adhoc_root / f"{name}.json"
+
+    @property
+    def wishes_root(self) -> Path:
+        return self.state / "wishes"
+
+    def wish(self, app: str, container: str) -> Path:
+        return self.wishes_root / app / f"{container}.json"
 
     @property
     def lastgood_root(self) -> Path:

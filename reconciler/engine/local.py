@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address
 
 from reconciler.engine import record, volumes
+from reconciler.engine.byhand import ByHand
 from reconciler.engine.container import Containers
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.networks import Networks
@@ -33,6 +34,7 @@ class LocalEngine:
         store: Store,
         images: Images,
         pulls: Pulls,
+        byhand: ByHand | None = None,
     ) -> None:
         self._layout = layout
         self._containers = containers
@@ -40,6 +42,7 @@ class LocalEngine:
         self._store = store
         self._images = images
         self._pulls = pulls
+        self._byhand = byhand or ByHand(layout)
 
     def configure_network(self, networks: Sequence[str], published: Sequence[Published]) -> None:
         self._networks.ensure_all(networks, [(item.app, item.container) for item in published])
@@ -85,6 +88,9 @@ class LocalEngine:
 
     def record_exit(self, container_id: str) -> None:
         self._containers.record_exit(container_id)
+
+    def forget_container(self, name: str) -> None:
+        self._byhand.forget(name)
 
     def remove_network(self, app: str) -> None:
         self._networks.remove(app)

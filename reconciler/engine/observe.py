@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from reconciler.engine import cgroup, devices, volumes
+from reconciler.engine import byhand, cgroup, devices, volumes
 from reconciler.engine.hierarchies import Hierarchies, read
 from reconciler.engine.layout import Layout
 from reconciler.engine.network import listeners
@@ -69,6 +69,7 @@ class Observer:
             failures=dict(failures),
             devices=devices.present(wanted_devices),
             capacity=self._capacity,
+            adhoc=byhand.adhoc_names(self._layout),
         )
 
     def _networks_now(self) -> tuple[state.Network, frozenset[str]]:

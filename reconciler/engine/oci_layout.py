@@ -1,6 +1,7 @@
 """Bundles: OCI image layout directories as a source of blobs, for a USB stick or a directory beside the specs.
 
-A blob is looked up by its digest alone, so the layout's index.json, its tags and its annotations have no say. Whoever
+A blob is looked up by its digest alone, so the layout's index.json, its tags and its annotations have no say, except
+where somebody asks for an image by its name there (`named`). Whoever
 reads a blob verifies it. A bundle that is not there (a stick not plugged in) holds nothing. Reads only.
 """
 
@@ -26,6 +27,11 @@ class Bundles:
 
     def __init__(self, directories: Sequence[Path]) -> None:
         self._directories = tuple(directories)
+
+    def add(self, directory: Path) -> None:
+        """Ask one more, last, from now on."""
+        if directory not in self._directories:
+            self._directories = (*self._directories, directory)
 
     @contextmanager
     def open(self, digest: Digest) -> Iterator[BinaryIO | None]:

@@ -62,12 +62,16 @@ class Images:
         self._platform = platform
         self._room = Room(layout, limits)
         self._registry = Registry(insecure=insecure, ca=ca, patience=patience)
-        available = Bundles(bundles)
+        available = self._bundles = Bundles(bundles)
         self._resolver = Resolver(store, available, self._registry, platform, limits)
         self._adder = Adder(store, layout, available, self._registry, limits)
         self._jobs: dict[str, Jobs[Digest]] = {}  # by registry
         self._seen: dict[Digest, Image] = {}
         self._lock = threading.Lock()
+
+    def add_bundle(self, directory: Path) -> None:
+        """Look into one more OCI layout from now on."""
+        self._bundles.add(directory)
 
     @property
     def requests(self) -> Counter[tuple[str, str]]:

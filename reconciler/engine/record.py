@@ -26,7 +26,7 @@ class CorruptRecordError(ReconcilerError):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """identity.json:
+    """identity.json; `turn` is `Wish.turn` of the wish that it was made for.
 
     `layers` are hex chain ids, bottom first, `image` and `manifest` digests, `created` wall seconds.
     """
@@ -45,6 +45,7 @@ class Record:
     created: float
     attempt: int = 0
     restarts: int = 0
+    turn: int = 0
 
     @property
     def full_name(self) -> str:
@@ -98,6 +99,7 @@ def parse(data: bytes, where: str) -> Record:
             created=float(value["created"]),
             attempt=int(value["attempt"]),
             restarts=int(value["restarts"]),
+            turn=int(value.get("turn", 0)),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CorruptRecordError(
@@ -105,15 +107,16 @@ def parse(data: bytes, where: str) -> Record:
         ) from error
 
 
-def write(layout: Layout, record: Record) -> None:
+def write(layout: Layout, record: Record, *, durable: bool = False) -> None:
     """Write identity.json.
 
-    Not synced: a power cut ends the container anyway, and the next turn makes it again. Its copy in the run directory
-    is written first, so that where the two differ the copy is right.
+    Not synced, unless `durable`: a power cut ends the container anyway, and the next turn makes it again. One that
+    keeps its files must not lose them by that. Its copy in the run directory is written first, so that where the two
+    differ the copy is right.
     """
     value = {"version": VERSION, **asdict(record)}
     replace_json(layout.identity_copy(record.id), value, durable=False)
-    replace_json(layout.identity(record.id), value, durable=False)
+    replace_json(layout.identity(record.id), value, durable=durable)
 
 
 def read_checked(layout: Layout, container_id: str) -> Record:

@@ -4,16 +4,19 @@ What a file said, and the values made of it, are kept for as long as the file sh
 change; whether a shim lives and what its cgroup enforces is asked of the kernel. Reads only.
 """
 
+import fcntl
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from reconciler.engine import record
+from reconciler.engine import cgroup, record
 from reconciler.engine.cgroup import Place
 from reconciler.engine.cgroup_limits import LimitFiles
 from reconciler.engine.layout import Layout
 from reconciler.engine.process import ProcessId, ShimRecord, alive, read_exit, read_shim
+from reconciler.spec.adhoc import ADHOC
 from reconciler.state import observed as state
 from reconciler.state.desired import Limits
 
@@ -164,15 +167,19 @@ class Sight:
             return None
         phase, settled = self._life.phase()
         limits: Limits | None = None
-        intact, linked, stopped = True, True, False
+        intact, linked, stopped, paused = True, True, False, False
         if isinstance(phase, state.Running | state.Created):
             limits, intact = self._enforced(place, found.settings.limits)
             intact = intact and all(map(exists, self._parts))
         if isinstance(phase, state.Running):
             linked = found.full_name in attached or not found.address
+            paused = cgroup.frozen(place.group(self.id))
         elif isinstance(phase, state.Exited):
             stopped = exists(self._stopping)
-        seen = (found, phase, limits, linked, settled, stopped, intact)
+        elif isinstance(phase, state.Lost) and cgroup.populated(place.group(self.id)):
+            phase = replace(phase, alive=True)
+        watched = found.app == ADHOC and _watched(self._parts[1])
+        seen = (found, phase, limits, linked, settled, stopped, intact, paused, watched)
         if self._container is None or seen != self._seen:
             self._seen = seen
             self._container = state.Container(
@@ -194,6 +201,9 @@ class Sight:
                 created=found.created,
                 volumes=found.volumes,
                 networked=bool(found.address),
+                turn=found.turn,
+                paused=paused,
+                watched=watched,
             )
         return self._container
 
@@ -204,3 +214,18 @@ class Sight:
         if not self._limits.there():
             return None, False
         return self._limits.read(wanted), True
+
+
+def _watched(log: str) -> bool:
+    """Whether somebody who reads the log to its end (`run` in the foreground) still holds it."""
+    try:
+        fd = os.open(log, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

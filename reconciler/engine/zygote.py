@@ -11,6 +11,7 @@ import sysconfig
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from errno import ENOENT
 from pathlib import Path
 
 import reconciler
@@ -21,6 +22,7 @@ from reconciler.shim import protocol
 from reconciler.state.process import ProcessId
 
 _START_TIMEOUT = 30.0
+_PROGRAM_STEPS = ("exec",)
 _PADDING = "-" * 160  # room for titles: the argument vector is overwritten
 
 
@@ -32,6 +34,10 @@ class StepError(ReconcilerError):
         self.step = step
         self.path = path
         self.errno = errno
+        if (
+            step in _PROGRAM_STEPS
+        ):  # as a shell, and Docker, would end: 127 for what is not there, 126 for the rest
+            self.exit_code = 127 if errno == ENOENT else 126
 
 
 @dataclass(frozen=True, slots=True)

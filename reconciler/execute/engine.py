@@ -38,7 +38,11 @@ class Engine(Protocol):
         """Remove everything of a container, with or without its shim's help."""
 
     def create_container(self, desired: Container, *, attempt: int, restarts: int) -> None:
-        """Make the container up to, but not including, its first instruction; or leave nothing."""
+        """Make the container up to, but not including, its first instruction; or leave nothing.
+
+        One that has an id of its own keeps its place: if it is there, and does not run, it is made again around the
+        files that it wrote, with its log going on, and a failure leaves these.
+        """
 
     def start_container(self, app: str, container: str) -> None:
         """Attach the network and start the program; succeed if it already runs."""
@@ -48,6 +52,9 @@ class Engine(Protocol):
 
     def record_exit(self, container_id: str) -> None:
         """Make the exit record durable."""
+
+    def forget_container(self, name: str) -> None:
+        """Delete the record of an ad-hoc container, durably."""
 
     def remove_network(self, app: str) -> None:
         """Remove the app's bridge and release its addresses."""

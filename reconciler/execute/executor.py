@@ -21,6 +21,7 @@ from reconciler.plan.steps import (
     ConfigureNetwork,
     CreateContainer,
     CreateVolume,
+    ForgetContainer,
     Outcome,
     Plan,
     PullImage,
@@ -38,7 +39,9 @@ _STARTS = (CreateContainer, StartContainer)
 
 @dataclass(eq=False)
 class Lane:
-    """The rest of one app's steps. `digest` is the spec that they come from; a newer one cancels the lane.
+    """The rest of one lane's steps. `app` is the lane's name, which is the app's but for ad-hoc containers.
+
+    `digest` is the version of what is wanted that they come from; a newer one cancels the lane.
 
     `pull` is the pull that its first step waits for, `asked_to_stop` the id of the container that it waits
     for, `doing` the step that it is in the middle of.
@@ -121,7 +124,7 @@ class Executor:
                     lane.cancelled = True
 
     def dispatch(self, plan: Plan, digests: dict[str, str]) -> None:
-        """Start everything in `plan` and return; `digests` maps each desired app to its spec digest.
+        """Start everything in `plan` and return; `digests` maps each lane to the version of what is wanted there.
 
         The network is configured here, in order, before any lane: no container may run its first instruction
         without the rules that isolate it, so where that fails only lanes that start nothing are begun.
@@ -136,7 +139,7 @@ class Executor:
                 case CollectGarbage():
                     self._collect(step)
                 case _:
-                    lanes.setdefault(step.app, []).append(step)
+                    lanes.setdefault(step.lane, []).append(step)
         for app, steps in lanes.items():
             if not network and any(isinstance(step, _STARTS) for step in steps):
                 continue
@@ -301,7 +304,9 @@ class Executor:
             outcome = Outcome(step, seconds=time.monotonic() - began)
         except ReconcilerError as error:
             seconds, unverified = time.monotonic() - began, isinstance(error, VerificationError)
-            outcome = Outcome(step, str(error), error.hint, error.transient, seconds, unverified)
+            outcome = Outcome(
+                step, str(error), error.hint, error.transient, seconds, unverified, error.exit_code
+            )
         except OSError as error:
             outcome = Outcome(step, str(error), "", True, time.monotonic() - began)
         except Exception as error:  # noqa: BLE001 - a defect in one lane must not stop the others
@@ -332,6 +337,8 @@ class Executor:
                 engine.update_container(step.id, step.settings, reattach=step.reattach)
             case RecordExit():
                 engine.record_exit(step.id)
+            case ForgetContainer():
+                engine.forget_container(step.container)
             case RemoveNetwork():
                 engine.remove_network(step.app)
             case CollectGarbage():

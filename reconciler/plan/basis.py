@@ -11,7 +11,7 @@ from reconciler.plan import reserve
 from reconciler.plan.garbage import Retention, Roots, roots
 from reconciler.plan.ports import Claims, order
 from reconciler.plan.steps import Blocked
-from reconciler.state.desired import App, Desired
+from reconciler.state.desired import App, Container, Desired
 from reconciler.state.generation import Generation
 from reconciler.state.observed import Published
 
@@ -21,8 +21,9 @@ class Basis:
     """`rows` are the ports that are wanted, sorted; `undisputed` that no two of them exclude each other; `reserves`
     that somebody reserves something.
 
-    `waiting` are the apps that have nothing that could run, since no image of theirs is known, with the sentences that
-    say so; `roots` is what the store must keep for what should run, and for the generations.
+    `by_hand` are the containers with ports of which people want something by hand, by full name. `waiting` are the apps
+    that have nothing that could run, since no image of theirs is known, with the sentences that say so; `roots` is what
+    the store must keep for what should run, and for the generations.
     """
 
     desired: Desired
@@ -31,6 +32,7 @@ class Basis:
     rows: tuple[Published, ...]
     undisputed: bool
     reserves: bool
+    by_hand: Mapping[str, Container]
     waiting: Mapping[str, tuple[Blocked, ...]]
     roots: Roots
 
@@ -72,6 +74,12 @@ def basis(
             for container in app.containers.values()
         ),
         undisputed=not any([claims.claim(row) for row in rows]),
+        by_hand={
+            want.full_name: want
+            for app in desired.apps.values()
+            for want in app.containers.values()
+            if want.wish is not None and want.settings.ports
+        },
         waiting={
             name: unresolved(app)
             for name, app in desired.apps.items()

@@ -4,16 +4,20 @@ The same list is printed by `plan`, performed by the executor and asserted by th
 look at each other; only the port table and the garbage are the whole device's. Pure: same input, same plan.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from reconciler.plan import lane as lanes
 from reconciler.plan import reserve
 from reconciler.plan.basis import Basis, basis
+from reconciler.plan.byhand import discard, rests
 from reconciler.plan.garbage import Retention, explain, garbage, next_expiry
 from reconciler.plan.lane import Lane, failure_gate
 from reconciler.plan.ports import Claims, order
-from reconciler.plan.steps import Blocked, CollectGarbage, ConfigureNetwork, Plan, Step
-from reconciler.state.desired import App, Desired
+from reconciler.plan.steps import Blocked, CollectGarbage, ConfigureNetwork, Plan, RemoveNetwork, Step
+from reconciler.spec.adhoc import ADHOC
+from reconciler.state.desired import App, Desired, lane_of
+from reconciler.state.desired import Container as Wanted
 from reconciler.state.generation import Generation
 from reconciler.state.observed import Container, Now, Observed, Published
 
@@ -35,27 +39,33 @@ def plan(
 ) -> Plan:
     """Return the steps that take `observed` to `desired`, in the order in which they must run.
 
-    Apps in `busy` have a lane running: they get no steps, and keep their networks and ports. `wake_at` is the next
+    The lanes in `busy` are running: they get no steps, and keep their networks and ports. `wake_at` is the next
     boottime at which time alone changes this plan. `known` saves time where it is the basis of the same values.
     """
+    desired = _with_records(desired, observed)
     ground = basis(desired, generations, retention, known)
     found: dict[str, dict[str, Sequence[Container]]] = {}
     for full_name, same in observed.containers.items():
         app, _, name = full_name.partition("/")
-        found.setdefault(app, {})[name] = same
+        found.setdefault(lane_of(app, name), {})[name] = same
 
     blocked: list[Blocked] = []
     untouched = set(busy)
     for name in desired.held:
         if name not in busy:
             untouched.add(name)
-            blocked.append(Blocked(name, "", desired.held[name]))
+            blocked.append(Blocked(*_owner(name), desired.held[name]))
     removed: list[str] = []
     networks = observed.network.known
-    for name in sorted(found.keys() | networks):
+    for name in sorted(found.keys() | networks - {ADHOC}):
         if name in desired.apps or name in untouched:
             continue
-        if desired.hold_all:
+        if _owner(name)[0] == ADHOC:
+            if observed.adhoc is None or _owner(name)[1] in observed.adhoc:
+                untouched.add(name)  # its record was made since, or can't be read
+            else:
+                removed.append(name)
+        elif desired.hold_all:
             untouched.add(name)
             blocked.append(Blocked(name, "", desired.hold_all))
         else:
@@ -63,9 +73,10 @@ def plan(
 
     claims = None
     taken: dict[str, str] = {}
-    if untouched or not _ports_are_right(ground, observed, found):
+    rows = _without_resting(ground, observed)
+    if untouched or not _ports_are_right(ground, rows, observed, found):
         claims = Claims.start(observed.network.published, observed.listeners)
-        taken = _claim(claims, ground.rows, observed, found, untouched, busy)
+        taken = _claim(claims, rows, observed, found, untouched, busy)
     unkept = reserve.refused(desired, observed, found, untouched) if ground.reserves else {}
     by_app: dict[str, Lane] = {}
     for name, wanted in desired.apps.items():
@@ -77,12 +88,21 @@ def plan(
             continue
         by_app[name] = lanes.converge(wanted, own, desired, observed, taken, now, unkept)
         if claims is not None:
-            _reclaim(claims, desired, name, own, by_app[name])
+            _reclaim(claims, wanted, own, by_app[name])
     for name in removed:
-        by_app[name] = lanes.remove(name, found.get(name, _NOTHING), observed, now)
+        own = found.get(name, _NOTHING)
+        by_app[name] = (
+            _discarded(name, own, observed, now) if "/" in name else lanes.remove(name, own, observed, now)
+        )
+    if (
+        ADHOC in observed.network.known
+        and observed.adhoc is not None
+        and not _adhoc_needs_network(desired, found, busy)
+    ):
+        by_app[ADHOC] = Lane([RemoveNetwork(ADHOC)])
 
     steps: list[Step] = []
-    table = claims.table() if claims is not None else ground.rows
+    table = claims.table() if claims is not None else rows
     network = _network(table, desired, observed, found, untouched)
     if network is not None:
         _device_step(network, observed, now, steps, blocked)
@@ -100,6 +120,40 @@ def plan(
         times.append(expiry)
     blocked.sort(key=lambda item: (item.app, item.container, item.reason))
     return Plan(tuple(steps), tuple(blocked), min(times, default=None))
+
+
+# --- ad-hoc containers -------------------------------------------------------------------------------------------
+
+
+def _owner(lane: str) -> tuple[str, str]:
+    """The app of a lane, and the container if it is an ad-hoc one's."""
+    app, _, container = lane.partition("/")
+    return app, container
+
+
+def _with_records(desired: Desired, observed: Observed) -> Desired:
+    """Leave out the ad-hoc containers whose record has gone since it was read: they are not wanted any more."""
+    gone = [
+        lane
+        for lane, app in desired.apps.items()
+        if app.only and observed.adhoc is not None and app.only not in observed.adhoc
+    ]
+    if not gone:
+        return desired
+    return replace(desired, apps={lane: app for lane, app in desired.apps.items() if lane not in gone})
+
+
+def _discarded(lane: str, found: Mapping[str, Sequence[Container]], observed: Observed, now: Now) -> Lane:
+    app, only = _owner(lane)
+    gate = failure_gate(app, "", observed.failures.get(lane), now, only=only)
+    if gate is not None:
+        return Lane(blocked=[*gate.blocked])
+    return Lane([*discard(found[only])])
+
+
+def _adhoc_needs_network(desired: Desired, found: Iterable[str], busy: frozenset[str]) -> bool:
+    """Whether the ad-hoc containers' network must stay: one is there or wanted, or a lane of theirs is running."""
+    return any(_owner(lane)[0] == ADHOC for lanes in (desired.apps, found, busy) for lane in lanes)
 
 
 def _device_step(
@@ -122,14 +176,29 @@ def _device_step(
 # --- network ------------------------------------------------------------------------------------------------------
 
 
+def _without_resting(ground: Basis, observed: Observed) -> tuple[Published, ...]:
+    """Return the wanted ports without those of containers that people keep stopped, and of ad-hoc ones that ended."""
+    if not ground.by_hand:
+        return ground.rows
+    resting = {
+        name
+        for name, want in ground.by_hand.items()
+        if rests(want, observed.containers.get(name, ()), observed.boot)
+    }
+    return tuple([row for row in ground.rows if f"{row.app}/{row.container}" not in resting])
+
+
 def _ports_are_right(
-    ground: Basis, observed: Observed, found: Mapping[str, Mapping[str, Sequence[Container]]]
+    ground: Basis,
+    rows: tuple[Published, ...],
+    observed: Observed,
+    found: Mapping[str, Mapping[str, Sequence[Container]]],
 ) -> bool:
     """Return whether every wanted port is published, no other is, and no container is of another version than wanted.
 
     Then all claims are granted, nothing has to be reclaimed, and the table is as it must be.
     """
-    if not ground.undisputed or observed.network.published != ground.rows:
+    if not ground.undisputed or observed.network.published != rows:
         return False
     apps = ground.desired.apps
     for name, own in found.items():
@@ -156,17 +225,17 @@ def _claim(
     """
     for name in sorted(untouched):
         if name in busy and observed.network.published is not None:
-            own = {row for row in observed.network.published if row.app == name}
+            own = {row for row in observed.network.published if lane_of(row.app, row.container) == name}
         else:
             own = {
-                Published(name, container.name, port)
+                Published(container.app, container.name, port)
                 for same in found.get(name, _NOTHING).values()
                 for container in same
                 for port in container.settings.ports
             }
         for row in sorted(own, key=order):
             claims.keep(row)
-    wanted = [row for row in rows if row.app not in untouched] if untouched else rows
+    wanted = [row for row in rows if lane_of(row.app, row.container) not in untouched] if untouched else rows
     taken: dict[str, str] = {}
     for is_published in (True, False):
         for row in wanted:
@@ -175,21 +244,19 @@ def _claim(
     return taken
 
 
-def _reclaim(
-    claims: Claims, desired: Desired, name: str, found: Mapping[str, Sequence[Container]], lane: Lane
-) -> None:
+def _reclaim(claims: Claims, app: App, found: Mapping[str, Sequence[Container]], lane: Lane) -> None:
     """Let containers that a newer version does not replace at once keep the ports that they have.
 
     An update that has to download, or is held up, must not cut off the version that still runs. Its successor's
     ports take their place in the turn after it was replaced.
     """
-    wanted = desired.apps[name].containers
+    wanted = app.containers
     old = [
         container
         for same in found.values()
         for container in same
         if container.settings.ports
-        and (container.name not in wanted or wanted[container.name].fingerprint != container.fingerprint)
+        and (container.name not in wanted or not _goes_on(wanted[container.name], container))
     ]
     if not old:
         return
@@ -197,7 +264,12 @@ def _reclaim(
     for container in old:
         if container.id not in replaced:
             for port in container.settings.ports:
-                claims.reclaim(Published(name, container.name, port))
+                claims.reclaim(Published(app.name, container.name, port))
+
+
+def _goes_on(want: Wanted, have: Container) -> bool:
+    """Return whether what is there is what is wanted: by its id, where that is kept, or else by its fingerprint."""
+    return want.id == have.id if want.id else want.fingerprint == have.fingerprint
 
 
 def _network(
@@ -209,15 +281,15 @@ def _network(
 ) -> ConfigureNetwork | None:
     """Return the step that makes bridges and port table right, or None if they are."""
     # What is on its way out keeps its bridge as it is until its containers are gone; it is not repaired for that.
-    networks = set(observed.network.apps & (found.keys() | untouched))
+    networks = set(observed.network.apps & {_owner(lane)[0] for lane in found.keys() | untouched})
     networks |= {
-        name
-        for name in found.keys() & untouched
-        if any(container.networked for same in found[name].values() for container in same)
+        _owner(lane)[0]
+        for lane in found.keys() & untouched
+        if any(container.networked for same in found[lane].values() for container in same)
     }
-    for name, app in desired.apps.items():
-        if app.networked and name not in untouched and (name in found or _may_start(app, observed)):
-            networks.add(name)
+    for lane, app in desired.apps.items():
+        if app.networked and lane not in untouched and (lane in found or _may_start(app, observed)):
+            networks.add(app.name)
     there = observed.network.published
     if networks <= observed.network.apps and (
         there == table if there is not None else not (networks or table)

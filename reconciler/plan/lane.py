@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from reconciler.plan.basis import TRY_NOW, unresolved
+from reconciler.plan.byhand import wished
 from reconciler.plan.order import reaches, start_order
 from reconciler.plan.restart import countdown, failure_delay, ordinal
 from reconciler.plan.steps import (
@@ -64,8 +65,11 @@ class Gate:
         return all(str(step) != self.failed_step for step in todo.down + todo.up)
 
 
-def failure_gate(app: str, digest: str, failure: Failure | None, now: Now) -> Gate | None:
-    """Return the gate that the last failure of the app puts up; None without one, for a newer spec, or in time."""
+def failure_gate(app: str, digest: str, failure: Failure | None, now: Now, *, only: str = "") -> Gate | None:
+    """Return the gate that the last failure of the app puts up; None without one, for a newer spec, or in time.
+
+    `only` is the container of an ad-hoc app.
+    """
     if failure is None or failure.digest != digest or failure.at > now.boottime:
         return None
     until = failure.at + failure_delay(failure.count, app)
@@ -73,11 +77,11 @@ def failure_gate(app: str, digest: str, failure: Failure | None, now: Now) -> Ga
         return None
     tried = "" if failure.count == 1 else f"{ordinal(failure.count)} failure, "
     reason = f"{failure.step}: {failure.error}; {tried}next try in {countdown(until, now.boottime)}"
-    return Gate((Blocked(app, "", reason, until, hint=failure.hint or TRY_NOW),), failure.step)
+    return Gate((Blocked(app, only, reason, until, hint=failure.hint or TRY_NOW),), failure.step)
 
 
 def _gate(app: App, failure: Failure | None, now: Now) -> Gate | None:
-    failed = failure_gate(app.name, app.digest, failure, now)
+    failed = failure_gate(app.name, app.version, failure, now, only=app.only)
     if not app.unresolved:
         return failed
     waiting = unresolved(app)
@@ -113,10 +117,12 @@ def converge(
     pulls, missing = _pulls(app, observed.store.layers)
     there = observed.volumes.get(app.name, frozenset())
     volumes = [name for name in sorted(app.volumes) if name not in there and name not in app.external]
+    if app.only and not any(todo.creates for todo in works.values()):
+        pulls, volumes = [], []  # it rests, or runs: what it once needed is asked for when it is needed again
     gone = [name for name in found if name not in app.containers]
     leaves = app.name in observed.network.known and not app.networked
-    network = leaves or (not app.containers and bool(gone))
-    gate = _gate(app, observed.failures.get(app.name), now)
+    network = not app.only and (leaves or (not app.containers and bool(gone)))
+    gate = _gate(app, observed.failures.get(app.lane), now)
     if not (works or pulls or volumes or gone or network or app.unresolved):
         lane.blocked += _ports_taken(app, taken)
         return lane
@@ -131,13 +137,13 @@ def converge(
             lane.blocked += gate.blocked
         first, later, pulls, volumes, gone, network = passed, [], [], [], [], False
     if (later or pulls or volumes) and (full := _full(observed)):
-        lane.blocked.append(Blocked(app.name, "", full))
+        lane.blocked.append(Blocked(app.name, app.only, full))
         later, pulls, volumes = [], [], []
 
     for name in first:
         lane.steps += allowed[name].down + allowed[name].up
-    lane.steps += (PullImage(app.name, reference, image) for reference, image in pulls)
-    lane.steps += (CreateVolume(app.name, volume) for volume in volumes)
+    lane.steps += (PullImage(app.name, reference, image, app.only) for reference, image in pulls)
+    lane.steps += (CreateVolume(app.name, volume, app.only) for volume in volumes)
     changing = set(later)
     leaving = set(gone)
     for name in reversed(order):
@@ -177,7 +183,11 @@ def _works(app: App, found: Found, observed: Observed, now: Now) -> dict[str, Wo
     works: dict[str, Work] = {}
     for name, want in app.containers.items():
         previous = observed.previous.get(want.full_name) if name not in found else None
-        todo = work(want, found.get(name, ()), previous, now, observed.boot)
+        have = found.get(name, ())
+        if want.wish is None:
+            todo = work(want, have, previous, now, observed.boot)
+        else:
+            todo = wished(want, want.wish, have, previous, now, observed.boot)
         if todo is not None:
             works[name] = todo
     return works

@@ -63,12 +63,12 @@ def _claims(desired: Desired, found: Found, untouched: Set[str]) -> Iterable[tup
                 if isinstance(have.phase, Running) and wanted(have.settings.limits):
                     yield False, have.full_name, have.settings.limits
     for app in desired.apps.values():
-        if app.name in untouched:
+        if app.lane in untouched:
             continue
         for want in app.containers.values():
             limits = want.settings.limits
             if wanted(limits):
-                same = found.get(app.name, {}).get(want.name, ())
+                same = found.get(app.lane, {}).get(want.name, ())
                 yield not any(_has(have, limits) for have in same), want.full_name, limits
 
 

@@ -16,6 +16,7 @@ from reconciler.plan.steps import (
     ConfigureNetwork,
     CreateContainer,
     CreateVolume,
+    ForgetContainer,
     PullImage,
     RecordExit,
     RemoveContainer,
@@ -77,6 +78,8 @@ def simulate(step: Step, world: Observed, now: Now) -> Observed:
             return _change(world, step.app, step.container, step.id, lambda c: _update(step, c, world))
         case RecordExit():
             return _change(world, step.app, step.container, step.id, lambda c: replace(c, settled=True))
+        case ForgetContainer():
+            return replace(world, adhoc=(world.adhoc or frozenset()) - {step.container})
         case RemoveNetwork():
             return _remove_network(step, world)
         case CollectGarbage():
@@ -151,8 +154,10 @@ def _collect(step: CollectGarbage, world: Observed) -> Observed:
 
 def _stop(step: StopContainer, have: Container, boot: str, now: Now) -> Container:
     match have.phase:
-        case Exited() | Lost():
-            return have  # a lost one has no shim that would leave a record; what was alive of it is killed
+        case Exited():
+            return have
+        case Lost():  # it has no shim that would leave a record; what was alive of it is killed
+            return replace(have, phase=replace(have.phase, alive=False))
         case Created():
             started, started_wall, number = None, None, 9
         case Running():
@@ -161,7 +166,7 @@ def _stop(step: StopContainer, have: Container, boot: str, now: Now) -> Containe
         case _:
             assert_never(have.phase)
     record = ExitRecord(None, number, False, started, started_wall, now.boottime, now.wall, boot)
-    return replace(have, phase=Exited(record), limits=None, attached=True, stopped=True)
+    return replace(have, phase=Exited(record), limits=None, attached=True, stopped=True, paused=False)
 
 
 def _remove(step: RemoveContainer, world: Observed, now: Now) -> Observed:
@@ -191,10 +196,14 @@ def _create(step: CreateContainer, world: Observed, now: Now) -> Observed:
     needed = {device.source for device in want.identity.devices if not device.optional}
     _require(world.devices.issuperset(needed), step, "a device is absent")
     same = world.containers.get(want.full_name, ())
+    if want.id:  # it keeps its place, its files and its log
+        for own in (container for container in same if container.id == want.id):
+            _require(not isinstance(own.phase, Running), step, "it runs")
+        same = tuple(container for container in same if container.id != want.id)
     # Never the id of a predecessor, and yet no randomness: ids are made of everything that happened before.
     past = repr((want.full_name, want.fingerprint, step.attempt, step.restarts, now, [c.id for c in same]))
     container = Container(
-        id=hashlib.sha256(past.encode()).hexdigest(),
+        id=want.id or hashlib.sha256(past.encode()).hexdigest(),
         app=want.app,
         name=want.name,
         fingerprint=want.fingerprint,
@@ -208,6 +217,7 @@ def _create(step: CreateContainer, world: Observed, now: Now) -> Observed:
         created=now.wall,
         volumes=volumes,
         networked=want.networked,
+        turn=want.wish.turn if want.wish is not None else 0,
     )
     return _with(world, want.full_name, (*same, container))
 

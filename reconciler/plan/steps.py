@@ -1,12 +1,12 @@
 """The steps: everything that may be done to the device, each a value whose `str` is the log line and the dry-run line.
 
 One ordered list of these is the plan; the executor performs each through one public verb of the engine, which is
-idempotent. A step names its `app`, whose lane it runs in; global steps have none.
+idempotent. A step names its `app` and the `lane` it runs in (`state.desired.lane_of`); global steps have none.
 """
 
 from dataclasses import dataclass, field
 
-from reconciler.state.desired import Container, Settings
+from reconciler.state.desired import Container, Settings, lane_of
 from reconciler.state.image import Image
 from reconciler.state.observed import Published
 
@@ -18,6 +18,7 @@ class ConfigureNetwork:
     networks: tuple[str, ...]
     published: tuple[Published, ...]
     app: None = field(default=None, init=False)
+    lane: None = field(default=None, init=False)
 
     def __str__(self) -> str:
         return f"configure network ({len(self.networks)} networks, {len(self.published)} ports)"
@@ -25,11 +26,19 @@ class ConfigureNetwork:
 
 @dataclass(frozen=True, slots=True)
 class PullImage:
-    """Fetch, verify and unpack what is missing of `image`; one pull serves every app that asks for it."""
+    """Fetch, verify and unpack what is missing of `image`; one pull serves every app that asks for it.
+
+    `only` is the ad-hoc container that it is for.
+    """
 
     app: str
     reference: str
     image: Image
+    only: str = ""
+
+    @property
+    def lane(self) -> str:
+        return lane_of(self.app, self.only)
 
     def __str__(self) -> str:
         return f"pull {self.reference}"
@@ -37,10 +46,15 @@ class PullImage:
 
 @dataclass(frozen=True, slots=True)
 class CreateVolume:
-    """Make a named volume; it stays when the app goes."""
+    """Make a named volume; it stays when the app goes. `only` as in `PullImage`."""
 
     app: str
     volume: str
+    only: str = ""
+
+    @property
+    def lane(self) -> str:
+        return lane_of(self.app, self.only)
 
     def __str__(self) -> str:
         return f"create volume {self.app}/{self.volume}"
@@ -56,6 +70,10 @@ class StopContainer:
     signal: str
     grace: float
 
+    @property
+    def lane(self) -> str:
+        return lane_of(self.app, self.container)
+
     def __str__(self) -> str:
         return f"stop {self.app}/{self.container}"
 
@@ -69,13 +87,17 @@ class RemoveContainer:
     id: str
     keep_previous: bool = True
 
+    @property
+    def lane(self) -> str:
+        return lane_of(self.app, self.container)
+
     def __str__(self) -> str:
         return f"remove {self.app}/{self.container} ({self.id[:12]})"
 
 
 @dataclass(frozen=True, slots=True)
 class CreateContainer:
-    """Make the container, up to but not including its first instruction."""
+    """Make the container, up to but not including its first instruction; one that keeps its id, in its old place."""
 
     desired: Container
     attempt: int = 0
@@ -84,6 +106,10 @@ class CreateContainer:
     @property
     def app(self) -> str:
         return self.desired.app
+
+    @property
+    def lane(self) -> str:
+        return lane_of(self.desired.app, self.desired.name)
 
     def __str__(self) -> str:
         return f"create {self.desired.full_name} ({self.desired.fingerprint})"
@@ -95,6 +121,10 @@ class StartContainer:
 
     app: str
     container: str
+
+    @property
+    def lane(self) -> str:
+        return lane_of(self.app, self.container)
 
     def __str__(self) -> str:
         return f"start {self.app}/{self.container}"
@@ -114,6 +144,10 @@ class UpdateContainer:
     changes: tuple[str, ...]
     reattach: bool = False
 
+    @property
+    def lane(self) -> str:
+        return lane_of(self.app, self.container)
+
     def __str__(self) -> str:
         return f"update {self.app}/{self.container} ({', '.join(self.changes)})"
 
@@ -126,8 +160,27 @@ class RecordExit:
     container: str
     id: str
 
+    @property
+    def lane(self) -> str:
+        return lane_of(self.app, self.container)
+
     def __str__(self) -> str:
         return f"record exit of {self.app}/{self.container}"
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetContainer:
+    """Let go of the record of an ad-hoc container that was to be removed after its end; nothing wants it any more."""
+
+    app: str
+    container: str
+
+    @property
+    def lane(self) -> str:
+        return lane_of(self.app, self.container)
+
+    def __str__(self) -> str:
+        return f"forget {self.app}/{self.container}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +188,10 @@ class RemoveNetwork:
     """Remove an app's bridge and release its addresses; its containers are gone."""
 
     app: str
+
+    @property
+    def lane(self) -> str:
+        return self.app
 
     def __str__(self) -> str:
         return f"remove network {self.app}"
@@ -156,6 +213,7 @@ class CollectGarbage:
 
     objects: tuple[Garbage, ...]
     app: None = field(default=None, init=False)
+    lane: None = field(default=None, init=False)
 
     def __str__(self) -> str:
         total = sum(item.size for item in self.objects)
@@ -172,6 +230,7 @@ Step = (
     | StartContainer
     | UpdateContainer
     | RecordExit
+    | ForgetContainer
     | RemoveNetwork
     | CollectGarbage
 )
@@ -192,12 +251,18 @@ class Blocked:
     degraded: bool = False
     hint: str = field(default="", compare=False)
 
+    @property
+    def lane(self) -> str:
+        """The lane that it holds up, or stands in."""
+        return lane_of(self.app, self.container)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of one step: `error` is empty on success. `seconds` is how long it took.
 
-    `unverified` says that content did not match its digest or size, which somebody should look into.
+    `unverified` says that content did not match its digest or size, which somebody should look into; `code` is the
+    exit code of a command line that ends with this error.
     """
 
     step: Step
@@ -206,6 +271,7 @@ class Outcome:
     transient: bool = False
     seconds: float = 0.0
     unverified: bool = False
+    code: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,31 +64,45 @@ def work(
     others = [container for container in have if container is not keep]
     down = tuple(step for container in others for step in take_down(container, keep_previous=True))
     if keep is None:
-        return Work(down, _bring_up(want, 0, 0))
-    own = _converge(want, keep, now, boot)
+        return Work(down, bring_up(want, 0, 0))
+    own = converge(want, keep, now, boot)
     return Work(down + own.down, own.up, own.repair, own.wait) if down or own != Work() else None
 
 
-def take_down(have: Container, *, keep_previous: bool) -> tuple[Step, ...]:
-    """Stop and remove one container. What has no program to ask is killed without a signal or a grace period."""
-    stop: tuple[Step, ...]
+def take_down(have: Container, *, keep_previous: bool, grace: float | None = None) -> tuple[Step, ...]:
+    """Stop and remove one container; `grace` in place of its own."""
+    return (*stop(have, grace), RemoveContainer(have.app, have.name, have.id, keep_previous))
+
+
+def stop(have: Container, grace: float | None = None) -> tuple[Step, ...]:
+    """Stop one container. What has no program to ask, or no time, is killed without a signal or a grace period."""
     match have.phase:
         case Running():
             settings = have.settings
-            stop = (StopContainer(have.app, have.name, have.id, settings.stop_signal, settings.stop_grace),)
+            if grace == 0:
+                return (StopContainer(have.app, have.name, have.id, "SIGKILL", 0.0),)
+            seconds = settings.stop_grace if grace is None else grace
+            return (StopContainer(have.app, have.name, have.id, settings.stop_signal, seconds),)
         case Created() | Lost():
-            stop = (StopContainer(have.app, have.name, have.id, "SIGKILL", 0.0),)
+            return (StopContainer(have.app, have.name, have.id, "SIGKILL", 0.0),)
         case Exited():
-            stop = ()
+            return ()
         case _:
             assert_never(have.phase)
-    return (*stop, RemoveContainer(have.app, have.name, have.id, keep_previous))
+
+
+def clear(want: Desired, have: Container, grace: float | None = None) -> tuple[Step, ...]:
+    """Get one container out of the way of the next: one that keeps its id is made again where it is."""
+    if want.id == have.id:
+        return stop(have, grace)
+    return take_down(have, keep_previous=True, grace=grace)
 
 
 def _unchanged(want: Desired, have: Container) -> bool:
     """Return whether `have` runs as wanted: the path of nearly every container in nearly every turn."""
     return (
         type(have.phase) is Running
+        and want.wish is None
         and have.fingerprint == want.fingerprint
         and have.attached
         and have.intact
@@ -106,13 +120,14 @@ def _keep(want: Desired, have: Sequence[Container]) -> Container | None:
     return same[-1] if same else None
 
 
-def _bring_up(want: Desired, attempt: int, restarts: int) -> tuple[Step, ...]:
+def bring_up(want: Desired, attempt: int, restarts: int) -> tuple[Step, ...]:
+    """Make it and start it."""
     return CreateContainer(want, attempt, restarts), StartContainer(want.app, want.name)
 
 
 def _again(want: Desired, have: Container, attempt: int) -> Work:
     """Make the same container once more."""
-    return Work(take_down(have, keep_previous=True), _bring_up(want, attempt, have.restarts + 1), repair=True)
+    return Work(clear(want, have), bring_up(want, attempt, have.restarts + 1), repair=True)
 
 
 def _absent(want: Desired, previous: Previous | None, now: Now, boot: str) -> Work:
@@ -122,21 +137,21 @@ def _absent(want: Desired, previous: Previous | None, now: Now, boot: str) -> Wo
     its app, which has since come back.
     """
     if previous is None or previous.fingerprint != want.fingerprint:
-        return Work(up=_bring_up(want, 0, 0))
+        return Work(up=bring_up(want, 0, 0))
     record = previous.record
     if record is None or previous.stopped:
-        return Work(up=_bring_up(want, previous.attempt, previous.restarts + 1), repair=True)
+        return Work(up=bring_up(want, previous.attempt, previous.restarts + 1), repair=True)
     policy = want.settings.restart
     due = next_start(policy, previous.attempt, record, name=want.full_name, boot=boot)
     if due is None:
-        return Work(up=_bring_up(want, 0, 0))
+        return Work(up=bring_up(want, 0, 0))
     attempt = next_attempt(policy, previous.attempt, record, boot=boot)
     if due > now.boottime:
         return Work(wait=_back_off(want, attempt, record, due, now))
-    return Work(up=_bring_up(want, attempt, previous.restarts + 1), repair=True)
+    return Work(up=bring_up(want, attempt, previous.restarts + 1), repair=True)
 
 
-def _converge(want: Desired, have: Container, now: Now, boot: str) -> Work:
+def converge(want: Desired, have: Container, now: Now, boot: str) -> Work:
     """Take a container of the right fingerprint to where it should be.
 
     A lost one is made again whatever its policy: we do not know that its program came to an end, and a program that is
@@ -151,11 +166,7 @@ def _converge(want: Desired, have: Container, now: Now, boot: str) -> Work:
         case Created():
             if have.intact and have.settings == want.settings:
                 return Work(up=(StartContainer(want.app, want.name),), repair=True)
-            return Work(
-                take_down(have, keep_previous=True),
-                _bring_up(want, have.attempt, have.restarts),
-                repair=True,
-            )
+            return Work(clear(want, have), bring_up(want, have.attempt, have.restarts), repair=True)
         case Exited(record):
             return _ended(want, have, record, now, boot)
         case Lost(reason):

@@ -7,6 +7,7 @@ from reconciler.plan.steps import (
     ConfigureNetwork,
     CreateContainer,
     CreateVolume,
+    ForgetContainer,
     PullImage,
     RecordExit,
     RemoveContainer,
@@ -41,7 +42,7 @@ def action_of(step: Step) -> str:
             return "volume"
         case CollectGarbage():
             return "gc"
-        case RecordExit():
+        case RecordExit() | ForgetContainer():
             return ""
         case _:
             assert_never(step)

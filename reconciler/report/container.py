@@ -13,12 +13,15 @@ from reconciler.plan.restart import ending, next_attempt, ordinal
 from reconciler.plan.steps import Blocked, CollectGarbage, ConfigureNetwork, CreateContainer, PullImage, Step
 from reconciler.report.tables import age, duration
 from reconciler.spec.quantity import format_duration
-from reconciler.state.desired import App, RestartPolicy, VolumeMount
+from reconciler.state.desired import App, RestartPolicy, VolumeMount, called
 from reconciler.state.desired import Container as Wanted
 from reconciler.state.observed import Container, Created, Exited, Lost, Now, Observed, Running
 from reconciler.state.process import ExitRecord
+from reconciler.state.wish import Goal, Wish
 
+# What metrics tell apart; what is paused counts as held there, and what was only created as waiting.
 STATES: Final = ("running", "starting", "backoff", "exited", "waiting", "held")
+COUNTED_AS: Final = {"paused": "held", "created": "waiting"}
 
 
 def container(
@@ -42,7 +45,8 @@ def container(
     previous = observed.previous.get(full_name)
     record = _record(have, previous.record if previous is not None else None)
     working = busy or any(_concerns(step, full_name) for step in steps)
-    state = _state(have, block, working)
+    wish = want.wish if want is not None else None
+    state = _state(have, block, working, wish)
     attempt = have.attempt if have is not None else previous.attempt if previous is not None else 0
     phase = have.phase if have is not None else None
     running = phase if isinstance(phase, Running) else None
@@ -59,10 +63,10 @@ def container(
         block.reason if block is not None else unresolved.unresolved.reason if unresolved is not None else ""
     )
     return {
-        "name": full_name,
+        "name": called(app_name, name),
         "app": app_name,
         "container": name,
-        "id": have.id if have is not None else "",
+        "id": have.id if have is not None else want.id if want is not None else "",
         "wanted": want is not None or unresolved is not None,
         "state": state,
         "status": _phrase(have, state, record, block, upcoming, now),
@@ -144,21 +148,31 @@ def _concerns(step: Step, full_name: str) -> bool:
         case CreateContainer():
             return step.desired.full_name == full_name
         case PullImage():
-            return step.app == full_name.partition("/")[0]
+            return step.lane in (full_name, full_name.partition("/")[0])
         case ConfigureNetwork() | CollectGarbage():
             return False
         case _:
             return f"{step.app}/{getattr(step, 'container', '')}" == full_name
 
 
-def _state(have: Container | None, block: Blocked | None, working: bool) -> str:
+def _state(have: Container | None, block: Blocked | None, working: bool, wish: Wish | None) -> str:
+    if wish is not None and not (have is not None and isinstance(have.phase, Running)) and not working:
+        match wish.goal:
+            case Goal.STOPPED:
+                return "held" if wish.reason else "exited" if have is not None else "created"
+            case Goal.CREATED:
+                return "created"
+            case Goal.RUNNING:
+                pass
+            case _:
+                assert_never(wish.goal)
     if have is None:
         if block is not None and block.until is not None:
             return "backoff"
         return "starting" if working and block is None else "waiting"
     match have.phase:
         case Running():
-            return "running"
+            return "paused" if have.paused else "running"
         case Created():
             return "starting" if block is None else "waiting"
         case Exited() | Lost():
@@ -188,10 +202,12 @@ def _phrase(
     match phase:
         case Running():
             # Boottime, not wall: a clock that was set must not make a container older than the machine.
-            return f"Up {duration(now.boottime - phase.since)}"
+            paused = " (Paused)" if state == "paused" else ""
+            return f"Up {duration(now.boottime - phase.since)}{paused}"
         case Exited(ended):
             how = " (OOM)" if ended.oom else ""
-            return f"Exited ({_exit_code(ended)}){how} {age(ended.finished_wall, now.wall)}"
+            held = ", held" if state == "held" else ""
+            return f"Exited ({_exit_code(ended)}){how} {age(ended.finished_wall, now.wall)}{held}"
         case Created():
             return "Created"
         case Lost():

@@ -18,6 +18,7 @@ from reconciler.plan.steps import (
     ConfigureNetwork,
     CreateContainer,
     CreateVolume,
+    ForgetContainer,
     PullImage,
     RecordExit,
     RemoveContainer,
@@ -138,7 +139,7 @@ def attributes(step: Step) -> dict[str, str]:
             return {"container": step.desired.name, "image": step.desired.reference}
         case StopContainer() | RemoveContainer() | UpdateContainer() | RecordExit():
             return {"container": step.container, "id": step.id}
-        case StartContainer():
+        case StartContainer() | ForgetContainer():
             return {"container": step.container}
         case PullImage():
             return {"image": step.reference}

@@ -8,9 +8,17 @@ series have cAdvisor's names, so that existing dashboards work.
 from collections.abc import Iterator
 
 from reconciler.report.action import ACTIONS
-from reconciler.report.container import STATES
+from reconciler.report.container import COUNTED_AS, STATES
 from reconciler.report.exposition import Family, Labels
-from reconciler.report.resources import Container, Sample, counter, gauge, labels_of, resource_families
+from reconciler.report.resources import (
+    Container,
+    Sample,
+    counter,
+    full_name,
+    gauge,
+    labels_of,
+    resource_families,
+)
 from reconciler.report.status import HEALTH, SYNC
 from reconciler.report.tally import DRIFT, NO_PULL, RESTARTS, RESULTS
 from reconciler.report.telemetry import Process, Telemetry
@@ -183,6 +191,10 @@ def _apps(t: Telemetry) -> Iterator[Family]:
     )
 
 
+def _counted_as(state: str) -> str:
+    return COUNTED_AS.get(state, state)
+
+
 def _containers(t: Telemetry, containers: list[Container]) -> Iterator[Family]:
     labelled = [(labels_of(container), container) for container in containers]
     yield gauge(
@@ -193,7 +205,7 @@ def _containers(t: Telemetry, containers: list[Container]) -> Iterator[Family]:
     yield gauge(
         "reconciler_container_state",
         "What the container is doing.",
-        [s for labels, c in labelled for s in _states(STATES, c["state"], "state", labels)],
+        [s for labels, c in labelled for s in _states(STATES, _counted_as(str(c["state"])), "state", labels)],
     )
     yield gauge(
         "reconciler_container_health",
@@ -204,7 +216,7 @@ def _containers(t: Telemetry, containers: list[Container]) -> Iterator[Family]:
         "reconciler_container_restarts_total",
         "Restarts since the agent started, by reason.",
         [
-            ((*labels, ("reason", reason)), t.counters.restarts.get(c["name"], {}).get(reason, 0))
+            ((*labels, ("reason", reason)), t.counters.restarts.get(full_name(c), {}).get(reason, 0))
             for labels, c in labelled
             for reason in RESTARTS
         ],
@@ -226,7 +238,7 @@ def _containers(t: Telemetry, containers: list[Container]) -> Iterator[Family]:
     written: dict[Labels, int] = {}
     for labels, c in labelled:
         for stream in STREAMS:
-            if (count := t.log_bytes.get((c["name"], stream))) is not None:
+            if (count := t.log_bytes.get((full_name(c), stream))) is not None:
                 key = (*labels[:2], ("stream", stream))
                 written[key] = written.get(key, 0) + count
     yield counter(

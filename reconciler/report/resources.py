@@ -9,6 +9,7 @@ from typing import Any, Final
 from reconciler.engine.usage import Usage
 from reconciler.report.exposition import Family, Histogram, Labels
 from reconciler.report.telemetry import Telemetry, Traffic
+from reconciler.spec.adhoc import ADHOC
 
 _CPU_PERIOD: Final = 100_000
 
@@ -26,9 +27,16 @@ def counter(name: str, text: str, samples: Iterable[Sample]) -> Family:
     return Family(name, "counter", text, list(samples))
 
 
+def full_name(container: Container) -> str:
+    """The name by which what was counted of a container is kept."""
+    return f"{container['app']}/{container['container']}"
+
+
 def labels_of(container: Container) -> Labels:
     """The labels of our own container series; `name` is added for those that cAdvisor has."""
     name, dot, replica = str(container["container"]).partition(".")
+    if container["app"] == ADHOC:
+        name, dot = str(container["container"]), ""
     return ("app", container["app"]), ("container", name), ("replica", replica if dot else "1")
 
 
@@ -93,7 +101,7 @@ _TRAFFIC: Final[tuple[tuple[str, str, Callable[[Traffic], int]], ...]] = (
 
 def resource_families(t: Telemetry, containers: Sequence[Container]) -> Iterator[Family]:
     labelled = [((("name", c["name"]), *labels_of(c)), c) for c in containers]
-    measured = [(labels, t.usage[c["name"]]) for labels, c in labelled if c["name"] in t.usage]
+    measured = [(labels, t.usage[full_name(c)]) for labels, c in labelled if full_name(c) in t.usage]
     for name, kind, text, value in _USAGE:
         found = [(labels, value(usage)) for labels, usage in measured]
         yield Family(name, kind, text, [(labels, number) for labels, number in found if number is not None])
@@ -104,16 +112,16 @@ def resource_families(t: Telemetry, containers: Sequence[Container]) -> Iterator
             [(labels, usage.pressure[resource]) for labels, usage in measured if resource in usage.pressure],
         )
     talking = [
-        ((*labels, ("interface", t.traffic[c["name"]].interface)), t.traffic[c["name"]])
+        ((*labels, ("interface", t.traffic[full_name(c)].interface)), t.traffic[full_name(c)])
         for labels, c in labelled
-        if c["name"] in t.traffic
+        if full_name(c) in t.traffic
     ]
     for name, text, count in _TRAFFIC:
         yield counter(name, text, [(labels, count(traffic)) for labels, traffic in talking])
     yield gauge(
         "container_fs_usage_bytes",
         "Bytes in the container's writable layer.",
-        [(labels, t.upper_bytes[c["name"]]) for labels, c in labelled if c["name"] in t.upper_bytes],
+        [(labels, t.upper_bytes[full_name(c)]) for labels, c in labelled if full_name(c) in t.upper_bytes],
     )
     yield gauge(
         "container_start_time_seconds",

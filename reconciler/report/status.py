@@ -21,6 +21,7 @@ from reconciler.plan.steps import (
 from reconciler.report.action import action_of
 from reconciler.report.container import container, rfc3339
 from reconciler.report.tables import GREEN, RED, YELLOW, Column, duration, short_digest, short_reference, size
+from reconciler.spec.adhoc import ADHOC
 from reconciler.spec.marks import ERROR, Problem, printable
 from reconciler.state.desired import App, Desired
 from reconciler.state.observed import Exited, Lost, Now, Observed
@@ -82,19 +83,22 @@ def document(
         steps[step.app].append(step)
     for block in plan.blocked:
         blocked[block.app].append(block)
-    names = found.keys() | desired.apps.keys() | desired.held.keys()
+    names = {lane.partition("/")[0] for lane in desired.apps.keys() | desired.held.keys()} | found.keys()
+    working = {lane.partition("/")[0] for lane in busy}
     items = [
-        _app(name, desired, observed, found[name], steps[name], blocked[name], now, name in busy, live)
+        _app(name, desired, observed, found[name], steps[name], blocked[name], now, name in working, live)
         for name in sorted(names)
     ]
-    waiting = any(item["sync"] != "synced" or item["health"] == "progressing" for item in items)
+    declared = [item for item in items if item["name"] != ADHOC]
+    waiting = any(item["sync"] != "synced" or item["health"] == "progressing" for item in declared)
+    todo = [part for part in (*plan.steps, *plan.blocked) if part.app != ADHOC]
     return {
         "apiVersion": "reconciler/v1",
         "kind": "Status",
         "time": rfc3339(now.wall),
         "revision": revision,
         "generation": generation,
-        "converged": not (plan.steps or plan.blocked or waiting or source_problem),
+        "converged": not (todo or waiting or source_problem),
         "source": {"problem": source_problem, "stale": source_stale},
         "guard": guard,
         "problems": [_problem(problem) for problem in problems],
@@ -121,7 +125,7 @@ def _app(
     busy: bool,
     live: Live,
 ) -> dict[str, Any]:
-    wanted = desired.apps.get(name)
+    wanted = desired.app(name)
     full_names = set(found)
     if wanted is not None:
         full_names |= {container.full_name for container in wanted.containers.values()}
@@ -132,7 +136,9 @@ def _app(
         )
         for full in sorted(full_names)
     ]
-    failure = observed.failures.get(name)
+    failure = next(
+        (found for lane, found in sorted(observed.failures.items()) if lane.partition("/")[0] == name), None
+    )
     sync = _sync(name, desired, blocked, steps, busy)
     ended, look = _end(observed, sorted(full_names))
     lost = "" if live.agent else _lost(observed, sorted(full_names))
@@ -166,7 +172,7 @@ def _app(
 
 def _sync(name: str, desired: Desired, blocked: Sequence[Blocked], steps: Sequence[Step], busy: bool) -> str:
     """A container that waits for its next restart is in sync: its spec is applied, it is its health that is bad."""
-    wanted = desired.apps.get(name)
+    wanted = desired.app(name)
     if wanted is None:
         held = name in desired.held or desired.hold_all
         return "unknown" if held else "out_of_sync"
@@ -209,6 +215,8 @@ def _health(containers: Sequence[Mapping[str, Any]], blocked: Sequence[Blocked],
         container["state"] == "exited" and (container["exit_code"] not in (0, None) or container["oom"])
         for container in containers
     )
+    if "held" in states and not failed and "backoff" not in states:
+        return "suspended"
     if "backoff" in states or failed or (blocked and not working):
         alive = "running" in states or "backoff" in states or "exited" in states
         absent = any(item.degraded for item in blocked)
@@ -224,7 +232,7 @@ def _reason(
     name: str, desired: Desired, blocked: Sequence[Blocked], steps: Sequence[Step], live: Live
 ) -> str:
     """The one sentence that `status` shows: what is in the way first, then what is being done."""
-    wanted = desired.apps.get(name)
+    wanted = desired.app(name)
     retry = f"; next try in {countdown(live.retries[name], 0.0)}" if name in live.retries else ""
     if wanted is not None and wanted.stale:
         return f"{STALE}{wanted.stale}{retry}"
@@ -307,7 +315,7 @@ def containers(status: Mapping[str, Any], *, everything: bool = False) -> list[d
         container
         for item in status["items"]
         for container in item["containers"]
-        if everything or container["state"] != "exited"
+        if everything or container["state"] not in ("exited", "created")
     ]
 
 
@@ -364,6 +372,8 @@ _PAINTS: Final = {
     "healthy": GREEN,
     "synced": GREEN,
     "starting": YELLOW,
+    "held": YELLOW,
+    "paused": YELLOW,
     "waiting": YELLOW,
     "progressing": YELLOW,
     "out_of_sync": YELLOW,

@@ -64,6 +64,8 @@ class _Seen:
     id: str
     fingerprint: str
     running: bool
+    created: float
+    turn: int
 
 
 class Tally:
@@ -117,10 +119,13 @@ class Tally:
         now: dict[str, _Seen] = {}
         for name, same in observed.containers.items():
             have = same[-1]
-            now[name] = _Seen(have.id, have.fingerprint, isinstance(have.phase, Running))
+            now[name] = _Seen(
+                have.id, have.fingerprint, isinstance(have.phase, Running), have.created, have.turn
+            )
             restarts = self._restarts.setdefault(name, Counter())
             before = self._seen.get(name)
-            if before is not None and before.id != have.id:
+            # An ad-hoc container keeps its id: that it was made again shows by when it was.
+            if before is not None and (before.id, before.created) != (have.id, have.created):
                 restarts[_why_restarted(before, have, observed)] += 1
             elif before is not None and before.running and isinstance(have.phase, Lost):
                 self._drift[have.app, "missing"] += 1
@@ -233,6 +238,8 @@ def _why_restarted(before: _Seen, have: Container, observed: Observed) -> str:
     """The label `reason` of a restart: another fingerprint is an update, else how the predecessor ended."""
     if before.fingerprint != have.fingerprint:
         return "update"
+    if before.turn < have.turn:
+        return "manual"
     previous = observed.previous.get(have.full_name)
     record = previous.record if previous is not None else None
     if record is None and isinstance(have.phase, Exited):

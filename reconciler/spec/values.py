@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, PlainValidator, WithJsonSchema
 
+from reconciler.spec.adhoc import ADHOC
 from reconciler.spec.fault import Fault, Faults, not_yet
 from reconciler.spec.marks import quote
 from reconciler.spec.quantity import parse_bytes, parse_cpus, parse_duration, parse_percent
@@ -119,6 +120,8 @@ def app_name(value: object) -> str:
     found = name(value)
     if len(found) > 40:
         raise Fault(f"must be at most 40 characters long, not {len(found)}")
+    if found == ADHOC:
+        raise Fault(f"must not be '{ADHOC}': containers that are run by hand are called so")
     return found
 
 

@@ -11,7 +11,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 
+from reconciler.spec.adhoc import ADHOC
 from reconciler.state.image import Image, Unresolved
+from reconciler.state.wish import Wish
+
+
+def lane_of(app: str, container: str) -> str:
+    """Return the name of the lane that a container is worked on in: its app's, or its own if it is an ad-hoc one.
+
+    Ad-hoc containers have nothing in common but a network: what one of them waits for holds up no other.
+    """
+    return f"{app}/{container}" if app == ADHOC and container else app
+
+
+def called(app: str, container: str) -> str:
+    """Return what people call a container: `app/container`, and an ad-hoc one by its plain name."""
+    return container if app == ADHOC else f"{app}/{container}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +249,8 @@ class Container:
     """One container that should run. `reference` is the image as the spec writes it, `mark` the file:line:col of it.
 
     `configs` maps a config's name to its content, for the engine to write; equality looks at its digest only.
+    `wish` is what people want of it by hand, None for most. `id` is set for an ad-hoc container only: it keeps its id,
+    and with it its files and its log, however often it is started; any other is a new one each time.
     """
 
     app: str
@@ -244,6 +261,8 @@ class Container:
     reference: str
     mark: str = field(default="", compare=False)
     configs: Mapping[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+    wish: Wish | None = None
+    id: str = ""
 
     @property
     def full_name(self) -> str:
@@ -276,7 +295,8 @@ class App:
 
     `containers` is by name. Where `unresolved` is not empty the app waits as it is: nothing of it is changed.
     `volumes` are the names of its declared volumes, `external` those of them that are never made. `stale` says why an
-    older spec than the one in the source is used (the file is broken), or is empty.
+    older spec than the one in the source is used (the file is broken), or is empty. `only` is the name of the one
+    container of an ad-hoc app.
     """
 
     name: str
@@ -287,6 +307,22 @@ class App:
     unresolved: tuple[UnresolvedImage, ...] = ()
     stale: str = ""
     external: frozenset[str] = frozenset()
+    only: str = ""
+
+    @property
+    def lane(self) -> str:
+        """The name of its lane, and its key in `Desired.apps`."""
+        return lane_of(self.name, self.only)
+
+    @cached_property
+    def version(self) -> str:
+        """Identify what is wanted of it now: its spec, and what people want beside. A newer one is tried at once."""
+        wishes = [
+            (name, want.wish) for name, want in sorted(self.containers.items()) if want.wish is not None
+        ]
+        if not wishes:
+            return self.digest
+        return f"{self.digest} {hashlib.sha256(repr(wishes).encode()).hexdigest()[:12]}"
 
     @cached_property
     def networked(self) -> bool:
@@ -298,6 +334,7 @@ class App:
 class Desired:
     """Everything that should run on the device.
 
+    `apps` is by lane: an app is its own, and each ad-hoc container is an app of one container, `adhoc/NAME`.
     `held` are apps that must be left exactly as they are, with the reason (a file that can't be read and no last good
     version, a shrink guard that tripped, a spec source that vanished): they are neither changed nor removed.
     `hold_all`, when not empty, holds every app that is not in `apps`, with that reason.
@@ -306,3 +343,24 @@ class Desired:
     apps: Mapping[str, App]
     held: Mapping[str, str] = field(default_factory=dict)
     hold_all: str = ""
+
+    @property
+    def declared(self) -> dict[str, App]:
+        """The apps that specs describe, by name."""
+        return {name: app for name, app in self.apps.items() if not app.only}
+
+    def app(self, name: str) -> App | None:
+        """Return the app of that name, or None; for the ad-hoc containers, one app with all of them."""
+        if name != ADHOC:
+            return self.apps.get(name)
+        parts = [app for app in self.apps.values() if app.only]
+        if not parts:
+            return None
+        return App(
+            name=ADHOC,
+            path="",
+            digest="",
+            containers={name: want for app in parts for name, want in app.containers.items()},
+            volumes=tuple(sorted({volume for app in parts for volume in app.volumes})),
+            unresolved=tuple(item for app in parts for item in app.unresolved),
+        )

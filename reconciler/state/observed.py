@@ -43,9 +43,13 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Neither a living shim nor a record: a reboot, a killed shim, a deleted directory. `reason` says which."""
+    """Neither a living shim nor a record: a reboot, a killed shim, a deleted directory. `reason` says which.
+
+    `alive` says that something of it still runs.
+    """
 
     reason: str
+    alive: bool = False
 
 
 Phase = Created | Running | Exited | Lost
@@ -60,6 +64,8 @@ class Container:
     is already kept across a reboot.
     `intact` is False where its directory lost a part that a running container needs for repair (config, log, upper).
     `stopped` says that it ended because a plan stopped it: its restart policy has no say in that end.
+    `turn` is the wish that it was made for (`Wish.turn`); `paused`: its cgroup is frozen; `watched`: somebody is still
+    reading what an ad-hoc container wrote.
     """
 
     id: str
@@ -80,6 +86,9 @@ class Container:
     volumes: tuple[str, ...] = ()
     stopped: bool = False
     networked: bool = True
+    turn: int = 0
+    paused: bool = False
+    watched: bool = False
 
     @property
     def full_name(self) -> str:
@@ -139,7 +148,10 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The last lane of an app stopped at `step` with `error`, `count` times in a row, for the spec `digest`."""
+    """A lane stopped at `step` with `error`, `count` times in a row, for the version `digest` of what was wanted.
+
+    `code` is the exit code of a command line that ends with this error.
+    """
 
     step: str
     error: str
@@ -148,6 +160,7 @@ class Failure:
     count: int
     at: float
     digest: str
+    code: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +203,8 @@ class Observed:
     """Everything found in one turn. `containers` is by full name, oldest first where there are several.
 
     `devices` are those of the wanted devices (paths of the host) that are there.
+    `adhoc` holds the names of the ad-hoc containers that have a record, None where that can't be told. It is looked at
+    after what is desired was read, so that a record that has gone meanwhile counts as gone.
     """
 
     boot: str
@@ -202,3 +217,4 @@ class Observed:
     failures: Mapping[str, Failure] = field(default_factory=dict)
     devices: frozenset[str] = frozenset()
     capacity: Capacity = Capacity()
+    adhoc: frozenset[str] | None = frozenset()

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,13 @@ PROGRAM = [sys.executable, "-m", "reconciler"]
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 10.0 if os.environ.get("IN_VM") else 1.0
 _T = TypeVar("_T")
+
+
+def _stat(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
 
 
 class Device:
@@ -193,6 +200,15 @@ class Device:
                 why = f"waited {timeout} s in vain" if ended is None else f"the agent ended with {ended}"
                 raise AssertionError(f"{why} {message}\n--- agent log ---\n{self.output[-4000:]}")
             time.sleep(0.05)
+
+    def until_gone(self, pids: Iterable[int]) -> None:
+        """Wait until none of these processes is there, or only as a zombie."""
+        left = {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+        deadline = time.monotonic() + 10 * PATIENCE
+        while left:
+            assert time.monotonic() < deadline, f"still there: {left}"
+            left = {pid for pid in left if " Z " not in _stat(pid) and _stat(pid)}
+            time.sleep(0.01)
 
     def running(self, name: str, *, timeout: float = 20.0) -> int:
         """Wait until the container runs, and return its pid."""

@@ -1,7 +1,8 @@
 """A short life of a device that passes every step boundary of the program, to be interrupted at any of them.
 
-Two apps are created, one is updated (new image, new limits), one is removed, garbage is collected. Whatever happens on
-the way, the end is the same: `golden` says what must be there, `nothing_left` what must not once everything is deleted.
+Two apps are created, one is updated (new image, new limits), a container is run by hand and removed, one is held, an
+app is removed, garbage is collected. Whatever happens on the way, the end is the same: `golden` says what must be
+there, `nothing_left` what must not once everything is deleted.
 """
 
 import json
@@ -100,6 +101,30 @@ class Story:
         kept.write_text("by hand\n")
         self.device.spec("web", _web(self.second, self.base, pids=33, size="2Mi"))
 
+    def by_hand(self, died: Callable[[], None]) -> None:
+        """Somebody runs a container beside the apps, starts it again, removes it, and holds one that a spec has."""
+        image = f"box.example/box:1@{self.base.digest}"
+        run = ("run", "-d", "--name", "hand", "--stop-timeout", "0", image, "sleep", "100000")
+        self._ask(died, lambda: self._state("hand") == "running", *run)
+        self._ask(died, lambda: self._state("hand") == "exited", "stop", "-t", "0", "hand")
+        self._ask(died, lambda: self._state("hand") == "running", "start", "hand")
+        self._ask(died, lambda: self._state("hand") == "none", "rm", "-f", "hand")
+        self._ask(died, lambda: self._state("job/once") == "held", "stop", "job/once")
+
+    def _ask(self, died: Callable[[], None], done: Callable[[], bool], *words: str) -> None:
+        """Ask again and again, of a living agent, until it is so."""
+
+        def asked() -> bool:
+            if not client.running(self.layout):
+                return False  # it is only starting: the verb would do the work itself, and take its lock
+            self.device.reconciler(*words, check=False)
+            return self.device.alive and done()
+
+        self.wait_for(died, asked, " ".join(words))
+
+    def _state(self, name: str) -> str:
+        return str(self.device.ps().get(name, {}).get("state", "none"))
+
     def remove_job(self) -> None:
         (self.device.specs / "job.yaml").unlink()
 
@@ -119,6 +144,8 @@ class Story:
     def tell(self, died: Callable[[], None]) -> None:
         """Go through all chapters; `died` is called whenever the agent is found dead, and starts it again."""
         for chapter in self.chapters():
+            if chapter == self.remove_job:
+                self.by_hand(died)
             chapter()
             self.converge(died)
             if chapter == self.begin:

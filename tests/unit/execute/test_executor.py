@@ -83,6 +83,9 @@ class Recorder:
     def record_exit(self, container_id: str) -> None:
         self._did(f"record {container_id}")
 
+    def forget_container(self, name: str) -> None:
+        self._did(f"forget {name}")
+
     def remove_network(self, app: str) -> None:
         self._did(f"unnetwork {app}")
 

@@ -51,7 +51,7 @@ def test_a_source_that_is_unreachable_or_empty_stops_nothing_and_says_so(
     data: st.DataObject, why: str
 ) -> None:
     """portainer#13248, flux#738."""
-    before = data.draw(strategies.desires(unresolved=False, held=False))
+    before = data.draw(strategies.desires(unresolved=False, held=False, hand=False))
     have = settle(before, values.world())
     made = plan(Desired({}, hold_all=why), have, NOW)
     assert made.steps == ()

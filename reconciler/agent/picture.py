@@ -1,0 +1,163 @@
+"""One container as the last turn saw it: what is wanted, what is there, and which ports are free for it.
+
+What the verbs of single containers go by before they ask for anything. Reads values of a turn; changes nothing.
+"""
+
+import re
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from reconciler.agent.loop import Turn
+from reconciler.engine.network.networks import Networks
+from reconciler.engine.observe import listeners_on
+from reconciler.errors import BlockedError, ReconcilerError
+from reconciler.plan.byhand import rests
+from reconciler.plan.ports import Claims
+from reconciler.spec.adhoc import ADHOC
+from reconciler.state.desired import Container as Wanted
+from reconciler.state.desired import Port, called, lane_of
+from reconciler.state.observed import Container, Created, Failure, Published, Running
+
+# Docker's forms that leave the port of the device open: `80`, `80/udp`, `127.0.0.1::80`.
+_OPEN: Final = re.compile(r"(?:([0-9.]+)::)?(\d{1,5})(/(?:tcp|udp))?", re.ASCII)
+_TRIES: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A container in a turn. `wanted` is None where nothing wants it, `have` where there is none."""
+
+    turn: Turn
+    app: str
+    name: str
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.app}/{self.name}"
+
+    @property
+    def called(self) -> str:
+        """What people call it."""
+        return called(self.app, self.name)
+
+    @property
+    def lane(self) -> str:
+        return lane_of(self.app, self.name)
+
+    @property
+    def is_adhoc(self) -> bool:
+        return self.app == ADHOC
+
+    @property
+    def wanted(self) -> Wanted | None:
+        app = self.turn.intent.desired.apps.get(self.lane)
+        return app.containers.get(self.name) if app is not None else None
+
+    @property
+    def is_declared(self) -> bool:
+        """Whether a spec has it, resolved or not."""
+        app = self.turn.intent.desired.apps.get(self.app)
+        return app is not None and (
+            self.name in app.containers or any(item.container == self.name for item in app.unresolved)
+        )
+
+    @property
+    def have(self) -> Container | None:
+        """The one that people mean: of several the one that runs, else the newest."""
+        same = self.turn.observed.containers.get(self.full_name, ())
+        running = [container for container in same if isinstance(container.phase, Running)]
+        found = running or list(same)
+        return found[-1] if found else None
+
+    @property
+    def runs(self) -> bool:
+        return self.have is not None and isinstance(self.have.phase, Running)
+
+    @property
+    def is_created(self) -> bool:
+        return self.have is not None and isinstance(self.have.phase, Created)
+
+    @property
+    def spec(self) -> str:
+        """Where it is declared: file:line:col, as far as that is known."""
+        loaded = self.turn.intent.apps.get(self.app)
+        return str(loaded.marks.mark("containers", self.name)) if loaded is not None else "its spec"
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is being done, or left to do, in its lane."""
+        return self.lane not in self.turn.busy and all(
+            step.lane != self.lane for step in self.turn.plan.steps
+        )
+
+    def demand(self) -> None:
+        """Raise what the last try failed at, or what holds it up."""
+        app = self.turn.intent.desired.apps.get(self.lane)
+        failure: Failure | None = self.turn.observed.failures.get(self.lane)
+        if (
+            failure is not None
+            and app is not None
+            and failure.digest == app.version
+            and (self.is_adhoc or self.full_name in failure.step)
+        ):
+            error = ReconcilerError(f"{self.called}: {failure.error}", hint=failure.hint)
+            error.exit_code = failure.code
+            raise error
+        for item in self.turn.plan.blocked:
+            if item.lane == self.lane and item.container in ("", self.name) and item.until is None:
+                raise BlockedError(f"{self.called}: {item.reason}")
+
+
+def check_ports(picture: Picture, ports: Iterable[Port], networks: Networks) -> None:
+    """Raise BlockedError, naming who has it, where another container or a stranger's socket holds one of the ports."""
+    wanted = list(ports)
+    if not wanted:
+        return
+    claims = _claims(picture, wanted, networks)
+    for port in wanted:
+        reason = claims.claim(Published(picture.app, picture.name, port))
+        if reason:
+            raise BlockedError(
+                f"{picture.called}: {reason.replace(f' {ADHOC}/', ' ')}",
+                hint="publish another port of the device",
+            )
+
+
+def _claims(picture: Picture, ports: list[Port], networks: Networks) -> Claims:
+    turn = picture.turn
+    listeners = listeners_on(ports, networks.ports_of_others())
+    claims = Claims.start(turn.observed.network.published, listeners)
+    for app in turn.intent.desired.apps.values():
+        for other in app.containers.values():
+            same = turn.observed.containers.get(other.full_name, ())
+            if other.full_name != picture.full_name and not rests(other, same, turn.observed.boot):
+                for port in other.settings.ports:
+                    claims.keep(Published(other.app, other.name, port))
+    return claims
+
+
+def with_free_port(text: str, picture: Picture, networks: Networks) -> str:
+    """Give a port of the device to one that `text` leaves open; any other text comes back as it is."""
+    match = _OPEN.fullmatch(text)
+    if match is None:
+        return text
+    address, target, protocol = match[1] or "0.0.0.0", match[2], match[3] or "/tcp"
+    for _ in range(_TRIES):
+        number = _free(address, protocol[1:])
+        port = Port(address, number, int(target), protocol[1:])
+        if not _claims(picture, [port], networks).claim(Published(picture.app, picture.name, port)):
+            return f"{f'{match[1]}:' if match[1] else ''}{number}:{target}{protocol}"
+    raise BlockedError(f"-p {text}: no free port was found", hint="name one: -p PORT:{target}")
+
+
+def _free(address: str, protocol: str) -> int:
+    """A port that nobody listens on now, as the kernel chooses them."""
+    kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
+    with socket.socket(socket.AF_INET, kind) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError as error:
+            raise BlockedError(f"address {address}: {error.strerror}") from error
+        return int(probe.getsockname()[1])

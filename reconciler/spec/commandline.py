@@ -1,0 +1,306 @@
+"""From the options of `run` and `create` to a spec with one container: the same models check both.
+
+Options are in Docker's words and forms, the spec in ours; what is wrong with a field of the spec is said of the option
+that it came from. Pure: the caller has looked up environments, relative paths and whatever else is not on the line.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from reconciler.errors import UsageError
+from reconciler.spec.defaults import Defaults
+from reconciler.spec.load import LoadedApp, load
+from reconciler.spec.marks import ERROR
+from reconciler.spec.terms import ANYTHING
+
+CONTAINER: Final = "main"
+_APP: Final = "by-hand"
+_FILE: Final = "command line"
+_SIZE: Final = re.compile(r"(\d{1,19})([bkmgtBKMGT]?)", re.ASCII)
+_UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_NO_LIMIT: Final = 4_194_304  # processes: the kernel's own most (PID_MAX_LIMIT)
+_MOUNT_KEYS: Final = {"src": "source", "dst": "target", "destination": "target"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a command line says of a container. Texts are as people write them, "" and None for what they left out."""
+
+    command: tuple[str, ...] = ()
+    entrypoint: str | None = None
+    ports: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    mounts: tuple[str, ...] = ()
+    tmpfs: tuple[str, ...] = ()
+    user: str = ""
+    workdir: str = ""
+    hostname: str = ""
+    init: bool = False
+    read_only: bool = False
+    restart: str = ""
+    stop_signal: str = ""
+    stop_timeout: str = ""
+    labels: tuple[str, ...] = ()
+    memory: str = ""
+    memory_swap: str = ""
+    cpus: str = ""
+    pids_limit: str = ""
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any]) -> "Options":
+        """The options of a request; UsageError for what is none, or of another type."""
+        found: dict[str, Any] = {}
+        for name, given in value.items():
+            kind = cls.__dataclass_fields__.get(name)
+            if kind is None:
+                raise UsageError(f"{name}: not an option")
+            if kind.type == tuple[str, ...]:
+                if not isinstance(given, list) or not all(isinstance(item, str) for item in given):
+                    raise UsageError(f"{name}: expected a list of strings")
+                found[name] = tuple(given)
+                continue
+            if not isinstance(given, bool if kind.type is bool else str):
+                raise UsageError(f"{name}: expected {'true or false' if kind.type is bool else 'a string'}")
+            found[name] = given
+        return cls(**found)
+
+
+@dataclass
+class _Draft:
+    """A container's fields in the making, and which option each came from, as errors name the fields."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    said: dict[str, str] = field(default_factory=dict)
+    volumes: dict[str, Any] = field(default_factory=dict)
+
+    def set(self, name: str, value: Any, option: str) -> None:
+        self.fields[name] = value
+        self.said[name] = option
+
+    def each(self, name: str, values: Sequence[str], option: str, parse: Callable[[str], Any]) -> None:
+        for text in values:
+            items = self.fields.setdefault(name, [])
+            self.said[f"{name}[{len(items)}]"] = f"{option} {text}"
+            items.append(parse(text))
+
+
+def spec_text(options: Options, image: str, *, hostname: str) -> tuple[str, Mapping[str, str]]:
+    """The text of a spec with the one container, and the options that its fields came from; UsageError."""
+    draft = _Draft({"image": image})
+    if options.entrypoint is not None:
+        draft.set("entrypoint", [options.entrypoint] if options.entrypoint else [], "--entrypoint")
+    if options.command:
+        draft.set("command", list(options.command), "the command")
+    draft.each("ports", options.ports, "-p", str)
+    draft.each("volumes", options.volumes, "-v", lambda text: _volume(text, draft))
+    draft.each("volumes", options.mounts, "--mount", lambda text: _mount(text, draft))
+    draft.each("volumes", options.tmpfs, "--tmpfs", _tmpfs)
+    if options.environment:
+        variables = dict(text.partition("=")[::2] for text in options.environment)  # the last one counts
+        draft.set("environment", [f"{name}={value}" for name, value in variables.items()], "-e")
+    for name, value, option in (
+        ("user", options.user, "-u"),
+        ("working_dir", options.workdir, "-w"),
+        ("stop_signal", options.stop_signal, "--stop-signal"),
+    ):
+        if value:
+            draft.set(name, value, option)
+    draft.set("hostname", options.hostname or hostname, "--hostname")
+    if options.init:
+        draft.set("init", True, "--init")
+    if options.read_only:
+        draft.set("read_only", True, "--read-only")
+    if options.stop_timeout:
+        draft.set("stop_grace_period", seconds(options.stop_timeout, "--stop-timeout"), "--stop-timeout")
+    if options.labels:
+        draft.set(
+            "labels", {text.partition("=")[0]: text.partition("=")[2] for text in options.labels}, "--label"
+        )
+    draft.set("restart", _restart(options.restart or "no"), "--restart")
+    limits = _limits(options, draft)
+    if limits:
+        draft.fields["limits"] = limits
+    document = {
+        "apiVersion": "reconciler/v1",
+        "kind": "App",
+        "name": _APP,
+        "volumes": draft.volumes,
+        "containers": {CONTAINER: draft.fields},
+    }
+    return _text(document), draft.said
+
+
+def changed_text(text: str, options: Options) -> tuple[str, Mapping[str, str]]:
+    """The same spec with the limits and the restart policy that `options` name; for `update`."""
+    value = json.loads(text)
+    fields = value["containers"][CONTAINER]
+    draft = _Draft()
+    limits = _limits(options, draft, before=fields.get("limits", {}))
+    if limits:
+        fields["limits"] = limits
+    if options.restart:
+        draft.set("restart", _restart(options.restart), "--restart")
+        fields["restart"] = draft.fields["restart"]
+    return _text(value), draft.said
+
+
+def _text(document: object) -> str:
+    """JSON that is YAML as well: what YAML wants escaped is, and nothing else, as it knows no surrogate pairs."""
+    text = json.dumps(document, ensure_ascii=False)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or ord(c) > 0xFFFF else f"\\u{ord(c):04x}" for c in text)
+
+
+def load_text(text: str, defaults: Defaults, said: Mapping[str, str] | None = None) -> LoadedApp:
+    """The app of such a text; UsageError with everything that is wrong, in the words of the command line.
+
+    Any path but / and /proc may be mounted: root's own command line is no commit, which `allowed_binds` is for.
+    """
+    loaded = load(
+        {_FILE: text.encode("utf-8", "surrogateescape")},
+        lambda path: b"",
+        terms=ANYTHING,
+        defaults=defaults,
+    )
+    errors = [problem for problem in loaded.problems if problem.severity == ERROR]
+    if errors or not loaded.apps:
+        lines = dict.fromkeys(_of_option(problem.message, said or {}) for problem in errors)
+        hints = dict.fromkeys(problem.hint for problem in errors if problem.hint)
+        raise UsageError("\n".join(lines) or "not understood", hint="; ".join(hints))
+    return loaded.apps[_APP]
+
+
+def _of_option(message: str, said: Mapping[str, str]) -> str:
+    for name in sorted(said, key=len, reverse=True):
+        if name.endswith("]") and not message.startswith(name):
+            message = message.replace(name, said[name])
+    for name in sorted(said, key=len, reverse=True):
+        if message.startswith(name):
+            rest = message[len(name) :]
+            if rest.startswith("."):
+                return f"{said[name]}: {rest[1:]}"
+            if not rest[:1].isalnum():
+                return f"{said[name]}{rest}"
+    return message.replace(f"{_APP}/{CONTAINER}", "this container")
+
+
+# --- forms -----------------------------------------------------------------------------------------------------------
+
+
+def _volume(text: str, draft: _Draft) -> object:
+    source, colon, _ = text.partition(":")
+    if not colon:
+        raise UsageError(
+            f"-v {text}: which volume of the device is to be there", hint=f"write NAME:{text} or /path:{text}"
+        )
+    if not source.startswith(("/", ".", "~")):
+        draft.volumes.setdefault(source, {})
+    return text
+
+
+def _mount(text: str, draft: _Draft) -> object:
+    """Docker's `type=bind,source=/a,target=/b,readonly` as the spec's long form."""
+    found: dict[str, Any] = {"type": "volume"}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        key = _MOUNT_KEYS.get(key, key)
+        match key:
+            case "type" | "source" | "target":
+                found[key] = value
+            case "readonly" | "ro":
+                found["read_only"] = not equals or value in ("1", "true")
+            case "tmpfs-size":
+                found["size"] = size(value, f"--mount {text}")
+            case "tmpfs-mode":
+                found["mode"] = value
+            case _:
+                raise UsageError(
+                    f"--mount {text}: {key!r} is not understood",
+                    hint="known: type, source, target, readonly, tmpfs-size, tmpfs-mode",
+                )
+    if found["type"] == "volume":
+        if not found.get("source"):
+            raise UsageError(f"--mount {text}: a volume needs a name", hint="add source=NAME")
+        draft.volumes.setdefault(found["source"], {})
+    return found
+
+
+def _tmpfs(text: str) -> object:
+    """Docker's `PATH[:size=SIZE,mode=MODE]` as the spec's long form."""
+    target, _, options = text.partition(":")
+    found: dict[str, Any] = {"type": "tmpfs", "target": target}
+    for part in filter(None, options.split(",")):
+        key, _, value = part.partition("=")
+        if key == "size":
+            found["size"] = size(value, f"--tmpfs {text}")
+        elif key == "mode":
+            found["mode"] = value
+        elif key != "rw":
+            raise UsageError(f"--tmpfs {text}: {key!r} is not understood", hint="known: size, mode")
+    return found
+
+
+def _restart(text: str) -> object:
+    """Docker's policies; `always` is what Docker calls unless-stopped: what is stopped by hand stays stopped."""
+    if text == "unless-stopped":
+        return {"policy": "always"}
+    policy, colon, attempts = text.partition(":")
+    if colon and policy == "on-failure":
+        if re.fullmatch(r"\d{1,6}", attempts, re.ASCII) is None:
+            raise UsageError(f"--restart {text}: expected on-failure:N with a whole number")
+        return {"policy": policy, "max_attempts": int(attempts)}
+    if text not in ("no", "on-failure", "always"):
+        raise UsageError(f"--restart {text}: expected no, on-failure[:N], always or unless-stopped")
+    return {"policy": policy}
+
+
+def _limits(options: Options, draft: _Draft, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    limits = dict(before or {})
+    if options.cpus:
+        limits["cpus"] = options.cpus
+        draft.said["limits.cpus"] = "--cpus"
+    if options.pids_limit:
+        if re.fullmatch(r"-?\d{1,10}", options.pids_limit, re.ASCII) is None:
+            raise UsageError(f"--pids-limit {options.pids_limit}: expected a number")
+        number = int(options.pids_limit)
+        limits["pids"] = number if number > 0 else _NO_LIMIT
+        draft.said["limits.pids"] = "--pids-limit"
+    if options.memory:
+        limits["memory"] = size(options.memory, "--memory")
+        draft.said["limits.memory"] = "--memory"
+    if options.memory_swap:
+        memory = limits.get("memory")
+        total = size(options.memory_swap, "--memory-swap")
+        if memory is None:
+            raise UsageError("--memory-swap: needs --memory too")
+        if total < memory:
+            raise UsageError(
+                "--memory-swap: is memory and swap together, so it can't be less than --memory",
+                hint="the same as --memory: no swap",
+            )
+        limits["swap"] = total - memory
+        draft.said["limits.swap"] = "--memory-swap"
+    return limits
+
+
+def size(text: str, option: str) -> int:
+    """Bytes in Docker's units, where k, m and g are powers of 1024, or in the spec's Ki, Mi and Gi; UsageError."""
+    plain = text[:-1] if re.fullmatch(r"\d+[kmgtKMGT](i|I)", text, re.ASCII) else text
+    if len(plain) > 1 and plain[-1] in "bB" and plain[-2] in "kmgtKMGT":
+        plain = plain[:-1]
+    match = _SIZE.fullmatch(plain)
+    if match is None:
+        raise UsageError(f"{option}: {text!r} is not a size", hint="for example 64m, 1g, 512Mi")
+    return int(match[1]) * _UNITS[match[2].lower()]
+
+
+def seconds(text: str, option: str) -> str:
+    """A duration of the spec from whole seconds, as Docker takes them, or from a duration; -1 is for ever."""
+    if re.fullmatch(r"-1|\d{1,9}", text, re.ASCII) is None:
+        return text
+    return "365d" if text == "-1" else f"{int(text)}s"

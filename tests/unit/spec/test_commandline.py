@@ -1,0 +1,143 @@
+"""The options of `run` become the spec that a person would have written, and errors speak of the options."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reconciler.errors import UsageError
+from reconciler.spec.adhoc import is_name
+from reconciler.spec.commandline import CONTAINER, Options, changed_text, load_text, size, spec_text
+from reconciler.spec.defaults import BUILT_IN
+from reconciler.spec.model import BindMount, Container, TmpfsMount, VolumeMount
+
+IMAGE = "registry.example/box@sha256:" + "1" * 64
+
+
+def made(**options: object) -> Container:
+    text, said = spec_text(Options.parse(options), IMAGE, hostname="0123456789ab")
+    return load_text(text, BUILT_IN, said).app.containers[CONTAINER]
+
+
+def refused(**options: object) -> str:
+    with pytest.raises(UsageError) as error:
+        made(**options)
+    return f"{error.value} {error.value.hint}"
+
+
+def test_nothing_said_is_dockers_default() -> None:
+    container = made()
+    assert container.restart.policy == "no"
+    assert container.hostname == "0123456789ab"
+    assert container.command is None
+    assert container.limits.memory is None
+
+
+def test_every_option_reaches_its_field() -> None:
+    container = made(
+        command=["sh", "-c", "echo \x1b\u2028 \U0001f600"],
+        entrypoint="/bin/x",
+        ports=["127.0.0.1:8080:80/udp"],
+        environment=["A=1", "A=2", "B="],
+        volumes=["data:/data:ro", "/srv:/srv"],
+        mounts=["type=bind,src=/a,dst=/b,readonly", "type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=0755"],
+        tmpfs=["/tmp:size=2m,mode=1777"],
+        user="1000:1000",
+        workdir="/w",
+        hostname="h",
+        init=True,
+        read_only=True,
+        restart="on-failure:3",
+        stop_signal="INT",
+        stop_timeout="-1",
+        labels=["a=b", "c"],
+        memory="64m",
+        memory_swap="96m",
+        cpus="1.5",
+        pids_limit="-1",
+    )
+    assert container.command == ("sh", "-c", "echo \x1b\u2028 \U0001f600")
+    assert container.entrypoint == ("/bin/x",)
+    assert [(port.host_ip, port.protocol) for port in container.ports] == [("127.0.0.1", "udp")]
+    assert container.environment == {"A": "2", "B": ""}
+    assert [type(mount) for mount in container.volumes] == [
+        VolumeMount,
+        BindMount,
+        BindMount,
+        TmpfsMount,
+        TmpfsMount,
+    ]
+    assert [mount.target for mount in container.volumes] == ["/data", "/srv", "/b", "/t", "/tmp"]
+    assert (container.user, container.working_dir, container.hostname) == ("1000:1000", "/w", "h")
+    assert container.init
+    assert container.read_only
+    assert (container.restart.policy, container.restart.max_attempts) == ("on-failure", 3)
+    assert (container.stop_signal, container.stop_grace_period) == ("SIGINT", 365 * 86400.0)
+    assert container.labels == {"a": "b", "c": ""}
+    limits = container.limits
+    assert (limits.memory, limits.swap, limits.cpus, limits.pids) == (64 << 20, 32 << 20, 1500, 4_194_304)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"ports": ["80808:80"]}, "-p 80808:80 must be at most 65535, not 80808"),
+        ({"ports": ["80:80", "80:81"]}, "published twice by this container"),
+        ({"volumes": ["data:rel"]}, "-v data:rel must be an absolute path"),
+        ({"volumes": ["/data"]}, "write NAME:/data or /path:/data"),
+        ({"volumes": ["a:/x", "b:/x"]}, "-v b:/x is mounted at /x, and so is -v a:/x"),
+        ({"volumes": ["/:/host"]}, "the whole device is behind it"),
+        ({"mounts": ["type=volume,target=/x"]}, "a volume needs a name"),
+        ({"mounts": ["type=bind,src=/a,dst=/b,x=y"]}, "'x' is not understood"),
+        ({"tmpfs": ["/x:uid=3"]}, "'uid' is not understood"),
+        ({"memory": "1k"}, "--memory must be at least 6Mi"),
+        ({"memory": "much"}, "--memory: 'much' is not a size"),
+        ({"memory_swap": "1g"}, "needs --memory too"),
+        ({"memory": "64m", "memory_swap": "32m"}, "can't be less than --memory"),
+        ({"cpus": "abc"}, "--cpus must be a number of CPUs"),
+        ({"pids_limit": "x"}, "--pids-limit x: expected a number"),
+        ({"restart": "sometimes"}, "expected no, on-failure[:N], always or unless-stopped"),
+        ({"restart": "on-failure:x"}, "expected on-failure:N"),
+        ({"user": "a b"}, "-u must be uid[:gid] or a user name"),
+        ({"stop_signal": "FOO"}, "--stop-signal must be the name of a signal"),
+        ({"hostname": "ä_"}, "--hostname must be a host name"),
+        ({"colour": "red"}, "colour: not an option"),
+        ({"ports": "80:80"}, "ports: expected a list of strings"),
+        ({"init": "yes"}, "init: expected true or false"),
+    ],
+)
+def test_what_is_wrong_is_said_of_the_option(options: dict[str, object], said: str) -> None:
+    assert said in refused(**options)
+
+
+def test_update_changes_what_it_names_and_nothing_else() -> None:
+    text, _ = spec_text(Options(command=("a",), memory="64m", cpus="1"), IMAGE, hostname="h")
+    after, _ = changed_text(text, Options(pids_limit="7", memory="32m", restart="always"))
+    container = load_text(after, BUILT_IN).app.containers[CONTAINER]
+    assert (container.limits.memory, container.limits.cpus, container.limits.pids) == (32 << 20, 1000, 7)
+    assert container.restart.policy == "always"
+    assert container.command == ("a",)
+
+
+@given(st.text(max_size=40), st.lists(st.text(max_size=20), max_size=4))
+def test_no_text_breaks_the_spec(text: str, command: list[str]) -> None:
+    try:
+        container = made(command=command, environment=[f"V={text}"])
+    except UsageError:
+        return
+    assert container.command == (tuple(command) or None)
+    assert container.environment == {"V": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("5", 5), ("5b", 5), ("1k", 1024), ("1K", 1024), ("2m", 2 << 20), ("2MB", 2 << 20), ("1Gi", 1 << 30)],
+)
+def test_sizes_are_dockers(text: str, count: int) -> None:
+    assert size(text, "-m") == count
+
+
+def test_names_are_dockers_and_never_paths() -> None:
+    assert all(is_name(name) for name in ("web1", "My_web.2", "a", "0-1"))
+    assert not any(
+        is_name(name) for name in ("", ".", "..", "-a", "a/b", "../x", "a b", "ä", "a\n", "x" * 64)
+    )
