@@ -13,9 +13,10 @@ from bench.report import Row
 from bench.session import Session
 from bench.subject import Instance
 from reconciler.agent.intent import Reader
-from reconciler.agent.loop import Agent, Turn
+from reconciler.agent.loop import Agent
 from reconciler.agent.parts import Parts
 from reconciler.agent.resolver import Resolver
+from reconciler.agent.turn import Turn
 from reconciler.execute.executor import LaneEnd
 from reconciler.plan.steps import Outcome
 from reconciler.source.directory import DirectorySource

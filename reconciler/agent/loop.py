@@ -8,10 +8,9 @@ network or a process.
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 from reconciler.agent.devices import DeviceWatch
 from reconciler.agent.exits import ExitWatch
@@ -27,6 +26,7 @@ from reconciler.agent.notify import watchdog_interval
 from reconciler.agent.parts import Parts
 from reconciler.agent.resolver import Resolver
 from reconciler.agent.sweeper import Sweeper
+from reconciler.agent.turn import Listener, Turn
 from reconciler.agent.wanted import Wanted, applied
 from reconciler.engine import leftovers
 from reconciler.engine.mend import Mended, everything, mend
@@ -37,7 +37,6 @@ from reconciler.linux import heap
 from reconciler.plan.basis import Basis, basis
 from reconciler.plan.diff import plan as make_plan
 from reconciler.plan.steps import CollectGarbage, ConfigureNetwork, Outcome, Plan, Step
-from reconciler.spec.adhoc import ADHOC
 from reconciler.state.desire import references
 from reconciler.state.desired import Desired, lane_of
 from reconciler.state.generation import Generation
@@ -46,62 +45,6 @@ from reconciler.state.observed import Now, Observed
 _PAUSE_FIRST = 1.0  # seconds after a turn that came to nothing; doubled each time, up to the interval
 _SETTLE = 0.03  # seconds in which wake-ups that belong together are gathered into one turn
 _SETTLE_MOST = 0.2
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One turn, whole: what was wanted, what was there, what was decided. `seconds` is how long each phase took.
-
-    `generations` are those that are kept, oldest first; `mended` are records that were damaged and are right again.
-    """
-
-    number: int
-    now: Now
-    intent: Intent
-    observed: Observed
-    plan: Plan
-    busy: frozenset[str]
-    generations: tuple[Generation, ...] = ()
-    mended: tuple[Mended, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def generation(self) -> int:
-        """The number of the generation that was applied last, 0 before the first."""
-        return self.generations[-1].number if self.generations else 0
-
-    @property
-    def finished(self) -> bool:
-        """Nothing is left to do for a spec that can be done now; ad-hoc containers are nobody's spec."""
-        busy = any(not _is_adhoc(lane) for lane in self.busy)
-        return not (
-            busy or self.intent.resolving or any(not _is_adhoc(step.lane) for step in self.plan.steps)
-        )
-
-    @property
-    def converged(self) -> bool:
-        """Everything is as the specs want it, and nothing of it waits for anything."""
-        waits = any(not _is_adhoc(item.lane) for item in self.plan.blocked)
-        return self.finished and not waits and not self.intent.stale
-
-
-class Listener(Protocol):
-    """Hears what happens; every method may be called from any thread and must not block."""
-
-    def turn(self, turn: Turn) -> None:
-        """A turn has been planned and dispatched."""
-
-    def outcome(self, outcome: Outcome) -> None:
-        """A step has been performed."""
-
-    def lane(self, end: LaneEnd) -> None:
-        """A lane is over."""
-
-    def problem(self, text: str) -> None:
-        """Something that the agent does for itself failed; it goes on, and tries again in a later turn."""
-
-    def broken_turn(self, text: str) -> None:
-        """A turn came to nothing: what is there could not be seen, or the device refused; the next one tries again."""
 
 
 class Agent:
@@ -468,10 +411,6 @@ class Agent:
         self._generations = [*self._generations, generation][-max(1, keep) :]
         self._applied = desired
         self.wake()  # what only the oldest generation wanted may be garbage now
-
-
-def _is_adhoc(lane: str | None) -> bool:
-    return lane is not None and lane.partition("/")[0] == ADHOC
 
 
 def _configures(plan: Plan) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from reconciler.agent.loop import Turn
+from reconciler.agent.turn import Turn
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.observe import listeners_on
 from reconciler.errors import BlockedError, ReconcilerError

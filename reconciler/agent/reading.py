@@ -16,9 +16,10 @@ from reconciler.agent.gauges import Gauges
 from reconciler.agent.history import read_failures, read_generations
 from reconciler.agent.images import open_images
 from reconciler.agent.intent import Intent, Reader, Source
-from reconciler.agent.loop import Agent, Listener, Turn
+from reconciler.agent.loop import Agent
 from reconciler.agent.parts import Parts, open_parts, retention
 from reconciler.agent.resolver import Resolver
+from reconciler.agent.turn import Listener, Turn
 from reconciler.agent.wanted import wanted_devices, wanted_ports
 from reconciler.config import Device
 from reconciler.engine import instance

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from reconciler.agent import pulling, reading, stock
-from reconciler.agent.loop import Agent, Turn
+from reconciler.agent.loop import Agent
 from reconciler.agent.parts import Parts
+from reconciler.agent.turn import Turn
 from reconciler.agent.verbs import Verb, Verbs
 from reconciler.engine import volumes
 from reconciler.engine.progress import Progress

@@ -17,9 +17,9 @@ from importlib.metadata import version
 from typing import Any
 
 from reconciler.agent.gauges import Gauges, traffic
-from reconciler.agent.loop import Listener, Turn
 from reconciler.agent.parts import Parts
 from reconciler.agent.sizes import Sizes
+from reconciler.agent.turn import Listener, Turn
 from reconciler.engine import clock
 from reconciler.execute.executor import LaneEnd
 from reconciler.plan.steps import Outcome, Plan, PullImage, Step

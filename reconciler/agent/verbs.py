@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from reconciler.agent.hand import adhoc_app
-from reconciler.agent.loop import Agent, Turn
+from reconciler.agent.loop import Agent
 from reconciler.agent.names import fresh_name
 from reconciler.agent.parts import Parts
 from reconciler.agent.picture import Picture, check_ports, with_free_port
+from reconciler.agent.turn import Turn
 from reconciler.engine import byhand, oci_layout
 from reconciler.engine.byhand import Adhoc
 from reconciler.engine.control import Control

@@ -11,11 +11,12 @@ from types import FrameType
 from typing import Any
 
 from reconciler.agent import reading
-from reconciler.agent.loop import Agent, Turn
+from reconciler.agent.loop import Agent
 from reconciler.agent.notify import Notify
 from reconciler.agent.parts import open_parts
 from reconciler.agent.requests import Requests
 from reconciler.agent.telemetry import Telemetry
+from reconciler.agent.turn import Turn
 from reconciler.cli.common import device_of, duration, layout_of
 from reconciler.cli.console import Console
 from reconciler.engine import doctor, instance

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import TextIO
 
-from reconciler.agent.loop import Turn
+from reconciler.agent.turn import Turn
 from reconciler.engine.pull import Phase, Progress
 from reconciler.execute.executor import LaneEnd
 from reconciler.plan.steps import Outcome, PullImage

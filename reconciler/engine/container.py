@@ -9,21 +9,20 @@ record, which `sweep` clears away, or a container that the next turn sees as los
 import os
 import resource
 import secrets
-import select
 import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from reconciler.engine import bundle, cgroup, cgroup_limits, devices, etc, hostpath, record, trash
+from reconciler.engine import bundle, cgroup, cgroup_limits, devices, etc, hostpath, previous, record, trash
 from reconciler.engine.control import Control
 from reconciler.engine.durable import replace_bytes, replace_json
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.attach import raise_loopback
 from reconciler.engine.network.networks import Networks
-from reconciler.engine.process import ShimRecord, open_pidfd, read_shim
+from reconciler.engine.process import ShimRecord, end, open_pidfd, read_shim
 from reconciler.engine.snapshot import Uppers, held
 from reconciler.engine.store import Store
 from reconciler.engine.zygote import Zygote
@@ -108,7 +107,7 @@ class Containers:
                 work=work,
                 cgroup=group.annotation(),
                 cgroups_path=group.path,
-                nofile_hard=_nofile_hard(),
+                nofile_hard=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
                 held=capability.names(capability.capget()[1]),
                 nodes=nodes,
                 rules=rules,
@@ -327,10 +326,10 @@ class Containers:
             return
         init = open_pidfd(shim.init)
         if init is not None:  # not in its cgroup: somebody moved it, or removed the directory
-            _end(init, 0.0)
+            end(init, 0.0)
         pidfd = open_pidfd(shim.shim)
         if pidfd is not None:
-            _end(pidfd, max(0.5, deadline - time.monotonic()))
+            end(pidfd, max(0.5, deadline - time.monotonic()))
 
     # --- remove ----------------------------------------------------------------------------------------------------
 
@@ -346,7 +345,7 @@ class Containers:
         if found is not None:
             self._touch(found)
             if keep_previous:
-                self._keep_previous(found)
+                previous.keep(layout, self._store, found)
                 failpoint("remove.kept")
             else:
                 self._forget_previous(found)
@@ -378,35 +377,6 @@ class Containers:
         if group is not None:
             cgroup.remove(group)
         failpoint("remove.ungrouped")
-
-    def _keep_previous(self, found: record.Record) -> None:
-        """Move the log and the records to where `logs --previous` and the back-off look for them.
-
-        The identity is there first, so that a second try knows what the first one moved, and goes from here last: until
-        then the container exists, and is removed again by whoever finds it.
-        """
-        layout = self._layout
-        kept = layout.previous(found.app, found.name)
-        copy = kept / "identity.json"
-        if not _is_of(copy, found.id):
-            self._store.discard(kept, durable=False)
-            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            kept.mkdir(mode=0o700)
-            failpoint("previous.made")
-            replace_bytes(copy, layout.identity(found.id).read_bytes(), durable=False)
-        for source in (layout.log(found.id), layout.settled_exit(found.id)):
-            _move(source, kept / source.name)
-        failpoint("previous.moved")
-        if not (kept / "exit.json").exists():
-            try:
-                data = layout.exit_record(found.id).read_bytes()
-            except FileNotFoundError:
-                data = b""
-            if data:
-                replace_bytes(kept / "exit.json", data, durable=False)
-        if layout.stopping(found.id).exists():
-            (kept / "stopped").touch(mode=0o600)
-        layout.identity(found.id).unlink(missing_ok=True)
 
     def _forget_previous(self, found: record.Record) -> None:
         self._store.discard(self._layout.previous(found.app, found.name), durable=False)
@@ -461,40 +431,8 @@ def _signal_number(name: str) -> int:
         return signal.SIGTERM
 
 
-def _end(pidfd: int, grace: float) -> None:
-    """Wait up to `grace` seconds for the process to end, then kill it and wait; closes the descriptor."""
-    try:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if not poll.poll(grace * 1000):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            poll.poll(5000)
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(pidfd)
-
-
-def _is_of(path: Path, container_id: str) -> bool:
-    try:
-        return record.parse(path.read_bytes(), str(path)).id == container_id
-    except (OSError, record.CorruptRecordError):
-        return False
-
-
-def _move(source: Path, target: Path) -> None:
-    try:
-        source.rename(target)
-    except FileNotFoundError:
-        pass
-
-
 def _names(path: Path) -> list[str]:
     try:
         return sorted(os.listdir(path))
     except FileNotFoundError:
         return []
-
-
-def _nofile_hard() -> int:
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]

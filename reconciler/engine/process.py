@@ -8,6 +8,8 @@ can't be read (EMFILE, EIO) is an OSError: nothing is known of its container, le
 import errno
 import json
 import os
+import select
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +18,7 @@ from typing import Any, TypeVar
 
 from reconciler.engine.control import Command, CommandError, Control, Execution
 from reconciler.engine.zygote import Created, StepError, Zygote
+from reconciler.errors import TimedOutError
 from reconciler.shim import record
 from reconciler.state.process import ExitRecord, ProcessId
 
@@ -32,6 +35,7 @@ __all__ = [
     "Zygote",
     "alive",
     "boot_id",
+    "end",
     "identify",
     "open_pidfd",
     "read_exit",
@@ -40,6 +44,8 @@ __all__ = [
 
 _T = TypeVar("_T")
 _LARGEST = 1 << 20
+
+_LAST_WAIT = 5.0  # seconds that a killed process may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,3 +166,23 @@ def _optional(value: object) -> float | None:
     if not isinstance(value, int | float):
         raise TypeError("a number is expected")
     return float(value)
+
+
+def end(pidfd: int, grace: float) -> None:
+    """Wait up to `grace` seconds for the process to end, then kill it and wait; closes the descriptor.
+
+    Raise TimedOutError where it is still there after that.
+    """
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(grace * 1000):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            if not poll.poll(_LAST_WAIT * 1000):
+                raise TimedOutError(
+                    "a process does not end although it was killed (uninterruptible sleep: hanging storage?)"
+                )
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)

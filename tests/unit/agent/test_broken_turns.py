@@ -10,8 +10,9 @@ from typing import cast
 import pytest
 
 from reconciler.agent.intent import Source
-from reconciler.agent.loop import Agent, Turn
+from reconciler.agent.loop import Agent
 from reconciler.agent.parts import Parts
+from reconciler.agent.turn import Turn
 from reconciler.config import Device
 from reconciler.engine.layout import Layout
 from reconciler.errors import BlockedError, ReconcilerError
