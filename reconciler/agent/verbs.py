@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from reconciler.agent.asked import flag_of, grace_of, map_of, reference_of, signal_of, text_of
 from reconciler.agent.hand import adhoc_app
 from reconciler.agent.loop import Agent
 from reconciler.agent.names import fresh_name
@@ -30,7 +31,6 @@ from reconciler.errors import BlockedError, ReconcilerError, TimedOutError, Usag
 from reconciler.linux.process import signal_number
 from reconciler.spec.adhoc import ADHOC, is_name
 from reconciler.spec.commandline import Options, changed_text, load_text, spec_text
-from reconciler.spec.quantity import parse_duration
 from reconciler.spec.reference import InvalidReferenceError, Reference
 from reconciler.state.wish import Goal, Wish
 
@@ -69,8 +69,8 @@ class Verbs:
 
     def fetch(self, body: Mapping[str, Any]) -> Answer:
         """Say which image is meant, by digest, and bring it here: from a `bundle` that is given, or its registry."""
-        text, bundle = _text(body, "image"), _text(body, "bundle")
-        reference = self._named_in(Path(bundle), text) if bundle else self._pinned(_reference(text))
+        text, bundle = text_of(body, "image"), text_of(body, "bundle")
+        reference = self._named_in(Path(bundle), text) if bundle else self._pinned(reference_of(text))
         image = self._parts.images.resolve(reference)
         self._parts.images.pull(image, reference, self._progress)
         return {"image": str(reference), "digest": str(reference.digest)}
@@ -116,20 +116,20 @@ class Verbs:
         Where that does not work nothing is left of it, but for a container that could be made and not started.
         """
         turn = self._turn()
-        name, identity = self._new_name(_text(body, "name"), turn), secrets.token_hex(16)
+        name, identity = self._new_name(text_of(body, "name"), turn), secrets.token_hex(16)
         picture = Picture(turn, ADHOC, name)
-        reference = _reference(_text(body, "image"))
+        reference = reference_of(text_of(body, "image"))
         if reference.digest is None:
             raise UsageError(f"{reference}: not pinned by digest")
         image = self._parts.images.resolve(reference)
-        options = Options.parse(_map(body, "options"))
-        ports = [*options.ports, *(image.exposed_ports if _flag(body, "publish_all") else ())]
+        options = Options.parse(map_of(body, "options"))
+        ports = [*options.ports, *(image.exposed_ports if flag_of(body, "publish_all") else ())]
         networks = self._parts.networks
         options = replace(options, ports=tuple(with_free_port(port, picture, networks) for port in ports))
         text, said = spec_text(options, str(reference), hostname=identity[:_SHORT_ID])
         loaded = load_text(text, self._parts.device.defaults, said)
-        goal = Goal.RUNNING if _flag(body, "start", True) else Goal.CREATED
-        wish = Wish(goal, auto_remove=_flag(body, "rm"))
+        goal = Goal.RUNNING if flag_of(body, "start", True) else Goal.CREATED
+        wish = Wish(goal, auto_remove=flag_of(body, "rm"))
         record = Adhoc(name, identity, time.time(), text, wish)
         app = adhoc_app(record, loaded, image, self._parts.device)
         for waiting in app.unresolved:
@@ -230,14 +230,14 @@ class Verbs:
 
     def stop(self, body: Mapping[str, Any]) -> Answer:
         """Stop a container, and keep it so: a declared one is held until somebody lets go of it."""
-        picture, grace = self._find(body), _grace(body)
+        picture, grace = self._find(body), grace_of(body)
         if picture.is_adhoc:
             self._stop_adhoc(picture, grace)
             return _done(picture)
         before = self._parts.byhand.wish(picture.app, picture.name)
         if before is None or before.goal is not Goal.STOPPED:
             since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            said = _text(body, "reason")
+            said = text_of(body, "reason")
             why = f" ({said})" if said else ""
             reason = f"held stopped by hand since {since}{why}; reconciler start {picture.called} lets it go"
             turn = before.turn if before is not None else 0
@@ -261,7 +261,7 @@ class Verbs:
 
     def restart(self, body: Mapping[str, Any]) -> Answer:
         """Stop a container and start it again: an ad-hoc one with its files, a declared one made anew by its spec."""
-        picture, grace = self._find(body), _grace(body)
+        picture, grace = self._find(body), grace_of(body)
         wish = Wish(grace=grace, force=True)
         if picture.is_adhoc:
             if not picture.runs and picture.wanted is not None:
@@ -291,7 +291,7 @@ class Verbs:
 
     def kill(self, body: Mapping[str, Any]) -> Answer:
         """Send a signal to a container's first process. SIGKILL ends an ad-hoc one for good."""
-        picture, number = self._find(body), _signal(_text(body, "signal") or "KILL")
+        picture, number = self._find(body), signal_of(text_of(body, "signal") or "KILL")
         if picture.have is None or not picture.runs:
             raise BlockedError(f"{picture.called}: does not run", hint="run: reconciler ps -a")
         if number == signal_number("SIGKILL") and picture.is_adhoc:
@@ -328,7 +328,7 @@ class Verbs:
 
         A declared one is not removed by hand: with `force` it is replaced.
         """
-        picture, force = self._find(body), _flag(body, "force")
+        picture, force = self._find(body), flag_of(body, "force")
         if not picture.is_adhoc:
             if not force:
                 raise BlockedError(
@@ -356,7 +356,7 @@ class Verbs:
 
     def update(self, body: Mapping[str, Any]) -> Answer:
         """Change limits and restart policy of an ad-hoc container in place."""
-        picture, options = self._find(body), Options.parse(_map(body, "options"))
+        picture, options = self._find(body), Options.parse(map_of(body, "options"))
         if not picture.is_adhoc:
             raise BlockedError(
                 f"{picture.called}: is declared at {picture.spec}",
@@ -385,7 +385,7 @@ class Verbs:
 
     def _find(self, body: Mapping[str, Any]) -> Picture:
         """The container that is meant: one that exists, has a record, or is declared."""
-        name = _text(body, "name")
+        name = text_of(body, "name")
         turn = self._turn()
         app, _, container = name.partition("/")
         picture = Picture(turn, app, container)
@@ -430,55 +430,3 @@ def _what_follows(picture: Picture) -> str:
     if policy == "no":
         return f"if {picture.called} ends by that, it stays ended: its restart policy is no"
     return f"if {picture.called} ends by that, the loop starts it again: its restart policy is {policy}"
-
-
-def _reference(text: str) -> Reference:
-    """A reference; without a tag and a digest the tag is `latest`, as people expect of `run`."""
-    name = text.rpartition("/")[2]
-    try:
-        return Reference.parse(text if ":" in name or "@" in text or "/" not in text else f"{text}:latest")
-    except InvalidReferenceError as error:
-        raise UsageError(str(error), hint=error.hint) from error
-
-
-def _signal(text: str) -> int:
-    try:
-        return signal_number(text)
-    except ValueError as error:
-        raise UsageError(
-            f"--signal {text[:40]!r}: not a signal", hint="for example HUP, SIGTERM or 9"
-        ) from error
-
-
-def _grace(body: Mapping[str, Any]) -> float | None:
-    """Seconds, as Docker's -t has them, or a duration; None for the container's own."""
-    text = _text(body, "timeout")
-    if not text:
-        return None
-    try:
-        return (
-            365 * 86400.0 if text == "-1" else float(int(text)) if text.isdecimal() else parse_duration(text)
-        )
-    except ValueError as error:
-        raise UsageError(f"--time {text[:40]!r}: {error}") from error
-
-
-def _text(body: Mapping[str, Any], key: str) -> str:
-    value = body.get(key, "")
-    if not isinstance(value, str):
-        raise UsageError(f"{key}: expected a string")
-    return value
-
-
-def _flag(body: Mapping[str, Any], key: str, default: bool = False) -> bool:
-    value = body.get(key, default)
-    if not isinstance(value, bool):
-        raise UsageError(f"{key}: expected true or false")
-    return value
-
-
-def _map(body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = body.get(key, {})
-    if not isinstance(value, dict):
-        raise UsageError(f"{key}: expected an object")
-    return value
