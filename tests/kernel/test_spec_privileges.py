@@ -129,7 +129,9 @@ def test_a_privileged_container_has_what_the_device_has(trials: Trials) -> None:
     trial = trials.start({"privileged": True})
     assert capabilities(trial) == same(capability.capget()[1])
     inside = set(trial.shell("find /dev -type c -o -type b").split())
-    assert {"/dev/kmsg", "/dev/fuse", "/dev/loop0"} <= inside
+    there = {name for name in ("/dev/kmsg", "/dev/fuse", "/dev/loop0") if Path(name).exists()}
+    assert "/dev/kmsg" in there
+    assert there <= inside
     assert trial.shell("exec 3</dev/kmsg && echo open") == "open"
     points = {line.split()[4]: line.split()[5].split(",") for line in trial.proc("mountinfo").splitlines()}
     assert "rw" in points["/sys"]
