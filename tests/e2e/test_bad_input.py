@@ -78,7 +78,8 @@ DIGEST = "sha256:" + "1" * 64
 SPECS = {
     "unknown": ("    prots: []\n", "unknown key 'prots' in containers.main (did you mean 'ports'?)"),
     "duplicate": ("    init: false\n", "duplicate key 'init'"),
-    "later": ("    privileged: true\n", "'privileged' is not supported yet"),
+    "later": ("    healthcheck: {}\n", "'healthcheck' is not supported yet"),
+    "privileged": ("    privileged: true\n", "the device does not allow privileged containers"),
     "dialect": ("    mem_limit: 1Gi\n", "unknown key 'mem_limit' in containers.main: write 'limits.memory'"),
     "bind": ('    volumes: ["/etc:/host"]\n', "the device does not allow /etc to be mounted"),
     "undeclared": ('    volumes: ["data:/data"]\n', "the volume 'data' is not declared"),

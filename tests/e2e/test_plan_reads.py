@@ -41,9 +41,17 @@ def tree(*roots: Path) -> dict[str, tuple[object, ...]]:
 
 def kernel(device: Device) -> dict[str, object]:
     """What of the kernel a plan could touch: what a leak check looks at, and this device's network."""
+    here = [str(device.root)]  # others come and go meanwhile
+    if (device.state / "instance").exists():
+        here.append(device.instance)
+    found = snapshot()
     return {
-        **{kind: things for kind, things in snapshot().items() if kind in ("mounts", "cgroups")},
-        "links": device.inside(["ip", "-o", "address"]).stdout,
+        **{
+            kind: [thing for thing in found[kind] if any(mine in thing for mine in here)]
+            for kind in ("mounts", "cgroups")
+        },
+        # an IPv6 address is tentative for a second, whoever looks
+        "links": device.inside(["ip", "-o", "address"]).stdout.replace("tentative ", ""),
         "rules": device.inside(["nft", "-s", "list", "ruleset"]).stdout,
         "forwarding": device.inside(["sysctl", "net.ipv4"]).stdout,
     }

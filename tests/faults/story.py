@@ -111,6 +111,18 @@ class Story:
         self._ask(died, lambda: self._state("hand") == "none", "rm", "-f", "hand")
         self._ask(died, lambda: self._state("job/once") == "held", "stop", "job/once")
 
+    def names(self, died: Callable[[], None]) -> None:
+        """Somebody gives an image a name, and takes it away again."""
+        image = f"box.example/box:1@{self.base.digest}"
+        self._ask(died, lambda: len(os.listdir(self.layout.tags)) == 1, "tag", image, "mine:1")
+        self._ask(died, lambda: os.listdir(self.layout.tags) == [], "rmi", "-f", "mine:1")
+
+    def damage(self, died: Callable[[], None]) -> None:
+        """The disk loses the record of a container that runs."""
+        path = self.layout.identity(str(self.device.ps()["web/page"]["id"]))
+        path.write_bytes(b"{")
+        self.wait_for(died, lambda: path.exists() and len(path.read_bytes()) > 1, "the record to be mended")
+
     def _ask(self, died: Callable[[], None], done: Callable[[], bool], *words: str) -> None:
         """Ask again and again, of a living agent, until it is so."""
 
@@ -146,6 +158,8 @@ class Story:
         for chapter in self.chapters():
             if chapter == self.remove_job:
                 self.by_hand(died)
+                self.names(died)
+                self.damage(died)
             chapter()
             self.converge(died)
             if chapter == self.begin:
