@@ -11,10 +11,7 @@ import pytest
 from reconciler.plan.steps import RemoveNetwork
 from tests.images import Built
 from tests.images import busybox as busybox_image
-from tests.kernel.leaks import LeakCheck
-from tests.kernel.netns import private_network
-from tests.kernel.trial import Trials, runs
-from tests.kernel.workshop import remove, scratch
+from tests.kernel.trial import Trials, on_trial, runs
 
 pytestmark = [pytest.mark.kernel, pytest.mark.network]
 
@@ -26,19 +23,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture
 def trials(image: Built, patience: float) -> Iterator[Trials]:
-    path = scratch("trial")
-    check = LeakCheck(str(path))
-    try:
-        with private_network():
-            made = Trials(path, image, patience)
-            check.own(made.parts.instance)
-            try:
-                yield made
-            finally:
-                made.close()
-    finally:
-        remove(path)
-    assert check.leaks() == []
+    with on_trial(image, patience) as made:
+        yield made
 
 
 def test_names_of_the_outside_are_asked_for_where_and_how_the_spec_says(trials: Trials) -> None:

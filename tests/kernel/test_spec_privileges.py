@@ -17,9 +17,7 @@ from tests.images import Built
 from tests.images import busybox as busybox_image
 from tests.kernel.box import make_bundle, run
 from tests.kernel.leaks import LeakCheck
-from tests.kernel.netns import private_network
-from tests.kernel.trial import Trial, Trials
-from tests.kernel.workshop import remove, scratch
+from tests.kernel.trial import Trial, Trials, on_trial
 
 # Those marked cgroup run once more on version 2, in an emulated machine: as few as show what differs there.
 pytestmark = [pytest.mark.kernel, pytest.mark.network]
@@ -38,19 +36,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture
 def trials(image: Built, patience: float) -> Iterator[Trials]:
-    path = scratch("trial")
-    check = LeakCheck(str(path))
-    try:
-        with private_network():
-            made = Trials(path, image, patience, SETTINGS)
-            check.own(made.parts.instance)
-            try:
-                yield made
-            finally:
-                made.close()
-    finally:
-        remove(path)
-    assert check.leaks() == []
+    with on_trial(image, patience, SETTINGS) as made:
+        yield made
 
 
 def capabilities(trial: Trial) -> dict[str, int]:

@@ -10,10 +10,7 @@ import pytest
 from reconciler.errors import ReconcilerError
 from tests.images import Built
 from tests.images import busybox as busybox_image
-from tests.kernel.leaks import LeakCheck
-from tests.kernel.netns import private_network
-from tests.kernel.trial import Trials
-from tests.kernel.workshop import remove, scratch
+from tests.kernel.trial import Trials, on_trial
 
 pytestmark = [pytest.mark.kernel, pytest.mark.network]
 
@@ -27,19 +24,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture
 def trials(image: Built, patience: float) -> Iterator[Trials]:
-    path = scratch("trial")
-    check = LeakCheck(str(path))
-    try:
-        with private_network():
-            made = Trials(path, image, patience, SETTINGS)
-            check.own(made.parts.instance)
-            try:
-                yield made
-            finally:
-                made.close()
-    finally:
-        remove(path)
-    assert check.leaks() == []
+    with on_trial(image, patience, SETTINGS) as made:
+        yield made
 
 
 def test_groups_are_those_of_the_user_and_those_that_are_added(trials: Trials) -> None:

@@ -12,9 +12,7 @@ from reconciler.engine.hierarchies import Cgroup, Hierarchies
 from reconciler.errors import ReconcilerError, UnsupportedError
 from tests.images import Built
 from tests.images import busybox as busybox_image
-from tests.kernel.leaks import LeakCheck
-from tests.kernel.netns import private_network
-from tests.kernel.trial import Trial, Trials
+from tests.kernel.trial import Trial, Trials, on_trial
 from tests.kernel.workshop import remove, scratch
 
 # Those marked cgroup run once more on version 2, in an emulated machine: as few as show what differs there.
@@ -28,19 +26,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture
 def trials(image: Built, patience: float) -> Iterator[Trials]:
-    path = scratch("trial")
-    check = LeakCheck(str(path))
-    try:
-        with private_network():
-            made = Trials(path, image, patience)
-            check.own(made.parts.instance)
-            try:
-                yield made
-            finally:
-                made.close()
-    finally:
-        remove(path)
-    assert check.leaks() == []
+    with on_trial(image, patience) as made:
+        yield made
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ the image, the bundle, the shim, the program.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from reconciler.state.desire import desire, references
 from reconciler.state.desired import App, Desired
 from reconciler.state.observed import Container, Now, Observed, Running
 from tests.images import Built
+from tests.kernel.leaks import LeakCheck
+from tests.kernel.netns import private_network
 from tests.kernel.shims import wait
+from tests.kernel.workshop import remove, scratch
 
 
 @dataclass(frozen=True)
@@ -174,3 +178,21 @@ class Trials:
 
 def runs(container: Container) -> bool:
     return isinstance(container.phase, Running)
+
+
+@contextmanager
+def on_trial(image: Built, patience: float, settings: str = "") -> Iterator[Trials]:
+    """A device in a network of its own, which leaves nothing behind."""
+    path = scratch("trial")
+    check = LeakCheck(str(path))
+    try:
+        with private_network():
+            made = Trials(path, image, patience, settings)
+            check.own(made.parts.instance)
+            try:
+                yield made
+            finally:
+                made.close()
+    finally:
+        remove(path)
+    assert check.leaks() == []
