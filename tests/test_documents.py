@@ -97,10 +97,19 @@ def test_other_programs_are_started_where_the_document_says() -> None:
 
 
 def test_every_module_of_the_agent_is_described() -> None:
-    described = {
+    described = [
         row[0].strip("`") for row in rows(page("docs/architecture.md"), "| Module of `agent` | What it is |")
-    }
-    assert described == {path.stem for path in (CLONE / "reconciler" / "agent").glob("[a-z]*.py")}
+    ]
+    assert sorted(described) == sorted(
+        path.stem for path in (CLONE / "reconciler" / "agent").glob("[a-z]*.py")
+    )
+
+
+def test_every_module_of_the_engine_has_its_room() -> None:
+    found = rows(page("docs/architecture.md"), "| Room of `engine` | Modules |")
+    named = [name for row in found for name in re.findall(r"`(\w+)`", row[1])]
+    engine = CLONE / "reconciler" / "engine"
+    assert sorted(named) == sorted(path.stem for path in engine.rglob("[a-z]*.py"))
 
 
 # --- operations -------------------------------------------------------------------------------------------------------
