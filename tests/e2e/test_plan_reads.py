@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def kernel(device: Device) -> dict[str, object]:
         # an IPv6 address is tentative for a second, whoever looks
         "links": device.inside(["ip", "-o", "address"]).stdout.replace("tentative ", ""),
         "rules": device.inside(["nft", "-s", "list", "ruleset"]).stdout,
-        "forwarding": device.inside(["sysctl", "net.ipv4"]).stdout,
+        "forwarding": device.inside(["sysctl", "net.ipv4.ip_forward", "net.ipv4.conf"]).stdout,
     }
 
 
@@ -69,7 +70,7 @@ def scratch(device: Device) -> Iterator[Path]:
 def planned(device: Device, scratch: Path, *args: str, code: int = 2) -> str:
     """Plan, and see that it changed nothing; return what it printed."""
     places = (device.state, device.run, device.specs)
-    before = tree(*places), kernel_of_own(device)
+    before = settled(device, *places)
     done = device.inside(
         ["env", f"TMPDIR={scratch}", *PROGRAM, "plan", "--detailed-exitcode", *args, *device.places],
         check=False,
@@ -78,6 +79,19 @@ def planned(device: Device, scratch: Path, *args: str, code: int = 2) -> str:
     after = tree(*places), kernel_of_own(device)
     assert after == before
     return done.stdout + done.stderr
+
+
+def settled(device: Device, *places: Path) -> tuple[dict[str, tuple[object, ...]], dict[str, object]]:
+    """Return what there is once it stays the same: an agent that has converged still has things to note."""
+    end = time.monotonic() + 20
+    before = tree(*places), kernel_of_own(device)
+    while time.monotonic() < end:
+        time.sleep(0.5)
+        after = tree(*places), kernel_of_own(device)
+        if after == before:
+            break
+        before = after
+    return before
 
 
 def kernel_of_own(device: Device) -> dict[str, object]:

@@ -8,7 +8,7 @@ from reconciler.engine import tags
 from reconciler.engine.layout import Layout
 from reconciler.engine.oci_layout import named
 from reconciler.errors import NotFoundError, UsageError
-from tests.images import busybox, sha256
+from tests.images import OciLayout, file, layer, sha256
 
 
 @pytest.fixture
@@ -68,10 +68,11 @@ def test_a_damaged_name_and_one_in_anothers_place_are_none(layout: Layout) -> No
 
 
 def test_a_layout_is_asked_by_the_names_that_it_has(tmp_path: Path) -> None:
-    built = busybox(tmp_path / "layout", tag="r.example/box:1")
-    assert named(built.layout, "r.example/box:1") == built.digest
+    layout = OciLayout(tmp_path / "layout")
+    digest = layout.image([layer([file("./a", "a")])], tag="r.example/box:1")
+    assert named(layout.path, "r.example/box:1") == digest
     with pytest.raises(NotFoundError, match="nothing there is called other") as caught:
-        named(built.layout, "other")
+        named(layout.path, "other")
     assert "r.example/box:1" in caught.value.hint
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(NotFoundError):
