@@ -28,18 +28,8 @@ def replace_bytes(path: Path, data: bytes, *, mode: int = 0o600, durable: bool =
     files on a tmpfs, or ones that may be lost.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(3).hex()}")
-    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
-        try:
-            with os.fdopen(fd, "wb", closefd=False) as file:
-                file.write(data)
-                failpoint("durable.writing")
-            os.fchmod(fd, mode)
-            if durable:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        failpoint("durable.written")
+        _write(partial, data, mode, durable=durable)
         try:
             partial.rename(path)
         except IsADirectoryError:  # not ours, whatever it is: kept beside it, for people to look at
@@ -51,6 +41,34 @@ def replace_bytes(path: Path, data: bytes, *, mode: int = 0o600, durable: bool =
     failpoint("durable.renamed")
     if durable:
         sync_directory(path.parent)
+
+
+def make_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Make `path`, whole and durable, unless it is there; of several who do so at once the first one has it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(3).hex()}")
+    try:
+        _write(partial, data, mode, durable=True)
+        os.link(partial, path, follow_symlinks=False)
+        failpoint("durable.renamed")
+    except FileExistsError:
+        pass
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def _write(partial: Path, data: bytes, mode: int, *, durable: bool) -> None:
+    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        with os.fdopen(fd, "wb", closefd=False) as file:
+            file.write(data)
+            failpoint("durable.writing")
+        os.fchmod(fd, mode)
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    failpoint("durable.written")
 
 
 def replace_json(path: Path, value: object, *, mode: int = 0o600, durable: bool = True) -> None:

@@ -11,7 +11,7 @@ import secrets
 from pathlib import Path
 from types import TracebackType
 
-from reconciler.engine.durable import replace_bytes, sync_directory
+from reconciler.engine.durable import make_bytes, sync_directory
 from reconciler.engine.layout import Layout
 from reconciler.errors import BlockedError, ReconcilerError
 
@@ -19,7 +19,10 @@ _SUN_PATH_MAX = 107  # sizeof(sockaddr_un.sun_path) - 1, unix(7)
 
 
 def prepare(layout: Layout) -> str:
-    """Make the state and run directories if they are missing and return the instance id: 16 hex digits."""
+    """Make the state and run directories if they are missing and return the instance id: 16 hex digits.
+
+    Several may do so at once, before one of them takes the lock: all get the same id.
+    """
     longest = str(layout.control_socket("0" * 32))
     if len(longest) > _SUN_PATH_MAX:
         raise ReconcilerError(
@@ -40,9 +43,9 @@ def prepare(layout: Layout) -> str:
         directory.mkdir(mode=0o700, exist_ok=True)
     layout.run_containers.mkdir(mode=0o711, exist_ok=True)
     if not layout.key.exists():
-        replace_bytes(layout.key, secrets.token_bytes(32))
+        make_bytes(layout.key, secrets.token_bytes(32))
     if not layout.instance.exists():
-        replace_bytes(layout.instance, secrets.token_hex(8).encode() + b"\n")
+        make_bytes(layout.instance, secrets.token_hex(8).encode() + b"\n")
     return read_id(layout)
 
 
@@ -122,6 +125,8 @@ def read_agent(layout: Layout) -> dict[str, object] | None:
 def _make(path: Path, mode: int) -> None:
     if path.is_dir():
         return
-    path.mkdir(mode=mode, parents=True)
+    path.mkdir(
+        mode=mode, parents=True, exist_ok=True
+    )  # somebody who starts at the same moment may be quicker
     path.chmod(mode)
     sync_directory(path.parent)

@@ -176,8 +176,8 @@ def _apps(t: Telemetry) -> Iterator[Family]:
     )
     yield gauge(
         "reconciler_app_suspended",
-        "Whether the app is suspended.",
-        [((("app", item["name"]),), 0) for item in items],
+        "Whether people keep a container of the app stopped by hand.",
+        [((("app", item["name"]),), int(item["health"] == "suspended")) for item in items],
     )
     names = {item["name"] for item in items}
     yield counter(

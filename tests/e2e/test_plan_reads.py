@@ -48,7 +48,7 @@ def kernel(device: Device) -> dict[str, object]:
     found = snapshot()
     return {
         **{
-            kind: [thing for thing in found[kind] if any(mine in thing for mine in here)]
+            kind: sorted(thing for thing in found[kind] if any(mine in thing for mine in here))
             for kind in ("mounts", "cgroups")
         },
         # an IPv6 address is tentative for a second, whoever looks

@@ -27,6 +27,7 @@ from reconciler.state.desired import App, Desired, Limits
 from reconciler.state.observed import Container as Found
 from reconciler.state.observed import Exited, Observed, Previous, Running
 from reconciler.state.process import ExitRecord
+from reconciler.state.wish import Goal, Wish
 from tests.unit.report.test_status import APP, DESIRED, IMAGE, NOW, WANT, found, world
 
 
@@ -265,6 +266,13 @@ def test_states_are_one_series_each_and_exactly_one_is_set() -> None:
         samples = families_[name].samples
         assert len({sample.labels[label] for sample in samples}) == len(samples) <= 6
         assert sum(sample.value for sample in samples) == 1
+
+
+def test_an_app_of_which_people_keep_a_container_stopped_is_suspended() -> None:
+    held = replace(WANT, wish=Wish(Goal.STOPPED, reason="stopped by hand"))
+    desired = Desired({"web": replace(APP, containers={"page": held})})
+    assert value(telemetry(world(RUNNING)), "reconciler_app_suspended", app="web") == 0
+    assert value(telemetry(world(), desired), "reconciler_app_suspended", app="web") == 1
 
 
 def test_a_containers_series_carry_cadvisors_labels_and_vanish_with_it() -> None:
