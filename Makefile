@@ -51,7 +51,7 @@ check: $(TEST_STAMP) ## formatting, lint, types, layers and unit tests: no root,
 	.venv/bin/lint-imports
 	.venv/bin/python -m pytest -q -n 2 tests/unit
 
-test-vm: ## run the tests marked cgroup in a virtual machine with cgroup version 2
+test-vm: ## run the tests marked cgroup or quota in a virtual machine with cgroup version 2
 	@deploy/packages.sh test
 	@$(MAKE) --no-print-directory $(TEST_STAMP)
 	.venv/bin/python -m pytest -m vm tests/vm

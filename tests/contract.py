@@ -116,6 +116,12 @@ class EngineContract:
             subject.engine.create_volume("web", "data")
             assert subject.observe().volumes["web"] == {"data"}
 
+    def test_a_volume_without_a_limit_may_be_told_so_again(self, subject: Subject) -> None:
+        subject.engine.create_volume("web", "data")
+        for _ in range(2):
+            subject.engine.limit_volume("web", "data", None)
+            assert subject.observe().volume_limits == {}
+
     def test_networks_and_ports_are_as_asked_and_may_be_asked_for_again(self, subject: Subject) -> None:
         ports = (Published("web", "page", Port("0.0.0.0", 8080, 80)),)
         for _ in range(2):

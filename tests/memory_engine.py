@@ -18,6 +18,7 @@ from reconciler.plan.steps import (
     CreateVolume,
     ForgetContainer,
     Garbage,
+    LimitVolume,
     PullImage,
     RecordExit,
     RemoveContainer,
@@ -62,9 +63,13 @@ class MemoryEngine:
         self._before("pull")
         self._do(PullImage("", reference, image))
 
-    def create_volume(self, app: str, volume: str) -> None:
+    def create_volume(self, app: str, volume: str, size_limit: int | None = None) -> None:
         self._before("create_volume")
-        self._do(CreateVolume(app, volume))
+        self._do(CreateVolume(app, volume, size_limit=size_limit))
+
+    def limit_volume(self, app: str, volume: str, size_limit: int | None) -> None:
+        self._before("limit_volume")
+        self._do(LimitVolume(app, volume, size_limit))
 
     def begin_stop(self, container_id: str, signal: str) -> int | None:
         self._before("begin_stop")

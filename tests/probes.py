@@ -111,6 +111,26 @@ def network() -> str:
     return kernel() or _attempt("unshare", "--net", "sh", "-c", _NETWORK)
 
 
+_QUOTA: Final = """
+set -e
+mount -t tmpfs probe /tmp
+truncate -s 16M /tmp/image
+mkfs.ext4 -q -O quota,project -E quotatype=prjquota /tmp/image
+mkdir /tmp/mounted
+mount -o loop,prjquota /tmp/image /tmp/mounted 2>/tmp/said ||
+  { echo "ext4 with project quotas is not supported: $(cat /tmp/said)" >&2; exit 1; }
+umount /tmp/mounted
+"""
+
+
+@functools.cache
+def quota() -> str:
+    """Try to mount an ext4 that enforces project quotas (CONFIG_QUOTA, CONFIG_QFMT_V2)."""
+    if shutil.which("mkfs.ext4", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
+        return "not installed: mkfs.ext4"
+    return kernel() or _attempt(*_UNSHARE, "sh", "-c", f"PATH=$PATH:/usr/sbin:/sbin\n{_QUOTA}")
+
+
 @functools.cache
 def machine() -> str:
     """Say which program for the virtual machine is missing; booting it is the test itself."""
@@ -128,5 +148,6 @@ PROBES: Final[Mapping[str, Callable[[], str]]] = {
     "cgroup": cgroup,
     "network": network,
     "e2e": network,
+    "quota": quota,
     "vm": machine,
 }

@@ -103,6 +103,9 @@ def containers(
     )
 
 
+sizes = st.sampled_from([1 << 20, 1 << 30])
+
+
 @st.composite
 def apps(draw: st.DrawFn, name: str, foreign: bool = False, unresolved: bool = True) -> App:
     """An app; now and then one of its images is not resolved."""
@@ -112,7 +115,9 @@ def apps(draw: st.DrawFn, name: str, foreign: bool = False, unresolved: bool = T
     if unresolved and made and draw(st.integers(0, 4)) == 0:
         gone = draw(st.sampled_from(sorted(made)))
         waiting = (UnresolvedImage(gone, made.pop(gone).reference, Unresolved("registry is down")),)
-    return App(name, f"{name}.yaml", draw(st.sampled_from(["spec-1", "spec-2"])), made, VOLUMES, waiting)
+    digest = draw(st.sampled_from(["spec-1", "spec-2"]))
+    limits = draw(st.dictionaries(st.sampled_from(VOLUMES), sizes, max_size=2))
+    return App(name, f"{name}.yaml", digest, made, VOLUMES, waiting, volume_limits=limits)
 
 
 wishes = st.builds(
@@ -270,11 +275,14 @@ def worlds(draw: st.DrawFn, want: Desired, *, local: bool = False, listeners: bo
         {Published(c.app, c.name, port) for same in have.values() for c in same for port in c.settings.ports}
     )
     objects = [StoredObject("layer", name, 1 << 20, NOW.wall - draw(ages)) for name in sorted(layers)]
+    volumes = {app: frozenset(draw(st.sets(st.sampled_from(VOLUMES)))) for app in APPS}
+    limited = [f"{app}/{volume}" for app, names in volumes.items() for volume in sorted(names)]
     return Observed(
         boot=BOOT,
         containers=have,
         previous=previous,
-        volumes={app: frozenset(draw(st.sets(st.sampled_from(VOLUMES)))) for app in APPS},
+        volumes=volumes,
+        volume_limits=draw(st.dictionaries(st.sampled_from(limited), sizes)) if limited else {},
         network=Network(
             frozenset(draw(st.sets(st.sampled_from((*APPS, ADHOC))))),
             draw(st.sampled_from([None, (), tuple(rows)])),

@@ -201,6 +201,7 @@ class Telemetry:
                 upper_bytes=measured.uppers,
                 log_bytes=self._gauges.written(found),
                 volumes=_orphans(turn, measured.volumes),
+                volume_limits=_volume_limits(turn),
                 store=_with_sizes(told.store, measured.kinds),
                 registries=told.registries,
                 requests=dict(images.requests),
@@ -314,6 +315,13 @@ def _orphans(
     apps = turn.intent.desired.apps.values() if turn is not None else ()
     wanted = {(app.name, volume) for app in apps for volume in app.volumes}
     return {volume: (size, volume not in wanted) for volume, size in sizes.items()}
+
+
+def _volume_limits(turn: Turn | None) -> dict[tuple[str, str], int]:
+    found = turn.observed.volume_limits if turn is not None else {}
+    return {
+        (app, volume): limit for (app, _, volume), limit in ((n.partition("/"), v) for n, v in found.items())
+    }
 
 
 def _store(turn: Turn) -> StoreSizes:

@@ -17,6 +17,7 @@ from reconciler.engine.transfer.landing import Landing, Ownership
 from reconciler.engine.transfer.root import open_root
 from reconciler.engine.transfer.walk import walk
 from reconciler.errors import UsageError
+from reconciler.linux import capability
 from reconciler.report.progress import CopyProgress
 
 _STREAM: Final = "-"
@@ -59,6 +60,8 @@ def copy(args: argparse.Namespace) -> int:
         if source.container:
             _out(args, inside, source.path, target.path, progress, stack)
         else:
+            # With CAP_SYS_RESOURCE the size_limit of a volume would not hold (fs/quota/dquot.c, ignore_hardlimit)
+            capability.drop_effective(capability.NUMBERS["CAP_SYS_RESOURCE"])
             _in(args, inside, source.path, target.path, progress, stack)
     return 0
 

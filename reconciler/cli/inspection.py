@@ -179,6 +179,7 @@ class Inspector:
                 users=sorted(users),
                 orphaned=not users and name not in declared(self._layout),
                 labels=dict(volume.labels),
+                size_limit=volumes.size_limit(self._layout, volume.app, volume.name),
             )
 
 

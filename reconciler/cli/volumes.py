@@ -25,6 +25,7 @@ from reconciler.spec.terms import ANYTHING
 _COLUMNS: Final = (
     Column("VOLUME", lambda item: str(item["name"])),
     Column("SIZE", lambda item: size(item["size"])),
+    Column("LIMIT", lambda item: "-" if item["size_limit"] is None else size(item["size_limit"])),
     Column("CREATED", lambda item: age(datetime.fromisoformat(item["created"]).timestamp())),
     Column("USED BY", lambda item: "orphaned" if item["orphaned"] else ", ".join(item["users"])),
     Column("LABELS", lambda item: ",".join(f"{k}={v}" for k, v in item["labels"].items()), wide=True),
@@ -53,6 +54,7 @@ def listing(args: argparse.Namespace) -> int:
         item = {
             "name": name,
             "size": 0,
+            "size_limit": volumes.size_limit(layout, volume.app, volume.name),
             "created": datetime.fromtimestamp(volume.created, UTC).isoformat(timespec="seconds"),
             "orphaned": name not in wanted and not users.get(name),
             "anonymous": volume.anonymous,

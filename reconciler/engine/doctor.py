@@ -17,7 +17,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Final
 
-from reconciler.engine import clock
+from reconciler.engine import clock, volumelimit
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
 from reconciler.engine.network import ruleset
@@ -75,7 +75,17 @@ def checks(layout: Layout, *, quick: bool = False) -> tuple[Check, ...]:
         return tuple(found)
     if found[1].ok:
         found += _foreign_firewalls()
-    return (*found, _git(), _seccomp(), _room(layout), _clock(), _inotify(), _descriptors(), _resources())
+    return (
+        *found,
+        _git(),
+        _seccomp(),
+        _room(layout),
+        _quota(layout),
+        _clock(),
+        _inotify(),
+        _descriptors(),
+        _resources(),
+    )
 
 
 # --- required ----------------------------------------------------------------------------------------------------
@@ -284,6 +294,15 @@ def _room(layout: Layout) -> Check:
     return Check(
         "disk", None if low else True, detail, "make room, or use another --state directory" if low else ""
     )
+
+
+def _quota(layout: Layout) -> Check:
+    """Whether a volume can have a `size_limit`; only who wants one needs it."""
+    state = _existing(layout.state)
+    missing, remedy = volumelimit.lacking(state)
+    if missing:
+        return Check("quota", None, f"no size_limit of a volume can be enforced: {missing}", remedy)
+    return Check("quota", True, f"project quotas are enforced at {state}")
 
 
 def _clock() -> Check:

@@ -6,7 +6,7 @@ the executor's verbs, delegated to the parts that do them. No logic of its own.
 from collections.abc import Sequence
 from ipaddress import IPv4Address
 
-from reconciler.engine import record, volumes
+from reconciler.engine import record, volumelimit, volumes
 from reconciler.engine.byhand import ByHand
 from reconciler.engine.container import Containers
 from reconciler.engine.layout import Layout
@@ -65,8 +65,11 @@ class LocalEngine:
         with self._pulls.pulling(reference, self._images.missing(image)):
             self._images.pull(image, Reference.parse(reference), self._pulls)
 
-    def create_volume(self, app: str, volume: str) -> None:
-        volumes.create(self._layout, app, volume)
+    def create_volume(self, app: str, volume: str, size_limit: int | None = None) -> None:
+        volumes.create(self._layout, app, volume, size_limit=size_limit)
+
+    def limit_volume(self, app: str, volume: str, size_limit: int | None) -> None:
+        volumelimit.apply(self._layout, app, volume, size_limit)
 
     def begin_stop(self, container_id: str, signal: str) -> int | None:
         return self._containers.begin_stop(container_id, signal)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from reconciler.engine import byhand, cgroup, devices, volumes
+from reconciler.engine import byhand, cgroup, devices, volumelimit, volumes
 from reconciler.engine.hierarchies import Hierarchies, read
 from reconciler.engine.layout import Layout
 from reconciler.engine.network import listeners
@@ -35,6 +35,7 @@ class Observer:
         self._capacity = capacity()
         self._place: cgroup.Place | None = None
         self._sights: dict[str, Sight] = {}
+        self._projects: dict[str, ParsedFile[volumelimit.Project]] = {}
         self._previous: dict[str, ParsedFile[state.Previous]] = {}
         self._network: tuple[NetworkObserved, state.Network, frozenset[str]] | None = None
         # Containers whose record could not be read in the last look: in the making, left over, or damaged
@@ -57,20 +58,39 @@ class Observer:
         Sockets of the host are looked at only for ports that are not published yet.
         """
         network, attached = self._networks_now()
-        there = frozenset(network.published or ())
+        published = frozenset(network.published or ())
+        there = volumes.names(self._layout)
         return state.Observed(
             boot=boot_id(),
             containers=self._containers(attached),
             previous=self._all_previous(),
-            volumes=volumes.names(self._layout),
+            volumes=there,
             network=network,
-            listeners=self._listeners(item.port for item in ports if item not in there),
+            listeners=self._listeners(item.port for item in ports if item not in published),
             store=self._store.observe(),
             failures=dict(failures),
             devices=devices.present(wanted_devices),
             capacity=self._capacity,
             adhoc=byhand.adhoc_names(self._layout),
+            volume_limits=self._volume_limits(there),
         )
+
+    def _volume_limits(self, there: Mapping[str, frozenset[str]]) -> dict[str, int]:
+        """The limits that the kernel keeps, by app/volume; a record is read again only when it has changed."""
+        projects: dict[str, ParsedFile[volumelimit.Project]] = {}
+        found: dict[str, int] = {}
+        for app, names in there.items():
+            for name in names:
+                full_name = f"{app}/{name}"
+                file = self._projects.get(full_name)
+                if file is None:
+                    file = ParsedFile(self._layout.volume_record(app, name), volumelimit.read_project)
+                projects[full_name] = file
+                counted = volumelimit.in_force(self._layout, app, name, file.read())
+                if counted is not None and counted[0]:
+                    found[full_name] = counted[0]
+        self._projects = projects
+        return found
 
     def _networks_now(self) -> tuple[state.Network, frozenset[str]]:
         """The networks, and the full names of the containers whose link is right."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from reconciler.engine import trash
+from reconciler.engine import trash, volumelimit
 from reconciler.engine.durable import replace_json, sync_directory
 from reconciler.engine.layout import Layout
 from reconciler.errors import BlockedError, NotFoundError, UsageError
@@ -57,19 +57,29 @@ def split(text: str) -> tuple[str, str]:
 
 
 def create(
-    layout: Layout, app: str, name: str, *, labels: Mapping[str, str] | None = None, anonymous: bool = False
+    layout: Layout,
+    app: str,
+    name: str,
+    *,
+    labels: Mapping[str, str] | None = None,
+    anonymous: bool = False,
+    size_limit: int | None = None,
 ) -> None:
-    """Make the volume, durably, or do nothing if it is there.
+    """Make the volume, durably, or do nothing if it is there; with `size_limit` bytes at most in it.
 
     Only the record makes it complete: without one (a crash in between) the call starts over and keeps what is there.
+    UnsupportedError, and nothing is made, where the file system can't limit it.
     """
     if layout.volume_record(app, name).exists():
         return
+    if size_limit is not None:
+        volumelimit.require(layout, app, name)
     root = layout.volume(app, name)
     fresh = not layout.volume_data(app, name).exists()
     layout.volumes.mkdir(mode=0o700, exist_ok=True)
     root.parent.mkdir(mode=0o700, exist_ok=True)
     root.mkdir(mode=0o700, exist_ok=True)
+    project = volumelimit.begin(layout, app, name, size_limit) if fresh and size_limit is not None else None
     if fresh:
         layout.volume_pending(app, name).touch(mode=0o600)
         failpoint("volume.pending")
@@ -84,8 +94,11 @@ def create(
             "created": time.time(),
             "labels": dict(labels or {}),
             "anonymous": anonymous,
+            **({"project": {"id": project.id, "marked": project.marked}} if project is not None else {}),
         },
     )
+    if size_limit is not None and project is None:
+        volumelimit.apply(layout, app, name, size_limit)
     for directory in (root.parent, layout.volumes, layout.state):
         sync_directory(directory)
     failpoint("volume.recorded")
@@ -119,8 +132,21 @@ def names(layout: Layout) -> dict[str, frozenset[str]]:
 
 
 def size(layout: Layout, app: str, name: str) -> int:
-    """Bytes on disk, by walking the volume: for people who ask, not for every turn."""
-    return tree_size(layout.volume_data(app, name))
+    """Bytes on disk, by the kernel's count where the volume has a limit, else by walking it: not for every turn."""
+    counted = limit_and_use(layout, app, name)
+    return counted[1] if counted is not None else tree_size(layout.volume_data(app, name))
+
+
+def limit_and_use(layout: Layout, app: str, name: str) -> tuple[int, int] | None:
+    """The limit (0 for none) and the use in bytes, where the kernel counts it."""
+    project = volumelimit.read_project(str(layout.volume_record(app, name)))
+    return volumelimit.in_force(layout, app, name, project)
+
+
+def size_limit(layout: Layout, app: str, name: str) -> int | None:
+    """The limit that is in force, or None."""
+    counted = limit_and_use(layout, app, name)
+    return counted[0] or None if counted is not None else None
 
 
 def tree_size(path: Path) -> int:
@@ -178,6 +204,7 @@ def remove(layout: Layout, app: str, name: str, *, users: tuple[str, ...]) -> No
             f"volume {app}/{name}: in use by {', '.join(users)}",
             hint="remove the container from the spec first",
         )
+    volumelimit.release(layout, app, name)
     layout.trash.mkdir(mode=0o700, exist_ok=True)
     trash.discard(root, layout.trash)
     try:

@@ -22,8 +22,11 @@ class Engine(Protocol):
     def pull(self, reference: str, image: Image) -> None:
         """Fetch, verify and unpack; return once every layer is on local disk."""
 
-    def create_volume(self, app: str, volume: str) -> None:
-        """Make the volume if it does not exist."""
+    def create_volume(self, app: str, volume: str, size_limit: int | None = None) -> None:
+        """Make the volume, for `size_limit` bytes at most, if it does not exist."""
+
+    def limit_volume(self, app: str, volume: str, size_limit: int | None) -> None:
+        """Have a volume that exists hold that many bytes at most, or all there is room for."""
 
     def begin_stop(self, container_id: str, signal: str) -> int | None:
         """Ask the program to end; return a descriptor that is readable once it has, None where nothing runs.

@@ -22,6 +22,7 @@ from reconciler.plan.steps import (
     CreateContainer,
     CreateVolume,
     ForgetContainer,
+    LimitVolume,
     Outcome,
     Plan,
     PullImage,
@@ -324,7 +325,9 @@ class Executor:
             case PullImage():
                 engine.pull(step.reference, step.image)
             case CreateVolume():
-                engine.create_volume(step.app, step.volume)
+                engine.create_volume(step.app, step.volume, step.size_limit)
+            case LimitVolume():
+                engine.limit_volume(step.app, step.volume, step.size_limit)
             case StopContainer():
                 engine.finish_stop(step.id)
             case RemoveContainer():

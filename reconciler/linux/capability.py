@@ -114,6 +114,12 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     check(_capset(ctypes.byref(header), ctypes.addressof(data)), "capset")
 
 
+def drop_effective(number: int) -> None:
+    """Take capability `number` out of this thread's effective set; it stays permitted."""
+    effective, permitted, inheritable = capget()
+    capset(effective & ~(1 << number), permitted, inheritable)
+
+
 def bounding() -> int:
     """Read the bounding set; ends at the last capability that the kernel knows."""
     bits = 0

@@ -31,6 +31,7 @@ _NUMBERS = {
     "close_range": (436, 436),
     "openat2": (437, 437),
     "mount_setattr": (442, 442),
+    "quotactl_fd": (443, 443),
 }
 
 # Calls release the interpreter's lock while they run, so that a slow one (syncfs) holds up no other thread.

@@ -16,6 +16,7 @@ from reconciler.plan.restart import countdown, failure_delay, ordinal
 from reconciler.plan.steps import (
     Blocked,
     CreateVolume,
+    LimitVolume,
     PullImage,
     RemoveContainer,
     RemoveNetwork,
@@ -119,11 +120,12 @@ def converge(
     volumes = [name for name in sorted(app.volumes) if name not in there and name not in app.external]
     if app.only and not any(todo.creates for todo in works.values()):
         pulls, volumes = [], []  # it rests, or runs: what it once needed is asked for when it is needed again
+    limits = _limits(app, observed)
     gone = [name for name in found if name not in app.containers]
     leaves = app.name in observed.network.known and not app.networked
     network = not app.only and (leaves or (not app.containers and bool(gone)))
     gate = _gate(app, observed.failures.get(app.lane), now)
-    if not (works or pulls or volumes or gone or network or app.unresolved):
+    if not (works or pulls or volumes or limits or gone or network or app.unresolved):
         lane.blocked += _ports_taken(app, taken)
         return lane
 
@@ -132,10 +134,10 @@ def converge(
     first, later = _repairs_first(app, allowed, order, missing, set(volumes), found)
     if gate is not None:
         passed = _let_through(gate, app, allowed, first, found)
-        held_up = len(passed) < len(first) or later or pulls or volumes or gone or network
+        held_up = len(passed) < len(first) or later or pulls or volumes or limits or gone or network
         if held_up or app.unresolved:
             lane.blocked += gate.blocked
-        first, later, pulls, volumes, gone, network = passed, [], [], [], [], False
+        first, later, pulls, volumes, limits, gone, network = passed, [], [], [], [], [], False
     if (later or pulls or volumes) and (full := _full(observed)):
         lane.blocked.append(Blocked(app.name, app.only, full))
         later, pulls, volumes = [], [], []
@@ -143,7 +145,10 @@ def converge(
     for name in first:
         lane.steps += allowed[name].down + allowed[name].up
     lane.steps += (PullImage(app.name, reference, image, app.only) for reference, image in pulls)
-    lane.steps += (CreateVolume(app.name, volume, app.only) for volume in volumes)
+    lane.steps += (
+        CreateVolume(app.name, volume, app.only, app.volume_limits.get(volume)) for volume in volumes
+    )
+    lane.steps += limits
     changing = set(later)
     leaving = set(gone)
     for name in reversed(order):
@@ -191,6 +196,21 @@ def _works(app: App, found: Found, observed: Observed, now: Now) -> dict[str, Wo
         if todo is not None:
             works[name] = todo
     return works
+
+
+def _limits(app: App, observed: Observed) -> list[LimitVolume]:
+    """The volumes that are there with another limit than they should have; nobody else's."""
+    if app.only:
+        return []
+    there = observed.volumes.get(app.name, frozenset())
+    limits = (
+        (name, app.volume_limits.get(name)) for name in sorted(there.intersection(app.volumes) - app.external)
+    )
+    return [
+        LimitVolume(app.name, name, limit)
+        for name, limit in limits
+        if observed.volume_limits.get(f"{app.name}/{name}") != limit
+    ]
 
 
 def _pulls(app: App, layers: frozenset[str]) -> tuple[list[tuple[str, Image]], set[int]]:

@@ -17,6 +17,7 @@ from reconciler.plan.steps import (
     CreateContainer,
     CreateVolume,
     ForgetContainer,
+    LimitVolume,
     PullImage,
     RecordExit,
     RemoveContainer,
@@ -62,8 +63,14 @@ def simulate(step: Step, world: Observed, now: Now) -> Observed:
             return replace(world, store=_pull(step, world.store, now))
         case CreateVolume():
             volumes = {**world.volumes}
+            there = step.volume in volumes.get(step.app, frozenset())
             volumes[step.app] = volumes.get(step.app, frozenset()) | {step.volume}
-            return replace(world, volumes=volumes)
+            world = replace(world, volumes=volumes)
+            return world if there else _limit(world, step.app, step.volume, step.size_limit)
+        case LimitVolume():
+            have = world.volumes.get(step.app, frozenset())
+            _require(step.volume in have, step, "it does not exist")
+            return _limit(world, step.app, step.volume, step.size_limit)
         case StopContainer():
             return _change(
                 world, step.app, step.container, step.id, lambda c: _stop(step, c, world.boot, now)
@@ -100,6 +107,13 @@ def _change(
     full_name = f"{app}/{name}"
     same = tuple(change(c) if c.id == container_id else c for c in world.containers.get(full_name, ()))
     return _with(world, full_name, same)
+
+
+def _limit(world: Observed, app: str, volume: str, size: int | None) -> Observed:
+    limits = {name: limit for name, limit in world.volume_limits.items() if name != f"{app}/{volume}"}
+    if size is not None:
+        limits[f"{app}/{volume}"] = size
+    return replace(world, volume_limits=limits)
 
 
 def _with(world: Observed, full_name: str, same: tuple[Container, ...]) -> Observed:

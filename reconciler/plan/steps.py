@@ -46,18 +46,37 @@ class PullImage:
 
 @dataclass(frozen=True, slots=True)
 class CreateVolume:
-    """Make a named volume; it stays when the app goes. `only` as in `PullImage`."""
+    """Make a named volume, for `size_limit` bytes at most; it stays when the app goes. `only` as in `PullImage`."""
 
     app: str
     volume: str
     only: str = ""
+    size_limit: int | None = None
 
     @property
     def lane(self) -> str:
         return lane_of(self.app, self.only)
 
     def __str__(self) -> str:
-        return f"create volume {self.app}/{self.volume}"
+        limit = "" if self.size_limit is None else f" ({_limit(self.size_limit)})"
+        return f"create volume {self.app}/{self.volume}{limit}"
+
+
+@dataclass(frozen=True, slots=True)
+class LimitVolume:
+    """Change what a volume may hold, in place, or with None let it have all the room; nothing restarts."""
+
+    app: str
+    volume: str
+    size_limit: int | None
+
+    @property
+    def lane(self) -> str:
+        return self.app
+
+    def __str__(self) -> str:
+        limit = "no limit" if self.size_limit is None else _limit(self.size_limit)
+        return f"limit volume {self.app}/{self.volume} ({limit})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +243,7 @@ Step = (
     ConfigureNetwork
     | PullImage
     | CreateVolume
+    | LimitVolume
     | StopContainer
     | RemoveContainer
     | CreateContainer
@@ -234,6 +254,10 @@ Step = (
     | RemoveNetwork
     | CollectGarbage
 )
+
+
+def _limit(size: int) -> str:
+    return f"at most {size >> 10} KiB"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from reconciler.plan.steps import (
     CreateContainer,
     CreateVolume,
     ForgetContainer,
+    LimitVolume,
     PullImage,
     RecordExit,
     RemoveContainer,
@@ -38,7 +39,7 @@ def action_of(step: Step) -> str:
             return "update"
         case ConfigureNetwork() | RemoveNetwork():
             return "network"
-        case CreateVolume():
+        case CreateVolume() | LimitVolume():
             return "volume"
         case CollectGarbage():
             return "gc"

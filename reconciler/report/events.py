@@ -19,6 +19,7 @@ from reconciler.plan.steps import (
     CreateContainer,
     CreateVolume,
     ForgetContainer,
+    LimitVolume,
     PullImage,
     RecordExit,
     RemoveContainer,
@@ -143,7 +144,7 @@ def attributes(step: Step) -> dict[str, str]:
             return {"container": step.container}
         case PullImage():
             return {"image": step.reference}
-        case CreateVolume():
+        case CreateVolume() | LimitVolume():
             return {"volume": f"{step.app}/{step.volume}"}
         case ConfigureNetwork() | RemoveNetwork() | CollectGarbage():
             return {}

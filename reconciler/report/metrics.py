@@ -310,6 +310,14 @@ def _store(t: Telemetry) -> Iterator[Family]:
             for (app, volume), (size, orphaned) in sorted(t.volumes.items())
         ],
     )
+    yield gauge(
+        "reconciler_volume_limit_bytes",
+        "What a named volume may hold at most; only of those with a limit.",
+        [
+            ((("app", app), ("volume", volume)), limit)
+            for (app, volume), limit in sorted(t.volume_limits.items())
+        ],
+    )
     counters = t.counters
     yield counter(
         "reconciler_gc_runs_total",

@@ -71,6 +71,7 @@ def volume(
     users: Sequence[str],
     orphaned: bool,
     labels: Mapping[str, str] | None = None,
+    size_limit: int | None = None,
 ) -> dict[str, Any]:
     """One named volume; `users` are the containers that mount it."""
     return {
@@ -82,5 +83,11 @@ def volume(
         "Labels": dict(labels or {}),
         "Options": {},
         "UsageData": {"Size": size, "RefCount": len(users)},
-        "Reconciler": {"App": app, "Volume": name, "UsedBy": list(users), "Orphaned": orphaned},
+        "Reconciler": {
+            "App": app,
+            "Volume": name,
+            "UsedBy": list(users),
+            "Orphaned": orphaned,
+            "SizeLimit": size_limit,
+        },
     }

@@ -54,10 +54,10 @@ class Telemetry:
     """Everything that a scrape may tell. `status` is the document of `report.status`.
 
     Mappings by container are by full name. `generations` maps current, desired and last_good to numbers, `log_bytes`
-    (container, stream) to bytes, `volumes` (app, volume) to (bytes, orphaned). `download_bytes` is what is still to be
-    fetched, `spec_errors` counts errors in the specs as they are now. `registries` are those that images are wanted
-    from; `requests` is by (registry, code), `pulled` by (registry, source, kind). None: not known, and then the series
-    is left out.
+    (container, stream) to bytes, `volumes` (app, volume) to (bytes, orphaned), `volume_limits` to bytes.
+    `download_bytes` is what is still to be fetched, `spec_errors` counts errors in the specs as they are now.
+    `registries` are those that images are wanted from; `requests` is by (registry, code), `pulled` by (registry,
+    source, kind). None: not known, and then the series is left out.
     """
 
     version: str
@@ -78,6 +78,7 @@ class Telemetry:
     upper_bytes: Mapping[str, int] = field(default_factory=dict)
     log_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict)
     volumes: Mapping[tuple[str, str], tuple[int, bool]] = field(default_factory=dict)
+    volume_limits: Mapping[tuple[str, str], int] = field(default_factory=dict)
     store: StoreSizes | None = None
     registries: frozenset[str] = frozenset()
     requests: Mapping[tuple[str, str], int] = field(default_factory=dict)

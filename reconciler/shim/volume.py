@@ -5,9 +5,11 @@ that a crash can leave behind is one of: pending and data empty (copy, again), p
 happened: only forget pending), no pending (done). `data.partial` is rubbish whenever it is found.
 """
 
+import errno
 import fcntl
 import os
 
+from reconciler.linux import capability
 from reconciler.linux.path import syncfs
 from reconciler.shim import tree
 from reconciler.shim.rootfs import Root
@@ -79,14 +81,33 @@ def _fill(root: Root, destination: str, volume: int) -> None:
     try:
         tree.remove(volume, "data.partial")
         os.mkdir("data.partial", 0o700, dir_fd=volume)
-        partial = os.open("data.partial", _DIRECTORY | os.O_NOFOLLOW, dir_fd=volume)
         try:
-            tree.copy(source, partial)
-            syncfs(partial)
-        finally:
-            os.close(partial)
+            _copy_limited(source, volume)
+        except OSError as error:
+            tree.remove(volume, "data.partial")
+            if error.errno == errno.EDQUOT:
+                text = (
+                    "what the image has there does not fit into the volume's size_limit; nothing was copied"
+                )
+                raise OSError(errno.EDQUOT, text) from error
+            raise
         # rename(2) replaces an empty directory; had somebody filled it meanwhile, ENOTEMPTY would stop us
         os.rename("data.partial", "data", src_dir_fd=volume, dst_dir_fd=volume)
         os.fsync(volume)
     finally:
         os.close(source)
+
+
+def _copy_limited(source: int, volume: int) -> None:
+    """Copy as somebody for whom the volume's limit holds: with CAP_SYS_RESOURCE a quota is passed over (dquot.c)."""
+    effective, permitted, inheritable = capability.capget()
+    partial = os.open("data.partial", _DIRECTORY | os.O_NOFOLLOW, dir_fd=volume)
+    try:
+        capability.drop_effective(capability.NUMBERS["CAP_SYS_RESOURCE"])
+        try:
+            tree.copy(source, partial)
+            syncfs(partial)
+        finally:
+            capability.capset(effective, permitted, inheritable)
+    finally:
+        os.close(partial)

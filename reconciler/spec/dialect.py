@@ -18,7 +18,6 @@ NOT_YET: Final[dict[str, frozenset[str]]] = {
     ),
     "Limits": frozenset({"rootfs"}),
     "Port": frozenset({"balance"}),
-    "Volume": frozenset({"size_limit"}),
     "DeviceFile": frozenset(
         {
             "sources", "trust", "windows", "locks", "network", "disk", "notify", "peers", "limits", "store",

@@ -30,6 +30,7 @@ from reconciler.spec.values import (
     ConfigName,
     Labels,
     Name,
+    OptionalBytes,
     OptionalRepositoryPath,
     OptionalText,
 )
@@ -57,6 +58,7 @@ __all__ = [
 ]
 
 API_VERSION = "reconciler/v1"
+_SMALLEST = 64 << 10  # the directories and the record of an empty volume are counted too
 
 
 class Volume(Part):
@@ -76,9 +78,33 @@ class Volume(Part):
             "It must be there already: it is never made, and containers wait until it is.", "boolean", "true"
         ),
     ] = False
+    size_limit: Annotated[
+        OptionalBytes,
+        Doc(
+            "What it may hold at most, in steps of 4Ki, kept by the kernel: the file system of the state directory "
+            "needs project quotas (ext4 or xfs; `reconciler doctor` says how), and without them the app waits. A "
+            "change is made in place; below what is in use, nothing more is written until there is room. A program "
+            "with CAP_SYS_RESOURCE is not held to it.",
+            "bytes",
+            "1Gi",
+            "no limit",
+        ),
+    ] = None
     labels: Annotated[Labels, Doc("Labels for people and tools.", "map", "{tier: data}", "`{}`")] = Field(
         default_factory=dict
     )
+
+    @model_validator(mode="after")
+    def _limit_is_its_makers(self) -> Self:
+        if self.size_limit is None:
+            return self
+        if self.external:
+            raise Fault(
+                "is for the app that makes the volume to say, not with 'external'", path=("size_limit",)
+            )
+        if self.size_limit < _SMALLEST:
+            raise Fault("must be at least 64Ki", path=("size_limit",))
+        return self
 
 
 class Config(Part):

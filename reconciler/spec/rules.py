@@ -56,9 +56,23 @@ def check_app(
                     at_key=True,
                 )
             )
+        found += _unlimited(app, container, at)
     if not partial:
         found += _unused(app)
     return found
+
+
+def _unlimited(app: App, container: Container, at: Path) -> Iterable[Finding]:
+    """A quota of the VFS holds for nobody with CAP_SYS_RESOURCE (fs/quota/dquot.c, ignore_hardlimit)."""
+    if not container.privileged and not {"ALL", "CAP_SYS_RESOURCE"} & {*container.cap_add}:
+        return
+    for mount in container.volumes:
+        if not isinstance(mount, VolumeMount) or mount.source not in app.volumes:
+            continue
+        if app.volumes[mount.source].size_limit is not None:
+            who = ".".join(map(str, at))
+            message = f"{who} has CAP_SYS_RESOURCE: the size_limit of '{mount.source}' does not hold for it"
+            yield Finding(at, message, WARNING, at_key=True)
 
 
 def _references(container: Container, at: Path, declared: Mapping[str, frozenset[str]]) -> Iterable[Finding]:

@@ -38,6 +38,7 @@ from reconciler.state.image import Image, Unresolved
 
 # moby, oci/defaults.go and daemon/oci_linux.go: what a process gets where neither image nor user sets PATH.
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_BLOCK = 4096  # the kernel limits a volume in blocks: what is wanted must be what can be found
 
 
 def references(loaded: LoadedApp) -> tuple[Reference, ...]:
@@ -76,6 +77,11 @@ def desire(
         unresolved=tuple(unresolved),
         stale=stale,
         external=frozenset(name for name, volume in app.volumes.items() if volume.external),
+        volume_limits={
+            name: -(-volume.size_limit // _BLOCK) * _BLOCK
+            for name, volume in app.volumes.items()
+            if volume.size_limit is not None
+        },
     )
 
 

@@ -294,7 +294,8 @@ class App:
     """One app that should run, from the spec file `path` whose content has the hash `digest`.
 
     `containers` is by name. Where `unresolved` is not empty the app waits as it is: nothing of it is changed.
-    `volumes` are the names of its declared volumes, `external` those of them that are never made. `stale` says why an
+    `volumes` are the names of its declared volumes, `external` those of them that are never made,
+    `volume_limits` the bytes that the others may hold, where that is limited. `stale` says why an
     older spec than the one in the source is used (the file is broken), or is empty. `only` is the name of the one
     container of an ad-hoc app.
     """
@@ -308,6 +309,7 @@ class App:
     stale: str = ""
     external: frozenset[str] = frozenset()
     only: str = ""
+    volume_limits: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def lane(self) -> str:

@@ -203,6 +203,7 @@ class Observed:
     """Everything found in one turn. `containers` is by full name, oldest first where there are several.
 
     `devices` are those of the wanted devices (paths of the host) that are there.
+    `volume_limits` are the bytes that the kernel allows in volumes, by app/volume; others have all the room there is.
     `adhoc` holds the names of the ad-hoc containers that have a record, None where that can't be told. It is looked at
     after what is desired was read, so that a record that has gone meanwhile counts as gone.
     """
@@ -218,3 +219,4 @@ class Observed:
     devices: frozenset[str] = frozenset()
     capacity: Capacity = Capacity()
     adhoc: frozenset[str] | None = frozenset()
+    volume_limits: Mapping[str, int] = field(default_factory=dict)

@@ -138,7 +138,7 @@ class Trials:
         if app.networked:
             engine.configure_network((app.name,), ())
         for volume in app.volumes:
-            engine.create_volume(app.name, volume)
+            engine.create_volume(app.name, volume, app.volume_limits.get(volume))
         engine.create_container(want, attempt=0, restarts=0)
         return next(c.id for c in self.observe().containers[want.full_name])
 

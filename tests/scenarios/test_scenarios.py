@@ -7,7 +7,7 @@ containers: full name -> phase (`running`, `created`, `lost`, `exited`), or a ma
           container; an exit has `code` or `signal`, `oom`, `ran` and `ago` in seconds, `boot`; or a list of such
 images:   those that are complete on local disk; all of `was` where it is left out
 networks, volumes, published, listeners, previous, failures, unresolved, held, hold_all, busy, objects,
-generations, traces:
+generations, traces, volume_limits:
           as the code below reads them
 steps, blocked, wake_in: what must come of it; last, because `--update-scenarios` writes them
 """
@@ -110,7 +110,7 @@ def _plan(scenario: Mapping[str, Any]) -> Plan:
     known = {
         "specs", "was", "containers", "images", "networks", "volumes", "published", "listeners", "previous", "failures",
         "unresolved", "held", "hold_all", "busy", "disk", "objects", "generations", "traces", "steps", "blocked",
-        "wake_in",
+        "wake_in", "volume_limits",
     }  # fmt: skip
     assert scenario.keys() <= known, f"unknown: {sorted(scenario.keys() - known)}"
     waiting = {_reference(name): why for name, why in scenario.get("unresolved", {}).items()}
@@ -182,6 +182,7 @@ def _world(
         containers=containers,
         previous={name: _previous(desired, name, one) for name, one in scenario.get("previous", {}).items()},
         volumes={app: frozenset(names) for app, names in scenario.get("volumes", there).items()},
+        volume_limits=scenario.get("volume_limits", {}),
         network=Network(
             frozenset(scenario.get("networks", {c.app for c in found})),
             None if scenario.get("published") == "none" else rows,

@@ -60,7 +60,7 @@ def test_limits_hold_on_cgroup_version_2(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     tests = ["tests/kernel", "tests/e2e", "tests/hostile", "tests/faults"]
-    done = run(*PYTEST, "-n", "2", "-m", "cgroup", *tests, out=tmp_path)
+    done = run(*PYTEST, "-n", "2", "-m", "cgroup or quota", *tests, out=tmp_path)
     passed(done, tmp_path / "report.xml", "cgroup version 2", record_property)
 
 

@@ -58,8 +58,11 @@ class Recorder:
         self.pulls += 1
         self._did(f"pull {reference}")
 
-    def create_volume(self, app: str, volume: str) -> None:
+    def create_volume(self, app: str, volume: str, size_limit: int | None = None) -> None:
         self._did(f"volume {app}/{volume}")
+
+    def limit_volume(self, app: str, volume: str, size_limit: int | None) -> None:
+        self._did(f"limit {app}/{volume} {size_limit}")
 
     def begin_stop(self, container_id: str, signal: str) -> int | None:
         self._did(f"signal {container_id} {signal}")

@@ -202,7 +202,7 @@ def test_a_volume_is_never_deleted_by_a_plan(situation: Situation) -> None:
 
 def test_no_step_can_delete_a_volume() -> None:
     about_volumes = [kind.__name__ for kind in get_args(Step) if "Volume" in kind.__name__]
-    assert about_volumes == ["CreateVolume"]
+    assert about_volumes == ["CreateVolume", "LimitVolume"]
 
 
 @given(st.data())
