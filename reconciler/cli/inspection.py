@@ -167,7 +167,7 @@ class Inspector:
         from reconciler.cli.volumes import declared  # the models of specs: likewise
 
         for volume in volumes.volumes(self._layout):
-            if volume.full_name != name:
+            if volume.full_name != (name if "/" in name else f"{volumes.ADHOC}/{name}"):
                 continue
             users = [r.full_name for r in self._records if r.app == volume.app and volume.name in r.volumes]
             yield stored.volume(

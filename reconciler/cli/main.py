@@ -9,11 +9,12 @@ import argparse
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
-from reconciler.cli import completion, options
+from reconciler.cli import completion, docker, options
 from reconciler.errors import ReconcilerError
 
 
@@ -21,6 +22,12 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose usage errors exit with 64."""
 
     def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"argument (?:VERB|ACTION): invalid choice: '([^']*)'", message)
+        if unknown is not None:
+            words = (*self.prog.split()[1:], unknown[1])
+            if said := docker.instead(words):
+                print(f"{self.prog}: '{unknown[1]}' is a command of Docker's; {said}", file=sys.stderr)
+                raise SystemExit(64)
         self.print_usage(sys.stderr)
         print(f"{self.prog}: {message}", file=sys.stderr)
         raise SystemExit(64)
