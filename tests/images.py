@@ -1,7 +1,8 @@
 """Images for tests, made in pure Python: tar entries to layers, layers to OCI image layouts, and real ones from Debian.
 
-`busybox` is built in milliseconds. `debian_base`, `nginx` and `redis` are made from Debian packages with mmdebstrap,
-which takes a network and some seconds, and kept under $RECONCILER_TEST_CACHE (default: .cache/images in the clone).
+`busybox` is built in milliseconds. `debian_base`, `nginx`, `redis` and `postgres` are made from Debian packages with
+mmdebstrap, which takes a network and some seconds, and kept under $RECONCILER_TEST_CACHE (default: .cache/images in the
+clone).
 """
 
 import fcntl
@@ -10,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -280,9 +282,9 @@ def _cached(name: str, build: Callable[[Path], None]) -> Path:
     return path
 
 
-def _bootstrap(packages: Sequence[str], into: Path) -> None:
+def _bootstrap(packages: Sequence[str], into: Path, variant: str = "minbase") -> None:
     """Install Debian packages into a new root file system and write it to `into` as a tar archive."""
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", "--format=tar"]
+    command = ["mmdebstrap", "--quiet", f"--variant={variant}", "--mode=root", "--format=tar"]
     command += [f"--include={','.join(packages)}"] if packages else []
     command += ["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*"]
     environment = os.environ | {"SOURCE_DATE_EPOCH": str(EPOCH)}
@@ -362,6 +364,16 @@ def _debian(name: str, packages: Sequence[str], config: Mapping[str, object]) ->
     return Built(path, Digest.parse((path / "digest").read_text()), name)
 
 
+def _layers(built: Built) -> Iterator[LayerBlob]:
+    """The layers of an image in a layout, as they were packed."""
+    layout = OciLayout(built.layout)
+    manifest = json.loads(layout.blob_path(built.digest).read_bytes())
+    config = json.loads(layout.blob_path(Digest.parse(manifest["config"]["digest"])).read_bytes())
+    for entry, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True):
+        data = layout.blob_path(Digest.parse(entry["digest"])).read_bytes()
+        yield LayerBlob(data, entry["mediaType"], Digest.parse(diff_id))
+
+
 def debian_base() -> Built:
     """Debian 12, minimal, in one layer: about 55 MB packed."""
     return _debian("debian", [], {"Cmd": ["/bin/bash"]})
@@ -389,3 +401,70 @@ def redis() -> Built:
     ]
     config = {"Cmd": command, "ExposedPorts": {"6379/tcp": {}}, "Volumes": {"/data": {}}}
     return _debian("redis", ["redis-server"], config)
+
+
+_WANTED = re.compile(
+    r"\./usr/(lib/postgresql|share/postgresql|share/zoneinfo|lib/[a-z0-9_]+-linux-gnu/lib[^/]+\.so)"
+)
+_UNWANTED = re.compile(r"/(bitcode|llvmjit|libLLVM|libz3|libperl|locale/)")
+_POSTGRES = """
+set -e
+export PATH=/usr/lib/postgresql/15/bin:$PATH
+if [ ! -s /data/db/PG_VERSION ]; then
+  rm -rf /data/new
+  initdb -D /data/new -U postgres -A trust --locale=C --no-sync >/dev/null
+  echo 'host all all 0.0.0.0/0 trust' >>/data/new/pg_hba.conf
+  mv /data/new /data/db
+fi
+exec postgres -D /data/db -c listen_addresses='*' -c unix_socket_directories=/tmp -c jit=off
+"""
+
+
+def postgres() -> Built:
+    """PostgreSQL 15 from Debian on `debian_base`; trusts everybody on port 5432, keeps its data in /data.
+
+    Its packages are only extracted: to configure them takes longer, and what that makes is not used.
+    """
+
+    def build(path: Path) -> None:
+        everything = path / "everything.tar"
+        _bootstrap(["postgresql-15"], everything, "extract")
+        base = _root_archive("debian", ["ca-certificates"])
+        with tarfile.open(base) as archive:
+            there = set(archive.getnames())
+            passwd = archive.extractfile("./etc/passwd")
+            users = passwd.read() if passwd is not None else b""
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as made:
+            with tarfile.open(everything, "r|") as members:
+                for info in members:
+                    info.name = re.sub(
+                        r"^\./lib/", "./usr/lib/", info.name
+                    )  # where /lib leads on `debian_base`
+                    if info.name in there or not _WANTED.match(info.name) or _UNWANTED.search(info.name):
+                        continue
+                    made.addfile(info, members.extractfile(info) if info.isreg() else None)
+            users += b"postgres:x:999:999::/data:/bin/sh\n"
+            for name, kind, content in (
+                ("./etc/passwd", tarfile.REGTYPE, users),
+                ("./data", tarfile.DIRTYPE, b""),
+            ):
+                info = tarfile.TarInfo(name)
+                info.type, info.size = kind, len(content)
+                info.mode, info.uid, info.gid = (
+                    (0o755, 999, 999) if kind == tarfile.DIRTYPE else (0o644, 0, 0)
+                )
+                made.addfile(info, io.BytesIO(content))
+        everything.unlink()
+        layers = [*_layers(debian_base()), layer(out.getvalue(), level=1)]
+        config = {
+            "Env": [_PATH],
+            "Cmd": ["/bin/sh", "-c", _POSTGRES],
+            "User": "postgres",
+            "StopSignal": "SIGINT",
+        }
+        digest = OciLayout(path).image(layers, config=config, tag="postgres")
+        (path / "digest").write_text(str(digest))
+
+    path = _cached("postgres.oci-1", build)
+    return Built(path, Digest.parse((path / "digest").read_text()), "postgres")

@@ -164,6 +164,21 @@ class Device:
         self._agent = None
         return code
 
+    def reboot(self) -> None:
+        """Take away all that a reboot takes: processes, run directory, network; then start the agent."""
+        self.stop(signal.SIGKILL)
+        shims = [json.loads(path.read_text()) for path in self.run.glob("containers/*/shim.json")]
+        for shim in shims:
+            try:
+                os.kill(shim["init"]["pid"], signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it had ended
+        self.until_gone(shim["shim"]["pid"] for shim in shims)
+        shutil.rmtree(self.run)
+        self.inside(["nft", "flush", "ruleset"])
+        self.start()
+        self.logged("converged")
+
     # --- looking -------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, dict[str, Any]]:

@@ -3,9 +3,7 @@
 With an agent and without one, across its death and a reboot, and beside apps that want the same ports.
 """
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -67,19 +65,7 @@ class Hand:
         return self("exec", name, "cat", path)
 
     def reboot(self) -> None:
-        """Take away all that a reboot takes: processes, run directory, network."""
-        self.device.stop(signal.SIGKILL)
-        shims = [json.loads(path.read_text()) for path in self.device.run.glob("containers/*/shim.json")]
-        for shim in shims:
-            try:
-                os.kill(shim["init"]["pid"], signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it had ended
-        self.device.until_gone(shim["shim"]["pid"] for shim in shims)
-        shutil.rmtree(self.device.run)
-        self.device.inside(["nft", "flush", "ruleset"])
-        self.device.start()
-        self.device.logged("converged")
+        self.device.reboot()
 
 
 @pytest.fixture
