@@ -48,7 +48,7 @@ from tests.values import BOOT, IMAGES, NOW, chain_ids, container, found, record,
 
 APPS = ("ant", "bee", "cat")
 BY_HAND = ("p", "q")
-NAMES = ("x", "y", "z")
+NAMES = ("x", "x.2", "y")  # a container, its replica, and another
 VOLUMES = ("data", "logs")
 
 policies = st.builds(

@@ -229,7 +229,7 @@ class Containers:
         if found.address:
             self.attach(found)
             failpoint("start.attached")
-            etc.tell_siblings(self._layout, app, self._neighbours(app))
+            etc.tell_siblings(self._layout, app, self._neighbours(app), about=name)
             failpoint("start.told")
         else:
             self._in_namespace(found, shim, raise_loopback)
@@ -351,6 +351,7 @@ class Containers:
                 self._forget_previous(found)
                 self._networks.release(found.app, found.name)
                 failpoint("remove.released")
+                etc.tell_siblings(layout, found.app, self._neighbours(found.app), about=found.name)
         self._discard(container_id)
 
     def _touch(self, found: record.Record) -> None:

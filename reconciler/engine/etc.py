@@ -18,6 +18,7 @@ from reconciler.engine.bundle import PREFIX
 from reconciler.engine.durable import replace_bytes
 from reconciler.engine.layout import Layout
 from reconciler.engine.network import resolv
+from reconciler.spec.adhoc import ADHOC
 from reconciler.spec.network import HOST_GATEWAY
 from reconciler.state.desired import Container, Identity
 
@@ -48,7 +49,9 @@ def _hosts(desired: Container, neighbours: Neighbours) -> bytes:
     identity = desired.identity
     extra = _resolved(identity.extra_hosts, neighbours)
     if desired.networked:
-        return resolv.render_hosts(neighbours.members, desired.name, identity.hostname, extra)
+        return resolv.render_hosts(
+            neighbours.members, desired.name, identity.hostname, extra, replicas=desired.app != ADHOC
+        )
     # 127.0.1.1 as in Debian: a name of its own that resolves, where it has no address of its own
     own = [(identity.hostname, "127.0.1.1")] if identity.hostname else []
     given = _host_file(_HOSTS) if identity.network_mode == "host" else b""
@@ -81,18 +84,19 @@ def _resolved(extra: Iterable[tuple[str, str]], neighbours: Neighbours) -> list[
     return [(name, address) for name, address in found if address]
 
 
-def tell_siblings(layout: Layout, app: str, neighbours: Neighbours) -> None:
-    """Bring the /etc/hosts of every container that is in the app's network up to date, in place."""
+def tell_siblings(layout: Layout, app: str, neighbours: Neighbours, *, about: str) -> None:
+    """Bring the /etc/hosts of every container in the app's network up to date, in place: `about` has come or gone."""
     members = neighbours.members
-    if len(members) < 2:
-        return
+    if members.keys() <= {about}:
+        return  # nobody else is there
     for other in record.records(layout):
         path = layout.hosts(other.id)
         if other.app == app and other.address and path.exists():
             hostname, extra = _names(layout, other.id)
-            resolv.update_hosts(
-                path, resolv.render_hosts(members, other.name, hostname, _resolved(extra, neighbours))
+            content = resolv.render_hosts(
+                members, other.name, hostname, _resolved(extra, neighbours), replicas=app != ADHOC
             )
+            resolv.update_hosts(path, content)
 
 
 def _names(layout: Layout, container_id: str) -> tuple[str, list[tuple[str, str]]]:

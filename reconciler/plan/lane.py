@@ -23,7 +23,7 @@ from reconciler.plan.steps import (
     Step,
 )
 from reconciler.plan.work import Work, take_down, work
-from reconciler.state.desired import App, Desired, VolumeMount
+from reconciler.state.desired import App, Desired, VolumeMount, replicated
 from reconciler.state.desired import Container as Wanted
 from reconciler.state.image import Image
 from reconciler.state.observed import Container, Exited, Failure, Now, Observed, Running
@@ -150,14 +150,18 @@ def converge(
     )
     lane.steps += limits
     changing = set(later)
+    # Replicas are replaced one after another: while one is away, those after it still run.
+    following = {name for name in changing if replicated(name) != name}
     leaving = set(gone)
     for name in reversed(order):
         if name in leaving:
             for container in found[name]:
                 lane.steps += take_down(container, keep_previous=False)
-        elif name in changing:
+        elif name in changing - following:
             lane.steps += allowed[name].down
     for name in order:
+        if name in following:
+            lane.steps += allowed[name].down
         if name in changing:
             lane.steps += allowed[name].up
     removed = {step.id for step in lane.steps if isinstance(step, RemoveContainer)}
@@ -343,7 +347,7 @@ def _is_up(
         if name in app.containers and name not in earlier:
             return True  # a cycle, and this is the edge that `start_order` ignores
         return _was_started(found.get(name, ()))
-    if _was_started(observed.containers.get(dependency, ())):
+    if all(_was_started(observed.containers.get(replica, ())) for replica in _replicas(dependency, desired)):
         return True
 
     def depends_on(full_name: str) -> Iterable[str]:
@@ -353,6 +357,14 @@ def _is_up(
         return want.settings.depends_on if want is not None else ()
 
     return reaches(dependency, dependent, depends_on)
+
+
+def _replicas(full_name: str, desired: Desired) -> list[str]:
+    """The full names of a container of another app and of its replicas."""
+    owner, _, name = full_name.partition("/")
+    app = desired.apps.get(owner)
+    names = app.containers if app is not None else ()
+    return [full_name, *(f"{owner}/{one}" for one in names if one != name and replicated(one) == name)]
 
 
 def _was_started(found: Sequence[Container]) -> bool:

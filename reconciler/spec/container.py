@@ -313,10 +313,23 @@ class Container(Part):
             True,
         ),
     ] = ()
+    replicas: Annotated[
+        Whole,
+        Field(ge=0, le=64),
+        Doc(
+            "How many of it run: APP/CONTAINER, APP/CONTAINER.2 and so on, each with an address of its own, which the "
+            "name CONTAINER stands for together. They share the named volumes; a change of what restarts is made to "
+            "one after another. More than one can't publish ports.",
+            "0-64",
+            "3",
+            "",
+            False,
+        ),
+    ] = 1
     depends_on: Annotated[
         DependsOn,
         Doc(
-            "Containers that must have started before. Short form: a list.",
+            "Containers that must have started before, with all their replicas. Short form: a list.",
             "list or map",
             "[db]",
             "`{}`",

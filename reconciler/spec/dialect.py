@@ -12,7 +12,7 @@ NOT_YET: Final[dict[str, frozenset[str]]] = {
     "App": frozenset({"where", "jobs", "networks", "secrets", "update"}),
     "Container": frozenset(
         {
-            "apparmor", "drift", "healthcheck", "networks", "replicas", "seccomp", "secrets", "selinux", "update",
+            "apparmor", "drift", "healthcheck", "networks", "seccomp", "secrets", "selinux", "update",
             "userns",
         }
     ),

@@ -41,6 +41,7 @@ def check_app(
     for name, container in app.containers.items():
         at = ("containers", name)
         found += _references(container, at, declared)
+        found += _replicas(container, at, app)
         found += _targets(container, at)
         found += _binds(container, at, terms)
         found += _labels(container, at, terms)
@@ -102,6 +103,20 @@ def _references(container: Container, at: Path, declared: Mapping[str, frozenset
             yield Finding(
                 (*at, "depends_on", other), f"depends_on: there is no container '{other}' in this app"
             )
+
+
+def _replicas(container: Container, at: Path, app: App) -> Iterable[Finding]:
+    for name in container.depends_on:
+        other = app.containers.get(name)
+        if other is not None and other.replicas == 0 and container.replicas:
+            message = (
+                f"depends_on: the container '{name}' has no replicas, so that this one would never start"
+            )
+            yield Finding((*at, "depends_on", name), message)
+    if container.replicas > 1 and container.ports:
+        message = f"{container.replicas} replicas can't have one port of the device"
+        hint = "publish it from one container that passes on to the others, or write replicas: 1"
+        yield Finding((*at, "replicas"), message, hint=hint)
 
 
 def _targets(container: Container, at: Path) -> Iterable[Finding]:

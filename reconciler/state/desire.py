@@ -8,7 +8,8 @@ can't be had or is for another platform, instead of failing when it starts. Pure
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from reconciler.spec import model
 from reconciler.spec.capabilities import DEFAULT_CAPABILITIES
@@ -33,6 +34,7 @@ from reconciler.state.desired import (
     TmpfsMount,
     UnresolvedImage,
     VolumeMount,
+    replica_name,
 )
 from reconciler.state.image import Image, Unresolved
 
@@ -43,7 +45,8 @@ _BLOCK = 4096  # the kernel limits a volume in blocks: what is wanted must be wh
 
 def references(loaded: LoadedApp) -> tuple[Reference, ...]:
     """Return the images that the app needs, each once, sorted."""
-    return tuple(sorted({container.image for container in loaded.app.containers.values()}, key=str))
+    wanted = (container for container in loaded.app.containers.values() if container.replicas)
+    return tuple(sorted({container.image for container in wanted}, key=str))
 
 
 def desire(
@@ -62,12 +65,14 @@ def desire(
     unresolved: list[UnresolvedImage] = []
     for name in sorted(app.containers):
         spec = app.containers[name]
+        if not spec.replicas:
+            continue
         image = images.get(str(spec.image), Unresolved("not looked up yet"))
         made = image if isinstance(image, Unresolved) else _container(loaded, app, name, spec, image)
         if isinstance(made, Unresolved):
             unresolved.append(UnresolvedImage(name, str(spec.image), made))
         else:
-            containers[name] = made
+            containers |= {one.name: one for one in _replicated(made, spec)}
     return App(
         name=app.name,
         path=loaded.path,
@@ -85,6 +90,23 @@ def desire(
     )
 
 
+def _replicated(first: Container, spec: model.Container) -> Iterator[Container]:
+    """Each of the replicas: they differ in their names only."""
+    for number in range(1, spec.replicas + 1):
+        if number == 1:
+            yield first
+            continue
+        identity = first.identity
+        if not spec.hostname:
+            identity = replace(identity, hostname=_hostname(first.app, first.name, f"-{number}"))
+        yield replace(first, name=replica_name(first.name, number), identity=identity)
+
+
+def _hostname(app: str, name: str, suffix: str = "") -> str:
+    """APP-CONTAINER[-NUMBER], in the 64 bytes that the kernel has for it (uts_namespaces(7))."""
+    return f"{app}-{name}"[: 64 - len(suffix)].rstrip("-") + suffix
+
+
 def _container(
     loaded: LoadedApp, app: model.App, name: str, spec: model.Container, image: Image
 ) -> Container | Unresolved:
@@ -97,7 +119,7 @@ def _container(
         environment=_environment(loaded, spec, image),
         working_dir=spec.working_dir or image.working_dir or "/",
         user=image.user if spec.user is None else spec.user,
-        hostname=spec.hostname or f"{app.name}-{name}"[:64].rstrip("-"),
+        hostname=spec.hostname or _hostname(app.name, name),
         mounts=_mounts(loaded, spec),
         init=spec.init,
         read_only=spec.read_only,
@@ -212,6 +234,14 @@ def _limits(spec: model.Container) -> Limits:
     )
 
 
+def _all_of(app: model.App, name: str) -> list[str]:
+    """The full names of a container and its replicas; of one of another app the first, which stands for all."""
+    if "/" in name:
+        return [name]
+    count = app.containers[name].replicas if name in app.containers else 1
+    return [f"{app.name}/{replica_name(name, number)}" for number in range(1, count + 1)]
+
+
 def _settings(app: model.App, spec: model.Container, image: Image) -> Settings:
     restart, logging = spec.restart, spec.logging
     return Settings(
@@ -236,7 +266,7 @@ def _settings(app: model.App, spec: model.Container, image: Image) -> Settings:
                 }
             )
         ),
-        depends_on=tuple(sorted(name if "/" in name else f"{app.name}/{name}" for name in spec.depends_on)),
+        depends_on=tuple(sorted(full for name in spec.depends_on for full in _all_of(app, name))),
         labels=tuple(sorted({**app.labels, **spec.labels}.items())),
         rotation=Rotation(logging.max_size, logging.max_files, logging.compress),
         annotations=tuple(sorted(spec.annotations.items())),

@@ -29,6 +29,16 @@ def called(app: str, container: str) -> str:
     return container if app == ADHOC else f"{app}/{container}"
 
 
+def replica_name(container: str, number: int) -> str:
+    """Return the name of a replica, counted from 1: the first one has the container's own."""
+    return container if number == 1 else f"{container}.{number}"
+
+
+def replicated(name: str) -> str:
+    """Return the name that a declared container has in its spec, of which it is one of the replicas."""
+    return name.partition(".")[0]
+
+
 @dataclass(frozen=True, slots=True)
 class VolumeMount:
     """A named volume of the app, or the directory `subpath` of it, mounted at `target`.

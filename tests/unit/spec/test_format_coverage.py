@@ -31,7 +31,7 @@ SUPPORTED_CONTAINER = [
     "volumes", "tmpfs", "limits", "reserve", "cpuset", "ulimits", "oom_score_adj", "shm_size", "sysctls", "cap_add",
     "cap_drop", "privileged", "no_new_privileges", "devices", "restart", "stop_signal",
     "stop_grace_period", "init", "read_only", "hostname", "network_mode", "dns", "dns_search", "dns_opt", "extra_hosts",
-    "depends_on", "labels", "annotations", "logging",
+    "replicas", "depends_on", "labels", "annotations", "logging",
 ]  # fmt: skip
 SUPPORTED_LIMITS = ["cpus", "memory", "swap", "pids", "io", "io_weight"]
 NEVER = ["expose"]  # of no effect by design

@@ -245,7 +245,7 @@ def test_what_restarts_a_container_is_written_down_for_every_field() -> None:
     }  # fmt: skip
     assert {name.partition(".")[0] for name, restarts in found.items() if not restarts} == {
         "ports", "limits", "reserve", "cpuset", "restart", "stop_signal", "stop_grace_period", "depends_on", "labels",
-        "annotations", "logging",
+        "annotations", "logging", "replicas",
     }  # fmt: skip
     assert {name.partition(".")[0] for name in found} == {name for name, _ in docs(Container)}
 

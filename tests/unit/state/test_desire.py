@@ -467,7 +467,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("field", sorted(restart_fields()))
+@pytest.mark.parametrize("field", sorted(restart_fields().keys() - {"replicas"}))  # that adds and removes
 def test_the_reference_says_truly_whether_changing_a_field_restarts_the_container(field: str) -> None:
     outer, _, inner = field.partition(".")
     value = CHANGES[field] if field in CHANGES else {"limits.swap": "1Mi"}[field]
@@ -494,3 +494,48 @@ def test_the_reference_says_truly_whether_changing_a_field_restarts_the_containe
     restarts = ["StopContainer", "RemoveContainer", "CreateContainer", "StartContainer"]
     leaves = ["RemoveNetwork"] if field == "network_mode" else []  # it was the last one in there
     assert steps == (restarts + leaves if restart_fields()[field] else ["UpdateContainer"])
+
+
+def test_replicas_differ_in_name_and_host_name_only() -> None:
+    app = desire(
+        loaded(
+            {
+                "site": {"replicas": 3, "depends_on": ["db"]},
+                "db": {"replicas": 2, "hostname": "db"},
+                "none": {"replicas": 0},
+                "client": {"depends_on": ["site"]},
+            }
+        ),
+        {REFERENCE: IMAGE},
+    )
+    assert sorted(app.containers) == ["client", "db", "db.2", "site", "site.2", "site.3"]
+    first, third = app.containers["site"], app.containers["site.3"]
+    assert (first.identity.hostname, third.identity.hostname) == ("web-site", "web-site-3")
+    named = replace(first, name="site.3", identity=replace(first.identity, hostname="web-site-3"))
+    assert third == named
+    assert app.containers["db.2"].fingerprint == app.containers["db"].fingerprint
+    assert third.settings.depends_on == ("web/db", "web/db.2")
+    assert app.containers["client"].settings.depends_on == ("web/site", "web/site.2", "web/site.3")
+
+
+def test_a_replicas_host_name_keeps_its_number() -> None:
+    name = "n" * 63
+    app = desire(loaded({name: {"replicas": 12}}), {REFERENCE: IMAGE})
+    assert app.containers[name].identity.hostname == f"web-{name}"[:64]
+    last = app.containers[f"{name}.12"].identity.hostname
+    assert len(last) == 64
+    assert last.endswith("n-12")
+
+
+def test_a_container_without_replicas_needs_no_image() -> None:
+    app = loaded({"site": {"replicas": 0}})
+    assert references(app) == ()
+    assert desire(app, {}).unresolved == ()
+
+
+def test_one_replica_more_touches_no_other() -> None:
+    two, three = (
+        desire(loaded({"site": {"replicas": count}}), {REFERENCE: IMAGE}).containers for count in (2, 3)
+    )
+    assert {name: three[name] for name in two} == two
+    assert restart_fields()["replicas"] is False
