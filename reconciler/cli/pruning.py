@@ -143,6 +143,7 @@ _THINGS: Final = (
     Column("SIZE", lambda item: size(item["size"])),
     Column("RECLAIMABLE", lambda item: size(item["reclaimable"])),
     Column("USED BY", lambda item: ", ".join(item["users"])),
+    Column("LIMIT", lambda item: "-" if item.get("limit") is None else size(item["limit"]), wide=True),
 )
 
 
@@ -196,7 +197,9 @@ def _things(held: Stock) -> list[dict[str, Any]]:
         add("container", record.full_name, written, [record.id[:12]])
     for volume in held.volumes:
         declared = ["its spec"] if volume.declared and not volume.users else []
-        add("volume", f"{volume.app}/{volume.name}", volume.size, [*volume.users, *declared])
+        name = f"{volume.app}/{volume.name}"
+        add("volume", name, volume.size, [*volume.users, *declared])
+        things[-1]["limit"] = held.observed.volume_limits.get(name)
     for item in held.observed.store.objects:
         if item.kind == "previous":
             add("run", item.name, item.size, ())

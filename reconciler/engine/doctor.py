@@ -298,7 +298,7 @@ def _room(layout: Layout) -> Check:
 
 def _quota(layout: Layout) -> Check:
     """Whether a volume can have a `size_limit`; only who wants one needs it."""
-    state = _existing(layout.state)
+    state = _existing(layout.volumes)
     missing, remedy = volumelimit.lacking(state)
     if missing:
         return Check("quota", None, f"no size_limit of a volume can be enforced: {missing}", remedy)

@@ -83,7 +83,7 @@ def lacking(directory: Path) -> tuple[str, str]:
 
 def require(layout: Layout, app: str, name: str) -> None:
     """Raise UnsupportedError where no limit can be enforced, before anything is made."""
-    missing, remedy = lacking(layout.state)
+    missing, remedy = lacking(layout.volumes if layout.volumes.is_dir() else layout.state)
     if missing:
         raise UnsupportedError(f"volume {app}/{name}: size_limit can't be enforced: {missing}", hint=remedy)
 
