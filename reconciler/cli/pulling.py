@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any
 
-from reconciler.agent import client, pulling
-from reconciler.agent.images import open_images
+from reconciler.agent import client
 from reconciler.cli.common import device_of, layout_of, print_json
 from reconciler.engine import instance
 from reconciler.engine.layout import Layout
@@ -48,6 +47,9 @@ def _reference(text: str) -> Reference:
 
 
 def _here(args: argparse.Namespace, layout: Layout, wanted: dict[str, str]) -> dict[str, Any]:
+    from reconciler.agent import pulling
+    from reconciler.agent.images import open_images  # a registry's client: not for a verb that asks the agent
+
     progress = PullProgress(sys.stderr)
     device = device_of(args)
     instance.prepare(layout)
@@ -92,6 +94,8 @@ def digest(args: argparse.Namespace) -> int:
     reference = _reference(args.reference)
     if reference.tag is None:
         raise UsageError(f"{reference}: no tag to look up")
+    from reconciler.agent.images import open_images
+
     found = open_images(layout, device, Store(layout)).digest(reference)
     print(Reference(reference.registry, reference.repository, reference.tag, found))
     return 0

@@ -3,13 +3,9 @@
 import argparse
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from reconciler.agent import client
-from reconciler.agent.history import read_last_good
-from reconciler.agent.parts import open_parts
-from reconciler.agent.requests import create_volume, remove_volume
-from reconciler.agent.stock import volume_users
 from reconciler.cli.change import change
 from reconciler.cli.common import device_of, layout_of
 from reconciler.cli.listing import show
@@ -19,8 +15,9 @@ from reconciler.engine.record import records
 from reconciler.errors import NotFoundError, ReconcilerError, UsageError
 from reconciler.report.filters import Filters, Match, like
 from reconciler.report.tables import Column, age, size
-from reconciler.spec.load import load
-from reconciler.spec.terms import ANYTHING
+
+if TYPE_CHECKING:
+    from reconciler.agent.parts import Parts
 
 _COLUMNS: Final = (
     Column("VOLUME", lambda item: str(item["name"])),
@@ -35,6 +32,10 @@ _COLUMNS: Final = (
 
 def declared(layout: Layout) -> set[str]:
     """The volumes that the last good specs declare, as app/volume."""
+    from reconciler.agent.history import read_last_good
+    from reconciler.spec.load import load  # the models of specs: not for a verb that asks the agent
+    from reconciler.spec.terms import ANYTHING
+
     found: set[str] = set()
     for good in read_last_good(layout).values():
         loaded = load({good.path: good.content}, dict(good.configs).__getitem__, terms=ANYTHING)
@@ -44,6 +45,8 @@ def declared(layout: Layout) -> set[str]:
 
 def listing(args: argparse.Namespace) -> int:
     """List volumes with size, age and users."""
+    from reconciler.agent.stock import volume_users
+
     layout = layout_of(args)
     which = Filters(args.filter, _KEYS)
     users = volume_users(records(layout))
@@ -103,10 +106,16 @@ def create(args: argparse.Namespace) -> int:
         "volume create",
         "/v1/volumes/create",
         {"name": args.name, "labels": labels},
-        lambda parts: {"name": create_volume(parts, args.name, labels)},
+        lambda parts: _create_here(parts, args.name, labels),
     )
     print(answer["name"])
     return 0
+
+
+def _create_here(parts: "Parts", name: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    from reconciler.agent.requests import create_volume
+
+    return {"name": create_volume(parts, name, labels)}
 
 
 def remove(args: argparse.Namespace) -> int:
@@ -133,6 +142,9 @@ def _remove(args: argparse.Namespace, layout: Layout, name: str) -> None:
     if client.running(layout):
         client.request(layout, "POST", "/v1/volumes/remove", {"name": name})
         return
+    from reconciler.agent.parts import open_parts
+    from reconciler.agent.requests import remove_volume
+
     app, _, volume = name.partition("/")
     parts = open_parts(layout, device_of(args), lambda _: None)
     try:

@@ -67,6 +67,9 @@ def test_verbs_that_look_wait_for_no_models_and_no_registry() -> None:
         "ports",
         "completion",
         "names",
+        "change",
+        "pulling",
+        "volumes",
     )
     script = (
         f"import importlib, sys\nfor name in {modules}: importlib.import_module('reconciler.cli.' + name)\n"
