@@ -130,9 +130,14 @@ def test_a_plan_changes_nothing_whatever_there_is_to_do(
     other = device.root / "other"
     other.mkdir()
     # to be replaced by an image that is not here yet, an image that nobody has, one that is new, one that goes
-    device.configure(bundles=[str(box.layout), str(box2.layout)], interval="1h")
+    insecure = {"insecure": ["127.0.0.1:5009"]}
+    device.configure(bundles=[str(box.layout), str(box2.layout)], interval="1h", registries=insecure)
+    serve = [sys.executable, "-m", "http.server", "-b", "127.0.0.1", "-d", str(scratch), "5009"]
+    device.spawn(serve, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    device.until(lambda: device.curl("http://127.0.0.1:5009/"))
     (other / "web.yaml").write_text(sleeper("web", reference(box2)))
-    (other / "b.yaml").write_text(sleeper("b", f"127.0.0.1:9/box@sha256:{'0' * 64}"))
+    nobodys = f"127.0.0.1:5009/box@sha256:{'0' * 64}"  # 404, which is not asked again as silence would be
+    (other / "b.yaml").write_text(sleeper("b", nobodys))
     (other / "new.yaml").write_text(sleeper("new", reference(box2)))
     said = planned(device, scratch, str(other))
     for part in (
