@@ -384,9 +384,12 @@ class Verbs:
         return turn
 
     def _find(self, body: Mapping[str, Any]) -> Picture:
-        """The container that is meant: one that exists, has a record, or is declared."""
+        """The container that is meant, as it is now: one that exists, has a record, or is declared."""
         name = text_of(body, "name")
-        turn = self._turn()
+        before = self._agent.nudge()  # whoever just saw its end must not hear that it runs
+        turn = (
+            self._agent.wait_for(lambda turn: turn.number > before, _PATIENCE, after=before) or self._turn()
+        )
         app, _, container = name.partition("/")
         picture = Picture(turn, app, container)
         if container and picture.is_declared:
