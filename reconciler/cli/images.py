@@ -6,10 +6,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from reconciler.agent import stock
-from reconciler.agent.stock import Stock
 from reconciler.cli.change import change
 from reconciler.cli.common import device_of, layout_of, print_json
 from reconciler.cli.listing import show
@@ -21,11 +19,17 @@ from reconciler.report.filters import Filters, Match, like
 from reconciler.report.tables import Column, age, short_digest, size
 from reconciler.state.image import Image
 
+if TYPE_CHECKING:
+    from reconciler.agent.parts import Parts
+    from reconciler.agent.stock import Stock
+
 _TRUE: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
 def images(args: argparse.Namespace) -> int:
     """List the images that are here, with what each takes and what uses it."""
+    from reconciler.agent.stock import Stock  # what a loop needs: not for a verb that asks the agent
+
     layout = layout_of(args)
     instance.read_id(layout)
     held = Stock(layout, device_of(args), Store(layout))
@@ -74,7 +78,7 @@ def _used_by(item: Mapping[str, Any]) -> str:
     )
 
 
-def image_items(held: Stock) -> list[dict[str, Any]]:
+def image_items(held: "Stock") -> list[dict[str, Any]]:
     """The images as data. `size` is what the layers take unpacked, `unique_size` those that no other image here has.
 
     `reference` is the name by which it was asked for last, `names` all; `dangling`: it has no name, nothing needs it.
@@ -130,7 +134,7 @@ def _moment(text: str) -> float:
         return 0.0
 
 
-def _keys(held: Stock, items: list[dict[str, Any]]) -> dict[str, Match]:
+def _keys(held: "Stock", items: list[dict[str, Any]]) -> dict[str, Match]:
     def dangling(item: Mapping[str, Any], value: str) -> bool:
         if value not in _TRUE:
             raise UsageError(f"--filter dangling={value}: expected true or false")
@@ -157,6 +161,8 @@ def _keys(held: Stock, items: list[dict[str, Any]]) -> dict[str, Match]:
 
 def image_names(layout: Layout) -> dict[str, list[str]]:
     """The names by which images were asked for, by manifest digest; the one used last is the last."""
+    from reconciler.agent import stock
+
     return stock.image_names(layout, Store(layout))
 
 
@@ -167,10 +173,16 @@ def tag(args: argparse.Namespace) -> int:
         "tag",
         "/v1/images/tag",
         {"source": args.source, "target": args.target},
-        lambda parts: {"name": stock.tag(parts, args.source, args.target)},
+        lambda parts: _tag_here(parts, args.source, args.target),
     )
     print(answer["name"])
     return 0
+
+
+def _tag_here(parts: "Parts", source: str, target: str) -> dict[str, Any]:
+    from reconciler.agent import stock
+
+    return {"name": stock.tag(parts, source, target)}
 
 
 def remove(args: argparse.Namespace) -> int:
@@ -185,7 +197,7 @@ def remove(args: argparse.Namespace) -> int:
                 "rmi",
                 "/v1/images/remove",
                 {"name": name, "force": args.force},
-                lambda parts, name=name: stock.remove_image(parts, name, force=args.force),  # type: ignore[misc]
+                lambda parts, name=name: _remove_here(parts, name, force=args.force),  # type: ignore[misc]
             )
         except ReconcilerError as error:
             if args.force and error.exit_code == NotFoundError.exit_code:
@@ -202,6 +214,12 @@ def remove(args: argparse.Namespace) -> int:
     if failed is not None:
         raise failed
     return 0
+
+
+def _remove_here(parts: "Parts", name: str, *, force: bool) -> dict[str, Any]:
+    from reconciler.agent import stock
+
+    return stock.remove_image(parts, name, force=force)
 
 
 def _tell(answer: Mapping[str, Any]) -> None:

@@ -69,6 +69,7 @@ def test_verbs_that_look_wait_for_no_models_and_no_registry() -> None:
         "names",
         "change",
         "pulling",
+        "images",
         "volumes",
     )
     script = (
