@@ -162,7 +162,7 @@ class Requests:
         """Take away what a person has looked at and agreed to, as far as it may still go."""
         gone = stock.carry_out(self._parts, *stock.order_from(body))
         self._agent.wake()
-        return {"removed": [{"kind": item.kind, "name": item.name, "size": item.size} for item in gone]}
+        return {"removed": stock.removed(gone)}
 
     def remove_volume(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Delete a volume that nothing uses or wants."""

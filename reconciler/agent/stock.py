@@ -4,8 +4,8 @@ Called by the running agent for its clients, and by verbs where no agent runs. D
 twice: once for a person to look at, and once more under the store's locks, when what was looked at is taken away.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from reconciler.agent import reading
@@ -13,12 +13,15 @@ from reconciler.agent.history import read_generations
 from reconciler.agent.parts import Parts, retention
 from reconciler.config import Device
 from reconciler.engine import tags, volumes
+from reconciler.engine.byhand import parse_adhoc
 from reconciler.engine.layout import Layout
 from reconciler.engine.record import Record, records
 from reconciler.engine.store import Store
-from reconciler.errors import BlockedError, NotFoundError, UsageError
+from reconciler.errors import BlockedError, NotFoundError, ReconcilerError, UsageError
 from reconciler.plan import garbage, prune
+from reconciler.plan.byhand import rests
 from reconciler.plan.prune import Going
+from reconciler.spec.adhoc import ADHOC
 from reconciler.spec.reference import Digest
 from reconciler.state import observed
 from reconciler.state.desired import Desired
@@ -32,22 +35,35 @@ _SHORTEST = 2  # digits of an id that people may leave it at
 class Stock:
     """What is kept in one state directory, and who needs it; each part is read once, when it is first asked for.
 
-    `sizes` False leaves out what volumes take, which is found by walking them: not for whoever holds a lock.
+    `sizes` False leaves out what volumes take, which is found by walking them: not for whoever holds a lock. Ad-hoc
+    containers whose names are in `leaving` count as gone.
     """
 
     layout: Layout
     device: Device
     store: Store
     sizes: bool = True
+    leaving: frozenset[str] = frozenset()
 
     @cached_property
     def desired(self) -> Desired:
-        """What should run by the last good specs."""
-        return reading.remembered(self.layout, self.device)
+        """What should run by the last good specs, and by hand."""
+        desired = reading.remembered(self.layout, self.device)
+        stay = {lane: app for lane, app in desired.apps.items() if app.only not in self.leaving}
+        return replace(desired, apps=stay) if self.leaving else desired
 
     @cached_property
     def observed(self) -> observed.Observed:
-        return reading.observe(self.layout)
+        found = reading.observe(self.layout)
+        gone = {f"{ADHOC}/{name}" for name in self.leaving}
+        if not gone:
+            return found
+        return replace(found, containers={k: v for k, v in found.containers.items() if k not in gone})
+
+    @cached_property
+    def stopped(self) -> Sequence[prune.Stopped]:
+        """The ad-hoc containers that do not run and are not to."""
+        return list(stopped_containers(self))
 
     @cached_property
     def generations(self) -> Sequence[Generation]:
@@ -56,7 +72,11 @@ class Stock:
 
     @cached_property
     def records(self) -> Sequence[Record]:
-        return list(records(self.layout))
+        return [
+            record
+            for record in records(self.layout)
+            if record.app != ADHOC or record.name not in self.leaving
+        ]
 
     @cached_property
     def images(self) -> Sequence[Image]:
@@ -184,6 +204,36 @@ def image_names(layout: Layout, store: Store) -> dict[str, list[str]]:
         if image is not None:
             note(str(image.manifest), tag.name)
     return names
+
+
+def stopped_containers(stock: Stock) -> Iterator[prune.Stopped]:
+    """Each ad-hoc container that rests: one that waits to be started again, or can't be told, is left out."""
+    for lane, app in sorted(stock.desired.apps.items()):
+        want = app.containers.get(app.only)
+        have = stock.observed.containers.get(lane, ())
+        if want is None or any(_lives(one) for one in have) or not rests(want, have, stock.observed.boot):
+            continue
+        try:
+            record = parse_adhoc(stock.layout.adhoc(app.only))
+        except (OSError, ReconcilerError):
+            continue
+        size = volumes.tree_size(stock.layout.container(want.id)) if stock.sizes else 0
+        yield prune.Stopped(app.only, size, record.created, _ended(have), want.settings.labels)
+
+
+def _lives(container: observed.Container) -> bool:
+    phase = container.phase
+    return isinstance(phase, observed.Running) or (isinstance(phase, observed.Lost) and phase.alive)
+
+
+def _ended(have: Sequence[observed.Container]) -> str:
+    match have[-1].phase if have else None:
+        case observed.Exited(record):
+            return f"it ended with {record.code if record.code is not None else f'signal {record.signal}'}"
+        case observed.Created():
+            return "it was never started"
+        case _:
+            return "it does not run"
 
 
 def volume_users(found: Iterable[Record]) -> dict[str, list[str]]:
@@ -319,6 +369,11 @@ def order_document(order: Order, agreed: Iterable[prune.Key]) -> dict[str, objec
     }
 
 
+def removed(gone: Iterable[Going]) -> list[dict[str, object]]:
+    """What a client is told of what went."""
+    return [{"key": list(item.key), "kind": item.kind, "name": item.name, "size": item.size} for item in gone]
+
+
 def _list(value: object) -> list[object]:
     if not isinstance(value, list):
         raise TypeError(f"{value!r} is no list")
@@ -330,9 +385,12 @@ def _label(value: object) -> tuple[str, str | None]:
     return str(key), None if wanted is None else str(wanted)
 
 
-def decide(stock: Stock, order: Order) -> tuple[Going, ...]:
-    """What would go, and why."""
+def decide(stock: Stock, order: Order, *, containers: bool = True) -> tuple[Going, ...]:
+    """What would go, and why: containers first, and then also what only they have needed."""
     going: tuple[Going, ...] = ()
+    if "container" in order.kinds and containers:
+        going += prune.containers(stock.stopped, order.which)
+        stock = replace(stock, leaving=frozenset(item.name for item in going)) if going else stock
     if "container" in order.kinds:
         going += prune.runs(stock.observed.store, stock.wanted, order.which)
     if "image" in order.kinds:
@@ -351,10 +409,14 @@ def decide(stock: Stock, order: Order) -> tuple[Going, ...]:
 
 
 def carry_out(parts: Parts, order: Order, agreed: frozenset[prune.Key]) -> tuple[Going, ...]:
-    """Take away what was `agreed` to, (kind, name) each, and may still go now; return what went."""
+    """Take away what was `agreed` to, the `key` of each, and may still go now; return what went.
+
+    Containers are the loop's: whoever asks has them removed by it before, and none of them is among what this returns.
+    """
     with parts.store.exclusive(), parts.store.claims:
         stock = Stock(parts.layout, parts.device, parts.store, sizes=False)
-        gone = tuple(item for item in decide(stock, order) if (item.kind, item.name) in agreed)
+        going = decide(stock, order, containers=False)
+        gone = tuple(item for item in going if item.key in agreed)
         for item in gone:
             for name in item.names:
                 tags.take(parts.layout, name)

@@ -134,7 +134,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
     Command(
         "container prune",
         "container prune",
-        "only what is kept of runs before; a container by hand that has ended stays until `rm`, or goes with `--rm`",
+        "also what is kept of runs before; never a declared one",
     ),
     Command("volume prune", "volume prune", "never one that a spec declares; named ones with `-a`"),
     Command("system prune", "system prune", "the three above; volumes only with `--volumes`"),

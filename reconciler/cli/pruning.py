@@ -12,12 +12,13 @@ from typing import Any, Final
 
 from reconciler.agent import stock
 from reconciler.agent.stock import Order, Stock
+from reconciler.cli.asking import ask
 from reconciler.cli.change import change
 from reconciler.cli.common import device_of, layout_of, moment, print_json
 from reconciler.cli.listing import show
 from reconciler.engine import instance, volumes
 from reconciler.engine.store import Store
-from reconciler.errors import UsageError
+from reconciler.errors import BlockedError, NotFoundError, UsageError
 from reconciler.plan import prune as plan
 from reconciler.plan.prune import Going
 from reconciler.report.tables import Column, short_digest, size, table
@@ -44,24 +45,31 @@ def prune(args: argparse.Namespace) -> int:
     if not args.force and not _agreed(going):
         print("nothing was removed", file=sys.stderr)
         return 1
-    keys = [(item.kind, item.name) for item in going]
+    removed = [item for item in going if item.kind == "container" and _container_went(args, item.name)]
+    keys = [item.key for item in going if item.kind != "container"]
     answer = change(
         args,
         f"{args.what} prune",
         "/v1/prune",
         stock.order_document(order, keys),
-        lambda parts: {
-            "removed": [
-                {"kind": item.kind, "name": item.name, "size": item.size}
-                for item in stock.carry_out(parts, order, frozenset(keys))
-            ]
-        },
+        lambda parts: {"removed": stock.removed(stock.carry_out(parts, order, frozenset(keys)))},
     )
-    gone = {(item["kind"], item["name"]) for item in answer["removed"]}
+    gone = {tuple(item["key"]) for item in answer["removed"]} | {item.key for item in removed}
     for item in going:
-        if (item.kind, item.name) not in gone:
+        if item.key not in gone:
             print(f"reconciler: {item.kind} {item.name}: kept: something uses it now", file=sys.stderr)
-    return _end(args, [item for item in going if (item.kind, item.name) in gone], "were")
+    return _end(args, [item for item in going if item.key in gone], "were")
+
+
+def _container_went(args: argparse.Namespace, name: str) -> bool:
+    """Remove an ad-hoc container as `rm` does, which refuses one that runs by now; say whether it is gone."""
+    try:
+        ask(args, "remove", {"name": name})
+    except NotFoundError:
+        return True
+    except BlockedError:
+        return False
+    return True
 
 
 def _end(args: argparse.Namespace, gone: Sequence[Going], verb: str) -> int:

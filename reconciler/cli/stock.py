@@ -134,7 +134,9 @@ def _gc(parser: argparse.ArgumentParser) -> None:
 _PRUNE_IMAGES: Final = (
     "Remove images that nothing needs and nobody named, and packed layers that are unpacked."
 )
-_PRUNE_RUNS: Final = "Remove what is kept of containers that nobody wants any more."
+_PRUNE_RUNS: Final = (
+    "Remove ad-hoc containers that have ended, and what is kept of runs that nobody wants any more."
+)
 VOLUME: Final[Verbs] = (
     ("create", "Make a volume by hand.", _volume_create),
     ("ls", "List volumes, with size and users.", _volume_ls),
@@ -149,7 +151,7 @@ _SYSTEM: Final[Verbs] = (
     ("df", "Show what takes room on the disk, and what a prune would give back.", _df),
     (
         "prune",
-        "Remove images that nothing needs and runs that are over; volumes only with --volumes.",
+        "Remove ended ad-hoc containers, images that nothing needs, old runs; volumes only with --volumes.",
         _prune("system", "also images, and with --volumes volumes, that somebody named"),
     ),
 )

@@ -33,6 +33,11 @@ class Going:
     objects: tuple[Key, ...] = ()
     names: tuple[str, ...] = ()
 
+    @property
+    def key(self) -> Key:
+        """What it is known by from one look to the next: an image may have lost the name that a container gave it."""
+        return self.objects[0] if self.objects else (self.kind, self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Filter:
@@ -143,6 +148,26 @@ def _used(objects: Mapping[Key, StoredObject], image: Image) -> float:
     if record is not None:
         return record.last_used
     return max((objects[key].last_used for key in objects_of(image) if key in objects), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """An ad-hoc container that came to its end, or was never started; `ended` says how, `created` is wall seconds."""
+
+    name: str
+    size: int
+    created: float
+    ended: str
+    labels: Pairs = ()
+
+
+def containers(found: Iterable[Stopped], which: Filter) -> tuple[Going, ...]:
+    """Return the ad-hoc containers that may go, by age of their making, as Docker's `until` has it."""
+    return tuple(
+        Going("container", item.name, item.size, item.ended, item.created, item.labels)
+        for item in found
+        if which.lets(item.created, item.labels)
+    )
 
 
 def runs(store: Store, wanted: Wanted, which: Filter) -> tuple[Going, ...]:

@@ -171,6 +171,39 @@ def test_prune_takes_what_nothing_needs_and_says_so(ready: Device, box: Built, e
     assert ready.reconciler("exec", "web/main", "ls", "/data").returncode == 0
 
 
+def test_a_container_that_has_ended_goes_and_one_that_runs_or_waits_stays(
+    ready: Device, extra: Built
+) -> None:
+    image = f"any.example/x@{extra.digest}"
+    ready.reconciler("pull", "--bundle", str(extra.layout), image)
+    run = ("run", "-d", "--stop-timeout", "0")
+    for name, label, command in (
+        ("ended", "a=1", ["sh", "-c", "exit 3"]),
+        ("runs", "a=1", ["sleep", "1000"]),
+    ):
+        ready.reconciler(*run, "--name", name, "--label", label, image, *command)
+    ready.reconciler(*run, "--name", "again", "--restart", "on-failure", image, "sh", "-c", "exit 1")
+    ready.reconciler("create", "--name", "made", image, "true")
+    ready.until(lambda: ready.ps()["ended"]["state"] == "exited" or None)
+
+    def listed(*options: str) -> dict[str, str]:
+        said = ready.reconciler("container", "prune", "--dry-run", "-o", "json", *options).stdout
+        return {item["name"]: item["reason"] for item in json.loads(said)["items"]}
+
+    assert listed() == {"ended": "it ended with 3", "made": "it was never started"}
+    assert listed("--filter", "label=a=1").keys() == {"ended"}
+    assert listed("--filter", "until=1h") == {}
+    assert ready.reconciler("container", "prune", check=False).returncode == 64
+    assert "2 removed" in ready.reconciler("system", "prune", "-f").stdout
+    assert ready.ps().keys() == {"web/main", "runs", "again"}
+    ready.reconciler("stop", "runs", "again")
+    # With what only they had needed
+    done = json.loads(ready.reconciler("system", "prune", "-a", "-f", "-o", "json").stdout)
+    assert {item["name"] for item in done["items"] if item["kind"] == "container"} == {"runs", "again"}
+    assert "image" in {item["kind"] for item in done["items"]}
+    assert ready.ps().keys() == {"web/main"}
+
+
 def test_an_image_without_a_name_goes_gently(ready: Device, extra: Built) -> None:
     pull(ready, extra, extra.tag)
     ready.reconciler("pull", "--bundle", str(extra.layout), f"any.example/x@{extra.digest}")

@@ -148,3 +148,15 @@ def test_the_runs_of_containers_that_are_wanted_stay() -> None:
     store = store_of(objects)
     roots, _ = marks(store, values.desired(values.app("web", values.container("web", "main"))))
     assert [item.name for item in prune.runs(store, roots, ANY)] == ["gone/x"]
+
+
+def test_containers_go_by_age_and_label_of_their_own() -> None:
+    found = [
+        prune.Stopped("old", 1, 10.0, "it ended with 0", (("a", "1"),)),
+        prune.Stopped("new", 2, 20.0, "it was never started"),
+    ]
+    assert [item.name for item in prune.containers(found, prune.Filter())] == ["old", "new"]
+    assert [item.name for item in prune.containers(found, prune.Filter(until=20.0))] == ["old"]
+    assert [item.name for item in prune.containers(found, prune.Filter(without=(("a", None),)))] == ["new"]
+    [going] = prune.containers(found, prune.Filter(labels=(("a", "1"),)))
+    assert (going.key, going.size, going.reason) == (("container", "old"), 1, "it ended with 0")
