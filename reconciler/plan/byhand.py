@@ -54,11 +54,20 @@ def _declared(
         halted = _halt(have, wish.grace)
         return Work(halted.down, halted.up, True, Blocked(want.app, want.name, wish.reason))
     runs = any(isinstance(container.phase, Running) for container in have)
-    if not have or any(container.turn >= wish.turn for container in have) or (runs and not wish.force):
+    fresh = [container for container in have if container.turn >= wish.turn]
+    if not have or (runs and not wish.force) or len(fresh) == len(have):
         return work(want, have, previous, now, boot)
     down = tuple(
-        step for container in have for step in take_down(container, keep_previous=True, grace=wish.grace)
+        step
+        for container in have
+        if container not in fresh
+        for step in take_down(container, keep_previous=True, grace=wish.grace)
     )
+    if (
+        fresh
+    ):  # one of an earlier turn beside it must not be the one that is kept: it would be replaced once more
+        todo = work(want, fresh, previous, now, boot) or Work()
+        return Work(down + todo.down, todo.up, todo.repair, todo.wait)
     same = any(container.fingerprint == want.fingerprint for container in have)
     return Work(down, bring_up(want, 0, have[-1].restarts), repair=same)
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from typing import get_args
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +29,7 @@ from reconciler.plan.steps import (
 from reconciler.spec.adhoc import ADHOC
 from reconciler.state.desired import App, Desired
 from reconciler.state.desired import Container as Wanted
-from reconciler.state.observed import Container, Exited, Failure, Observed, Running, Store
+from reconciler.state.observed import Container, Created, Exited, Failure, Observed, Phase, Running, Store
 from reconciler.state.wish import Goal, Wish
 from tests import strategies, values
 from tests.values import NOW, later, settle, steps_of, turn, turn_without_pulls
@@ -125,6 +127,27 @@ def test_a_change_taken_back_halfway_leaves_everything_running(data: st.DataObje
     wanted = {c.full_name for app in before.apps.values() for c in app.containers.values()}
     waiting = {f"{item.app}/{item.container}" for item in plan(before, have, NOW).blocked}
     assert {c.full_name for c in running(have).values()} | waiting == wanted
+
+
+@pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize("turns", [(0, 1), (1, 0), (1, 1), (0, 0)])
+@pytest.mark.parametrize("phases", list(product((Created(), Running(4711, 1.0, 1.0)), repeat=2)))
+def test_a_restart_by_hand_is_made_once_whatever_an_interruption_left(
+    phases: tuple[Phase, Phase], turns: tuple[int, int], force: bool
+) -> None:
+    want = replace(values.container("web", "main"), wish=Wish(turn=1, force=force))
+    have = values.world(
+        *(
+            values.found(want, phase, id=f"{number}", turn=number_of_turn)
+            for number, (phase, number_of_turn) in enumerate(zip(phases, turns, strict=True))
+        ),
+        images=(want.image,),
+    )
+    desired = values.desired(values.app("web", want))
+    last = list(walk(desired, have))[-1]
+    assert steps_of(plan(desired, last, NOW), "web") == []
+    [left] = last.containers["web/main"]
+    assert isinstance(left.phase, Running)
 
 
 def wants_to_run(one: Wanted, have: Container) -> bool:
