@@ -6,8 +6,11 @@ from contextlib import ExitStack
 
 from reconciler.cli import pipes, terminal
 from reconciler.cli.common import find_container, layout_of
+from reconciler.engine import cgroup, instance
 from reconciler.engine.control import Command, Control
+from reconciler.engine.hierarchies import Hierarchies
 from reconciler.errors import ReconcilerError, UnreachableError, UsageError
+from reconciler.state.desired import called
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -35,6 +38,12 @@ def execute(args: argparse.Namespace) -> int:
             f"container {found.full_name}: not running", hint="run: reconciler ps -a"
         ) from error
     with control:
+        group = cgroup.open_existing(Hierarchies.detect(), f"reconciler-{instance.read_id(layout)}", found.id)
+        if group is not None and cgroup.frozen(group):
+            raise PausedError(
+                f"container {found.full_name}: is paused, and a command in it would stand still too",
+                hint=f"run: reconciler unpause {called(found.app, found.name)}",
+            )
         if args.tty:
             return terminal.attach(control, wanted, interactive=args.interactive)
         with ExitStack() as stack:
@@ -43,5 +52,11 @@ def execute(args: argparse.Namespace) -> int:
 
 class NotRunningError(ReconcilerError):
     """The container is there but nothing of it runs, so nothing can be run beside it."""
+
+    exit_code = 125
+
+
+class PausedError(ReconcilerError):
+    """The container's cgroup is frozen, and whatever is started in it would be at once."""
 
     exit_code = 125

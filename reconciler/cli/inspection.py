@@ -21,6 +21,7 @@ from reconciler.errors import NotFoundError, ReconcilerError, UsageError
 from reconciler.report import inspection, stored
 from reconciler.report.tables import dump_json, dump_yaml, json_line
 from reconciler.report.template import Template
+from reconciler.spec.adhoc import ADHOC
 from reconciler.state.desired import called
 from reconciler.state.image import Image
 
@@ -167,7 +168,7 @@ class Inspector:
         from reconciler.cli.volumes import declared  # the models of specs: likewise
 
         for volume in volumes.volumes(self._layout):
-            if volume.full_name != (name if "/" in name else f"{volumes.ADHOC}/{name}"):
+            if volume.full_name != (name if "/" in name else f"{ADHOC}/{name}"):
                 continue
             users = [r.full_name for r in self._records if r.app == volume.app and volume.name in r.volumes]
             yield stored.volume(

@@ -20,8 +20,8 @@ from reconciler.engine.layout import Layout
 from reconciler.errors import BlockedError, NotFoundError, UsageError
 from reconciler.failpoint import failpoint
 from reconciler.linux.path import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
+from reconciler.spec.adhoc import ADHOC
 
-ADHOC: Final = "adhoc"  # the app, reserved in specs, of what people make by hand
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # A directory was removed, or replaced, or is too deep for a path.

@@ -206,8 +206,10 @@ def test_a_paused_container_stands_still_and_can_be_stopped(hand: Hand) -> None:
     before = len(hand("logs", "tick"))
     assert "is paused already" in hand("pause", "tick", code=5)
     assert "unpause" in hand("start", "tick", code=5)
+    assert "reconciler unpause tick" in hand("exec", "tick", "true", code=125)
     assert len(hand("logs", "tick")) == before
     hand("unpause", "tick")
+    hand("exec", "tick", "true")
     hand.device.until(lambda: len(hand("logs", "tick")) > before)
     hand("pause", "tick")
     hand("stop", "tick")
