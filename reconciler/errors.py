@@ -68,3 +68,17 @@ class UnreachableError(ReconcilerError):
 
 class UnsupportedError(ReconcilerError):
     """This kernel or host lacks what the request needs; the message names it and the remedy."""
+
+
+_SAID = {
+    kind.exit_code: kind
+    for kind in (BlockedError, TimedOutError, VerificationError, NotFoundError, UsageError)
+}
+
+
+def of_code(exit_code: int) -> type[ReconcilerError]:
+    """Return the error that an agent's answer with this exit code stands for, so that callers can tell it by its type.
+
+    What an agent could not reach is not the agent itself: that, and all without a type here, is a ReconcilerError.
+    """
+    return _SAID.get(exit_code, ReconcilerError)

@@ -57,8 +57,9 @@ def request(
     except ValueError as error:
         raise errors.UnreachableError(f"agent: an answer that is not JSON ({status})") from error
     if status >= 400:
-        failure = errors.ReconcilerError(str(value.get("error", status)), hint=str(value.get("hint", "")))
-        failure.exit_code = int(value.get("exit_code", 1))
+        code = int(value.get("exit_code", 1))
+        failure = errors.of_code(code)(str(value.get("error", status)), hint=str(value.get("hint", "")))
+        failure.exit_code = code
         failure.transient = bool(value.get("transient", False))
         raise failure
     if not isinstance(value, dict):

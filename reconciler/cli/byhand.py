@@ -32,6 +32,50 @@ def _limits(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _surroundings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--network",
+        default="",
+        metavar="MODE",
+        help="bridge (the network of all ad-hoc containers), host (the device's own) or none",
+    )
+    _texts(parser, "--dns", metavar="ADDRESS", help="a server to ask for names of the outside")
+    _texts(parser, "--dns-search", metavar="DOMAIN", help="a domain in which short names are looked up")
+    _texts(parser, "--dns-option", metavar="OPTION", help="an option of resolv.conf(5)")
+    _texts(
+        parser, "--add-host", metavar="NAME:ADDRESS", help="a line of /etc/hosts; host-gateway is the device"
+    )
+    parser.add_argument("--shm-size", default="", metavar="SIZE", help="the size of /dev/shm (default 64m)")
+    _texts(parser, "--sysctl", metavar="K=V", help="a setting of the kernel that is the container's own")
+    _texts(parser, "--ulimit", metavar="NAME=SOFT[:HARD]", help="a limit of each process")
+    parser.add_argument("--cpuset-cpus", default="", metavar="CPUS", help="the CPUs to run on: 0-2,4")
+    parser.add_argument(
+        "--oom-score-adj", default="", metavar="N", help="how soon the kernel takes it: -1000 to 1000"
+    )
+    parser.add_argument("--log-driver", default="", metavar="DRIVER", help="file, journald or none")
+    _texts(parser, "--log-opt", metavar="K=V", help="max-size, max-file or compress of the log")
+
+
+def _privileges(parser: argparse.ArgumentParser) -> None:
+    _texts(parser, "--group-add", metavar="GROUP", help="a further group of the user")
+    _texts(parser, "--cap-add", metavar="CAPABILITY", help="a further capability of root inside, or ALL")
+    _texts(parser, "--cap-drop", metavar="CAPABILITY", help="a capability that root inside has not, or ALL")
+    _texts(
+        parser,
+        "--add-device",
+        metavar="SOURCE[:TARGET[:rwm]]",
+        help="a device that it may use (Docker's --device, which is another file here)",
+    )
+    parser.add_argument(
+        "--privileged",
+        action="store_true",
+        help="all capabilities and devices: its root is the device's root",
+    )
+    _texts(
+        parser, "--security-opt", metavar="OPTION", help="no-new-privileges=false lets set-uid programs work"
+    )
+
+
 def _container(parser: argparse.ArgumentParser) -> None:
     """What `run` and `create` take. A terminal and standard input (-i, -t) are not offered yet."""
     parser.add_argument("--name", default="", metavar="NAME", help="its name (default: a random one)")
@@ -72,7 +116,10 @@ def _container(parser: argparse.ArgumentParser) -> None:
         "--stop-timeout", default="", metavar="SECONDS", help="how long it may take to end (default 10)"
     )
     _texts(parser, "-l", "--label", metavar="K=V", help="a label")
+    _texts(parser, "--annotation", metavar="K=V", help="a note for people and tools")
     _limits(parser)
+    _surroundings(parser)
+    _privileges(parser)
     parser.add_argument(
         "--bundle",
         default="",

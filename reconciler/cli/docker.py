@@ -47,7 +47,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
         "run",
         "no anonymous volumes; `--memory` without `--memory-swap` means no swap; `always` is Docker's "
         "`unless-stopped`; in the foreground, output comes from the log; standard input and "
-        "terminals not yet",
+        "terminals not yet; `--device` is `--add-device`",
         "container run",
     ),
     Command("ps", "ps", "a declared container is called APP/CONTAINER", "container ls"),
@@ -146,8 +146,8 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command("version", "version", ""),
     Command("info", "doctor", "what this host offers and lacks, each with its remedy", "system info"),
-    Command("network ls", "", "not yet: each app has a network of its own, all ad-hoc containers share one"),
-    Command("network inspect", "", "not yet: `inspect` shows the addresses of a container"),
+    Command("network ls", "network ls", "each app has a network of its own, all ad-hoc containers share one"),
+    Command("network inspect", "network inspect", "a network is called as its app"),
     Command("network create", "", "not yet by hand: each app has a network of its own"),
     Command(
         "network connect", "", "not here, because a network is part of what a spec says; change the spec"

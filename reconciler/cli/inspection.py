@@ -1,4 +1,4 @@
-"""The verb inspect: everything known of a container, an image or a volume, from disk and kernel; no agent is needed."""
+"""The verb inspect: all that is known of a container, an image, a volume or a network, from disk and kernel."""
 
 import argparse
 import json
@@ -64,7 +64,7 @@ class Inspector:
         self._status: dict[str, Any] | None = None
 
     def find(self, name: str, kind: str | None) -> dict[str, Any]:
-        """The one thing that `name` means; a container before an image before a volume, as with Docker.
+        """The one thing that `name` means; a container, an image, a volume, a network, in this order.
 
         NotFoundError where there is none, UsageError with the candidates where an id is ambiguous.
         """
@@ -72,6 +72,7 @@ class Inspector:
             "container": Inspector.containers,
             "image": Inspector.images,
             "volume": Inspector.volumes,
+            "network": Inspector.networks,
         }
         for look in looks.values() if kind is None else (looks[kind],):
             found = look(self, name)
@@ -80,7 +81,7 @@ class Inspector:
                 raise UsageError(f"{name}: ambiguous: {ids}", hint="use more digits")
             if found:
                 return found[0]
-        raise NotFoundError(f"{name}: no such {kind or 'container, image or volume'}")
+        raise NotFoundError(f"{name}: no such {kind or 'container, image, volume or network'}")
 
     # --- containers --------------------------------------------------------------------------------------------------
 
@@ -182,6 +183,14 @@ class Inspector:
                 labels=dict(volume.labels),
                 size_limit=volumes.size_limit(self._layout, volume.app, volume.name),
             )
+
+    # --- networks ----------------------------------------------------------------------------------------------------
+
+    def networks(self, name: str) -> list[dict[str, Any]]:
+        from reconciler.cli.networks import found  # libnftables: likewise
+
+        items = found(self._layout, self._instance) if self._layout.leases.exists() else []
+        return [stored.network(item) for item in items if name in (item["name"], item["bridge"])]
 
 
 def _named(name: str, known: Iterable[str], digests: Iterable[str]) -> bool:

@@ -59,8 +59,9 @@ differences:
 - In the foreground, output comes from the container's log, and the third interrupt leaves the container running.
   Standard input and terminals are not offered yet.
 - A start that fails is not tried again, and leaves nothing behind that was never made.
-- A path of the device may be mounted whether or not `allowed_binds` has it, which is for commits; `/` and `/proc`
-  never.
+- A path of the device may be mounted, and a device or a capability given, whether or not the device's own file allows
+  it, which is for commits; `/` and `/proc` are never mounted.
+- `--network` is `bridge`, `host` or `none`; `--log-driver` is `file` (also as `json-file`), `journald` or `none`.
 
 The same verbs do the sane thing to *declared* containers, and say what the loop does next. `stop` holds one: it stays
 stopped, across reboots and newer versions, until `start` lets go of it; the newest version runs then. `restart`, and

@@ -173,4 +173,9 @@ VERBS: Final[Verbs] = (
         "Make, list and delete named volumes.",
         noun((*stock.VOLUME, *_words("volume", {"inspect": "inspect"}))),
     ),
+    (
+        "network",
+        "List and inspect the networks of apps.",
+        noun((*stock.NETWORK, *_words("network", {"inspect": "inspect"}))),
+    ),
 )

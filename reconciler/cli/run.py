@@ -38,7 +38,12 @@ _FORWARDED: Final = (
 )
 _TEXTS: Final = (
     *("user", "workdir", "hostname", "restart", "stop_signal", "stop_timeout"),
-    *("memory", "memory_swap", "cpus", "pids_limit"),
+    *("memory", "memory_swap", "cpus", "pids_limit", "shm_size", "cpuset_cpus", "oom_score_adj"),
+    *("network", "log_driver"),
+)
+_LISTS: Final = (
+    *("dns", "dns_search", "dns_option", "add_host", "group_add", "cap_add", "cap_drop", "security_opt"),
+    *("add_device", "ulimit", "sysctl", "annotation", "log_opt"),
 )
 _INSISTED: Final = 3  # interrupts, after which we leave, as Docker's client does
 
@@ -130,8 +135,9 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "labels": args.label,
         "init": args.init,
         "read_only": args.read_only,
+        "privileged": args.privileged,
     }
-    options |= {name: getattr(args, name) for name in _TEXTS}
+    options |= {name: getattr(args, name) for name in (*_TEXTS, *_LISTS)}
     if args.entrypoint is not None:
         options["entrypoint"] = args.entrypoint
     return options

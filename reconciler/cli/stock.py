@@ -83,6 +83,12 @@ def _volume_ls(parser: argparse.ArgumentParser) -> None:
     listing(parser, quiet="only names")
 
 
+def _network_ls(parser: argparse.ArgumentParser) -> None:
+    call(parser, "networks:listing")
+    filters(parser, "name, driver, dangling=true|false (no container is in it)")
+    listing(parser, quiet="only names")
+
+
 def _volume_rm(parser: argparse.ArgumentParser) -> None:
     call(parser, "volumes:remove")
     parser.add_argument("-f", "--force", action="store_true", help="one that is not there is no error")
@@ -146,6 +152,9 @@ VOLUME: Final[Verbs] = (
         "Delete volumes that nobody named and nothing mounts; with -a named ones too.",
         _prune("volume", "also volumes that somebody named, but nothing declares or mounts"),
     ),
+)
+NETWORK: Final[Verbs] = (
+    ("ls", "List the networks of apps, with their containers and what is wrong with them.", _network_ls),
 )
 _SYSTEM: Final[Verbs] = (
     ("df", "Show what takes room on the disk, and what a prune would give back.", _df),

@@ -40,11 +40,16 @@ def _logs(parser: argparse.ArgumentParser) -> None:
 def _inspect(parser: argparse.ArgumentParser) -> None:
     call(parser, "inspection:inspect")
     names = parser.add_argument(
-        "names", nargs="+", metavar="NAME", help="a container, an image, a volume, or the start of an id"
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help="a container, image, volume or network, or the start of an id",
     )
-    completes(names, "container", "image", "volume")
+    completes(names, "container", "image", "volume", "network")
     parser.add_argument(
-        "--type", choices=("container", "image", "volume"), help="what the names are names of (default any)"
+        "--type",
+        choices=("container", "image", "volume", "network"),
+        help="what the names are names of (default any)",
     )
     parser.add_argument(
         "--format",

@@ -49,6 +49,25 @@ class Options:
     memory_swap: str = ""
     cpus: str = ""
     pids_limit: str = ""
+    network: str = ""
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_option: tuple[str, ...] = ()
+    add_host: tuple[str, ...] = ()
+    group_add: tuple[str, ...] = ()
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    privileged: bool = False
+    security_opt: tuple[str, ...] = ()
+    add_device: tuple[str, ...] = ()
+    ulimit: tuple[str, ...] = ()
+    sysctl: tuple[str, ...] = ()
+    shm_size: str = ""
+    cpuset_cpus: str = ""
+    oom_score_adj: str = ""
+    annotation: tuple[str, ...] = ()
+    log_driver: str = ""
+    log_opt: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> "Options":
@@ -120,6 +139,8 @@ def spec_text(options: Options, image: str, *, hostname: str) -> tuple[str, Mapp
         draft.set(
             "labels", {text.partition("=")[0]: text.partition("=")[2] for text in options.labels}, "--label"
         )
+    _surroundings(options, draft)
+    _privileges(options, draft)
     draft.set("restart", _restart(options.restart or "no"), "--restart")
     limits = _limits(options, draft)
     if limits:
@@ -243,6 +264,83 @@ def _tmpfs(text: str) -> object:
         elif key != "rw":
             raise UsageError(f"--tmpfs {text}: {key!r} is not understood", hint="known: size, mode")
     return found
+
+
+def _surroundings(options: Options, draft: _Draft) -> None:
+    """Network, names, log and what of the kernel is its own."""
+    if options.network:
+        mode = "bridge" if options.network == "default" else options.network
+        draft.set("network_mode", mode, "--network")
+    draft.each("dns", options.dns, "--dns", str)
+    draft.each("dns_search", options.dns_search, "--dns-search", str)
+    draft.each("dns_opt", options.dns_option, "--dns-option", str)
+    draft.each("extra_hosts", options.add_host, "--add-host", str)
+    for name, texts, option in (
+        ("sysctls", options.sysctl, "--sysctl"),
+        ("annotations", options.annotation, "--annotation"),
+    ):
+        if texts:
+            draft.set(name, {text.partition("=")[0]: text.partition("=")[2] for text in texts}, option)
+    if options.ulimit:
+        draft.set("ulimits", dict(_ulimit(text) for text in options.ulimit), "--ulimit")
+    if options.shm_size:
+        draft.set("shm_size", size(options.shm_size, "--shm-size"), "--shm-size")
+    if options.cpuset_cpus:
+        draft.set("cpuset", options.cpuset_cpus, "--cpuset-cpus")
+    if options.oom_score_adj:
+        draft.set("oom_score_adj", _whole(options.oom_score_adj, "--oom-score-adj"), "--oom-score-adj")
+    logging: dict[str, Any] = {}
+    if options.log_driver:
+        driver = "file" if options.log_driver in ("json-file", "local") else options.log_driver
+        logging["driver"] = driver
+        draft.said["logging.driver"] = "--log-driver"
+    for text in options.log_opt:
+        match text.partition("="):
+            case ("max-size", "=", value):
+                logging["max_size"] = size(value, f"--log-opt {text}")
+            case ("max-file", "=", value):
+                logging["max_files"] = _whole(value, f"--log-opt {text}")
+            case ("compress", "=", "true" | "false" as value):
+                logging["compress"] = value == "true"
+            case _:
+                raise UsageError(
+                    f"--log-opt {text}: is not understood", hint="known: max-size, max-file, compress"
+                )
+    if logging:
+        draft.fields["logging"] = logging
+
+
+def _privileges(options: Options, draft: _Draft) -> None:
+    draft.each("group_add", options.group_add, "--group-add", str)
+    draft.each("cap_add", options.cap_add, "--cap-add", str)
+    draft.each("cap_drop", options.cap_drop, "--cap-drop", str)
+    draft.each("devices", options.add_device, "--add-device", str)
+    if options.privileged:
+        draft.set("privileged", True, "--privileged")
+    for text in options.security_opt:
+        match text.replace("=", ":"):
+            case "no-new-privileges" | "no-new-privileges:true":
+                draft.set("no_new_privileges", True, "--security-opt")
+            case "no-new-privileges:false":
+                draft.set("no_new_privileges", False, "--security-opt")
+            case _:
+                raise UsageError(
+                    f"--security-opt {text}: not offered yet", hint="known: no-new-privileges[=false]"
+                )
+
+
+def _ulimit(text: str) -> tuple[str, object]:
+    """Docker's `NAME=SOFT[:HARD]`; one number is both."""
+    name, _, numbers = text.partition("=")
+    soft, colon, hard = numbers.partition(":")
+    option = f"--ulimit {text}"
+    return name, {"soft": _whole(soft, option), "hard": _whole(hard if colon else soft, option)}
+
+
+def _whole(text: str, option: str) -> int:
+    if re.fullmatch(r"-?\d{1,19}", text, re.ASCII) is None:
+        raise UsageError(f"{option}: {text!r} is not a whole number")
+    return int(text)
 
 
 def _restart(text: str) -> object:

@@ -81,6 +81,8 @@ COURSE: Final[tuple[tuple[str, str], ...]] = (
         "run --rm registry.example/redis redis-cli -h db get answer",
         "containers find each other by name",
     ),
+    ("network ls", "the network that they share"),
+    ("network inspect adhoc", "its addresses, and who is in it"),
     ("volume ls", "both volumes"),
     ("volume rm dbdata", "is refused while a container mounts it"),
     ("tag registry.example/busybox localhost/mybox:v1", "a second name of the image"),

@@ -186,6 +186,35 @@ def test_options_reach_the_container(hand: Hand) -> None:
     hand("volume", "rm", "adhoc/data")
 
 
+def test_networks_and_privileges_reach_the_container(hand: Hand) -> None:
+    options = (
+        *(
+            "--rm",
+            "--network",
+            "none",
+            "--add-host",
+            "printer:192.0.2.7",
+            "--shm-size",
+            "1m",
+            "--ulimit",
+            "nofile=10:20",
+        ),
+        *("--cap-drop", "ALL", "--cap-add", "CHOWN", "--group-add", "44", "--oom-score-adj", "7"),
+    )
+    seen = (
+        "ls /sys/class/net; grep -c 192.0.2.7 /etc/hosts; df -k /dev/shm | tail -1; ulimit -Sn; ulimit -Hn; "
+    )
+    seen += "grep CapEff /proc/self/status; id -G; cat /proc/self/oom_score_adj"
+    lines = hand("run", *options, hand.image, "sh", "-c", seen).splitlines()
+    assert lines[:2] == ["lo", "1"]
+    assert lines[2].split()[1] == "1024"
+    assert lines[3:] == ["10", "20", "CapEff:\t0000000000000001", "0 44", "7"]
+    links = ["cut", "-d:", "-f1", "/proc/net/dev"]
+    there = hand.device.inside(links).stdout.strip()
+    assert hand("run", "--rm", "--network", "host", hand.image, *links).strip() == there
+    assert "--cap-add FLY" in hand("run", "--cap-add", "FLY", hand.image, code=125)
+
+
 def test_limits_change_in_place(hand: Hand) -> None:
     identity = hand.detached("one", "sleep", "100000")
     pid = hand.device.pid("one")

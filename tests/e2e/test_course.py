@@ -200,6 +200,9 @@ def the_data(course: Course) -> None:
     device.until(lambda: "PONG" in device.reconciler("exec", "db", "redis-cli", "ping").stdout)
     assert course("exec db redis-cli get answer") == "42"
     assert course("run --rm registry.example/redis redis-cli -h db get answer") == "42"
+    assert [line.split()[0] for line in course("network ls").splitlines()[1:]] == ["adhoc"]
+    (network,) = json.loads(course("network inspect adhoc"))
+    assert "db" in {one["Name"] for one in network["Containers"].values()}
     assert {line.split()[0] for line in course("volume ls").splitlines()[1:]} == {
         "adhoc/data",
         "adhoc/dbdata",

@@ -63,6 +63,7 @@ DOCUMENTS = {
     "ps": ("ps -a", "ContainerList"),
     "images": ("images", "ImageList"),
     "volume": ("volume ls", "VolumeList"),
+    "network": ("network ls", "NetworkList"),
     "gc": ("gc --dry-run", "GarbageList"),
     "plan": ("plan", "StepList"),
     "doctor": ("doctor", "CheckList"),
@@ -85,7 +86,7 @@ def test_every_verb_that_lists_gives_a_document_with_and_without_an_agent(ready:
         same = ("id", "pid", "state", "image", "fingerprint", "ports", "restarts", "started", "limits")
         container = documents["ps"]["items"][0]
         found[running] = {key: container[key] for key in same}
-        found[running] |= {name: documents[name]["items"] for name in ("images", "volume")}
+        found[running] |= {name: documents[name]["items"] for name in ("images", "volume", "network")}
         if not running:
             break
         # Tables hold the same names; -q and -o name are for scripts.
@@ -94,6 +95,13 @@ def test_every_verb_that_lists_gives_a_document_with_and_without_an_agent(ready:
         assert ready.reconciler("ps", "-o", "name").stdout == "web/main\n"
         assert ready.reconciler("status", "-o", "name").stdout == "web\n"
         assert ready.reconciler("volume", "ls", "-q").stdout == "web/data\n"
+        assert ready.reconciler("network", "ls", "-q").stdout == "web\n"
+        [network] = documents["network"]["items"]
+        assert network["state"] == "up"
+        assert ready.inside(["ip", "-br", "link", "show", network["bridge"]]).stdout
+        [inside] = network["containers"]
+        assert (inside["name"], inside["id"], inside["connected"]) == ("web/main", container["id"], True)
+        assert inside["address"] in ready.reconciler("exec", "web/main", "hostname", "-i").stdout.split()
         wide = ready.reconciler("ps", "-o", "wide", "--no-headers").stdout
         assert str(container["pid"]) in wide.split()
         ready.stop()

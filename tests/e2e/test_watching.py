@@ -255,7 +255,7 @@ def test_inspect_tells_of_images_and_volumes_and_says_what_it_can_not_find(ready
     done = ready.reconciler("inspect", "shop/web", "no/thing", check=False)
     assert done.returncode == 8
     assert [item["Name"] for item in json.loads(done.stdout)] == ["shop/web"]
-    assert "no/thing: no such container, image or volume" in done.stderr
+    assert "no/thing: no such container, image, volume or network" in done.stderr
     for wrong in (["--format", "{{.nothing}}", "shop/web"], ["--type", "dog", "shop/web"], []):
         done = ready.reconciler("inspect", *wrong, check=False)
         assert done.returncode == 64, wrong

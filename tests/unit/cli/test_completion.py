@@ -47,7 +47,7 @@ def test_verbs_options_and_choices_are_known() -> None:
         (("status", "web", ""), ()),
         (("volume", "rm", "web/data", ""), ("volume",)),
         (("pull", ""), ("image",)),
-        (("inspect", ""), ("container", "image", "volume")),
+        (("inspect", ""), ("container", "image", "volume", "network")),
         (("ps", "--state", ""), ("directories",)),
         (("ps", "--device="), ("files",)),
         (("plan", ""), ("directories",)),

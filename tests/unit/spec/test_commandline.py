@@ -54,6 +54,24 @@ def test_every_option_reaches_its_field() -> None:
         memory_swap="96m",
         cpus="1.5",
         pids_limit="-1",
+        network="default",
+        dns=["192.0.2.1"],
+        dns_search=["lab"],
+        dns_option=["ndots:2"],
+        add_host=["printer:192.0.2.7", "gate:host-gateway"],
+        group_add=["44"],
+        cap_add=["NET_ADMIN"],
+        cap_drop=["CHOWN"],
+        security_opt=["no-new-privileges=false"],
+        add_device=["/dev/fuse:/dev/f:rw"],
+        ulimit=["nofile=10:20", "core=0"],
+        sysctl=["net.core.somaxconn=7"],
+        shm_size="1m",
+        cpuset_cpus="0",
+        oom_score_adj="-7",
+        annotation=["a=b=c"],
+        log_driver="json-file",
+        log_opt=["max-size=1m", "max-file=2", "compress=false"],
     )
     assert container.command == ("sh", "-c", "echo \x1b\u2028 \U0001f600")
     assert container.entrypoint == ("/bin/x",)
@@ -75,6 +93,36 @@ def test_every_option_reaches_its_field() -> None:
     assert container.labels == {"a": "b", "c": ""}
     limits = container.limits
     assert (limits.memory, limits.swap, limits.cpus, limits.pids) == (64 << 20, 32 << 20, 1500, 4_194_304)
+    assert (container.network_mode, container.dns, container.dns_search) == (
+        "bridge",
+        ("192.0.2.1",),
+        ("lab",),
+    )
+    assert container.dns_opt == ("ndots:2",)
+    assert container.extra_hosts == (("gate", "host-gateway"), ("printer", "192.0.2.7"))
+    assert (container.group_add, container.cap_add, container.cap_drop) == (
+        ("44",),
+        ("CAP_NET_ADMIN",),
+        ("CAP_CHOWN",),
+    )
+    assert not container.no_new_privileges
+    assert made(privileged=True).privileged
+    assert [(one.source, one.target, one.permissions) for one in container.devices] == [
+        ("/dev/fuse", "/dev/f", "rw")
+    ]
+    assert {name: (limit.soft, limit.hard) for name, limit in container.ulimits.items()} == {
+        "nofile": (10, 20),
+        "core": (0, 0),
+    }
+    assert (container.sysctls, container.annotations) == ({"net.core.somaxconn": "7"}, {"a": "b=c"})
+    assert (container.shm_size, container.cpuset, container.oom_score_adj) == (1 << 20, "0", -7)
+    logging = container.logging
+    assert (logging.driver, logging.max_size, logging.max_files, logging.compress) == (
+        "file",
+        1 << 20,
+        2,
+        False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,6 +148,19 @@ def test_every_option_reaches_its_field() -> None:
         ({"user": "a b"}, "-u must be uid[:gid] or a user name"),
         ({"stop_signal": "FOO"}, "--stop-signal must be the name of a signal"),
         ({"hostname": "ä_"}, "--hostname must be a host name"),
+        ({"network": "container:x"}, "'container:x' is not supported yet"),
+        ({"network": "mine"}, "--network must be bridge, host or none, not 'mine'"),
+        ({"network": "host", "ports": ["80:80"]}, "can't be published with network_mode: host"),
+        ({"add_host": ["x"]}, "--add-host"),
+        ({"ulimit": ["nofile=many"]}, "--ulimit nofile=many: 'many' is not a whole number"),
+        ({"ulimit": ["nofile=3:2"]}, "--ulimit"),
+        ({"oom_score_adj": "1001"}, "--oom-score-adj must be at most 1000"),
+        ({"security_opt": ["seccomp=unconfined"]}, "known: no-new-privileges"),
+        ({"cap_add": ["FLY"]}, "--cap-add FLY"),
+        ({"sysctl": ["kernel.hostname=x"]}, "the sysctl 'kernel.hostname' belongs to the whole device"),
+        ({"add_device": ["/etc/passwd"]}, "--add-device /etc/passwd"),
+        ({"log_opt": ["tag=x"]}, "known: max-size, max-file, compress"),
+        ({"log_driver": "syslog"}, "--log-driver"),
         ({"colour": "red"}, "colour: not an option"),
         ({"ports": "80:80"}, "ports: expected a list of strings"),
         ({"init": "yes"}, "init: expected true or false"),

@@ -1,0 +1,86 @@
+"""The verb network: ls. Which networks there are, who is in them, and what is wrong with them; no agent is needed.
+
+A network is its app's: made with the first container that needs it, and taken away with the app.
+"""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any, Final
+
+from reconciler.cli.common import layout_of
+from reconciler.cli.listing import show
+from reconciler.engine import instance
+from reconciler.engine.layout import Layout
+from reconciler.engine.network.address import gateway
+from reconciler.engine.network.networks import Networks
+from reconciler.engine.network.observed import AppObserved
+from reconciler.engine.record import records
+from reconciler.errors import UsageError
+from reconciler.report.filters import Filters, Match, like
+from reconciler.report.tables import Column
+from reconciler.state.desired import called
+
+_COLUMNS: Final = (
+    Column("NETWORK", lambda item: str(item["name"])),
+    Column("SUBNET", lambda item: str(item["subnet"])),
+    Column("GATEWAY", lambda item: str(item["gateway"])),
+    Column("CONTAINERS", lambda item: ", ".join(one["name"] for one in item["containers"])),
+    Column("STATE", lambda item: str(item["state"])),
+    Column("DRIVER", lambda item: str(item["driver"]), wide=True),
+    Column("BRIDGE", lambda item: str(item["bridge"]), wide=True),
+)
+
+
+def found(layout: Layout, instance_id: str) -> list[dict[str, Any]]:
+    """Every network by name, with its containers; `state` is up, or what is wrong with it in words."""
+    networks = Networks(layout, instance_id)
+    try:
+        seen = networks.observe().apps
+    finally:
+        networks.close()
+    ids = {(record.app, record.name): record.id for record in records(layout)}
+    return [_item(app, network, ids) for app, network in sorted(seen.items())]
+
+
+def _item(app: str, network: AppObserved, ids: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+    return {
+        "name": app,
+        "driver": "bridge",
+        "scope": "local",
+        "subnet": str(network.subnet),
+        "gateway": str(gateway(network.subnet)),
+        "bridge": network.bridge,
+        "state": "; ".join(network.faults) or "up",
+        "containers": [
+            {
+                "name": called(app, name),
+                "id": ids[app, name],
+                "address": str(address),
+                "connected": name in network.attached,
+            }
+            for name, address in sorted(network.addresses.items())
+            if (app, name) in ids  # an address stays leased while its container is made anew
+        ],
+    }
+
+
+def listing(args: argparse.Namespace) -> int:
+    """List networks with subnet, containers and state."""
+    layout = layout_of(args)
+    which = Filters(args.filter, _KEYS)
+    items = [item for item in found(layout, instance.read_id(layout)) if which.matches(item)]
+    show(args, "NetworkList", items, _COLUMNS, quiet=lambda item: str(item["name"]))
+    return 0
+
+
+def _dangling(item: Mapping[str, Any], value: str) -> bool:
+    if value not in ("true", "1", "false", "0"):
+        raise UsageError(f"--filter dangling={value}: expected true or false")
+    return (not item["containers"]) is (value in ("true", "1"))
+
+
+_KEYS: Final[dict[str, Match]] = {
+    "dangling": _dangling,
+    "name": lambda item, value: like(item["name"], value),
+    "driver": lambda item, value: item["driver"] == value,
+}
