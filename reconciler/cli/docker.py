@@ -27,6 +27,8 @@ _BUILD: Final = (
 _SWARM: Final = "not here, because a device is on its own: a fleet is many devices that read one repository"
 _ACCOUNT: Final = "not here: this release asks registries without an account"
 _PUSH: Final = "not here, because a device only takes images; push with the tool that built it, or skopeo"
+_CONNECT: Final = "not here, because a network is part of what a spec says; change the spec"
+_EMPTY: Final = "not needed: a network goes with the last container in it"
 
 COMMANDS: Final[tuple[Command, ...]] = (
     Command(
@@ -149,14 +151,10 @@ COMMANDS: Final[tuple[Command, ...]] = (
     Command("network ls", "network ls", "each app has a network of its own, all ad-hoc containers share one"),
     Command("network inspect", "network inspect", "a network is called as its app"),
     Command("network create", "", "not yet by hand: each app has a network of its own"),
-    Command(
-        "network connect", "", "not here, because a network is part of what a spec says; change the spec"
-    ),
-    Command(
-        "network disconnect", "", "not here, because a network is part of what a spec says; change the spec"
-    ),
-    Command("network rm", "", "not needed: a network goes with the last container in it"),
-    Command("network prune", "", "not needed: a network goes with the last container in it"),
+    Command("network connect", "", _CONNECT),
+    Command("network disconnect", "", _CONNECT),
+    Command("network rm", "", _EMPTY),
+    Command("network prune", "", _EMPTY),
     Command("build", "", _BUILD, "image build"),
     Command("builder build", "", _BUILD),
     Command("builder prune", "", _BUILD),

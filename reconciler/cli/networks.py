@@ -15,8 +15,7 @@ from reconciler.engine.network.address import gateway
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.network.observed import AppObserved
 from reconciler.engine.record import records
-from reconciler.errors import UsageError
-from reconciler.report.filters import Filters, Match, like
+from reconciler.report.filters import Filters, Match, like, truth
 from reconciler.report.tables import Column
 from reconciler.state.desired import called
 
@@ -73,14 +72,8 @@ def listing(args: argparse.Namespace) -> int:
     return 0
 
 
-def _dangling(item: Mapping[str, Any], value: str) -> bool:
-    if value not in ("true", "1", "false", "0"):
-        raise UsageError(f"--filter dangling={value}: expected true or false")
-    return (not item["containers"]) is (value in ("true", "1"))
-
-
 _KEYS: Final[dict[str, Match]] = {
-    "dangling": _dangling,
+    "dangling": lambda item, value: (not item["containers"]) is truth("dangling", value),
     "name": lambda item, value: like(item["name"], value),
     "driver": lambda item, value: item["driver"] == value,
 }

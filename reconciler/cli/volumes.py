@@ -13,7 +13,7 @@ from reconciler.engine import instance, volumes
 from reconciler.engine.layout import Layout
 from reconciler.engine.record import records
 from reconciler.errors import NotFoundError, ReconcilerError, UsageError
-from reconciler.report.filters import Filters, Match, like
+from reconciler.report.filters import Filters, Match, like, truth
 from reconciler.report.tables import Column, age, size
 
 if TYPE_CHECKING:
@@ -73,22 +73,16 @@ def listing(args: argparse.Namespace) -> int:
     return 0
 
 
-def _dangling(item: Mapping[str, Any], value: str) -> bool:
-    if value not in ("true", "1", "false", "0"):
-        raise UsageError(f"--filter dangling={value}: expected true or false")
-    return (not item["users"]) is (value in ("true", "1"))
-
-
 def _label(item: Mapping[str, Any], value: str) -> bool:
     key, equals, wanted = value.partition("=")
     return key in item["labels"] and (not equals or item["labels"][key] == wanted)
 
 
 _KEYS: Final[dict[str, Match]] = {
-    "dangling": _dangling,
+    "dangling": lambda item, value: (not item["users"]) is truth("dangling", value),
     "name": lambda item, value: like(item["name"], value),
     "label": _label,
-    "orphaned": lambda item, value: item["orphaned"] is (value in ("true", "1")),
+    "orphaned": lambda item, value: item["orphaned"] is truth("orphaned", value),
 }
 
 

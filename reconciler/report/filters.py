@@ -61,6 +61,13 @@ def like(text: str, pattern: str) -> bool:
     return pattern in text
 
 
+def truth(key: str, value: str) -> bool:
+    """What `--filter KEY=VALUE` of a yes or no asks for: true or 1, false or 0; else UsageError."""
+    if value not in ("true", "1", "false", "0"):
+        raise UsageError(f"--filter {key}={value}: expected true or false")
+    return value in ("true", "1")
+
+
 def _status(item: Item, value: str) -> bool:
     if value not in STATES and value not in _WORDS:
         raise UsageError(

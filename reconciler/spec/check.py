@@ -6,6 +6,7 @@ on what is left. Pure.
 """
 
 from collections.abc import Mapping as MappingType
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
@@ -26,19 +27,20 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(slots=True)
 class Checked(Generic[M]):
-    """What came of checking. `model` lacks what `problems` complain about; None where nothing useful is left."""
+    """What came of checking. `model` lacks what `problems` complain about; None where nothing useful is left.
+
+    `excused` are fields that are not missing, because an unknown key was meant to be them.
+    """
 
     model: M | None
     problems: list[Problem]
     locator: Locator
+    excused: AbstractSet[Path] = frozenset()
 
 
 @dataclass(slots=True)
 class _Repair:
-    """What was taken out of the data, and what was put in for a required value, by path in the file.
-
-    `excused` are fields that are not missing, because an unknown key was meant to be them.
-    """
+    """What was taken out of the data, and what was put in for a required value, by path in the file."""
 
     removed: set[Path] = field(default_factory=set)
     excused: set[Path] = field(default_factory=set)
@@ -60,7 +62,7 @@ def check(model: type[M], root: Node, source: Source, *, stand_ins: MappingType[
     repair = _Repair()
     for _ in range(_ROUNDS):
         try:
-            return Checked(model.model_validate(data), problems, locator)
+            return Checked(model.model_validate(data), problems, locator, repair.excused)
         except ValidationError as error:
             details = error.errors(include_url=False)
         before = len(repair.removed) + len(repair.standing_in)
@@ -71,13 +73,13 @@ def check(model: type[M], root: Node, source: Source, *, stand_ins: MappingType[
                 len(problems) >= MAX_PROBLEMS
             ):  # enough to read, and the rest costs time that a hostile file chooses
                 problems.append(locator.overflow(len(details) - index))
-                return Checked(None, problems, locator)
+                return Checked(None, problems, locator, repair.excused)
             _explain(model, detail, data, locator, stand_ins, repair, problems)
         if () in repair.removed or len(repair.removed) + len(repair.standing_in) == before:
             break
         locator.shifted.clear()
         data = _repaired(_without_extensions(model, raw), (), repair, locator.shifted)
-    return Checked(None, problems, locator)
+    return Checked(None, problems, locator, repair.excused)
 
 
 def _without_extensions(model: type[BaseModel], raw: dict[str, Value]) -> dict[str, Value]:

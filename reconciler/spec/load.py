@@ -202,7 +202,8 @@ def _parse(path: str, data: bytes | ReadFailure, terms: Terms, defaults: Default
         is_app=_OURS.search(data) is not None or (_text(root, "apiVersion") or "").startswith("reconciler/"),
     )
     containers = _entry(root, "containers")
-    if isinstance(root, MappingNode) and not _keys(root, "containers") and not isinstance(containers, Scalar):
+    said = isinstance(containers, Scalar) or ("containers",) in checked.excused
+    if isinstance(root, MappingNode) and not _keys(root, "containers") and not said:
         message = "an app needs at least one container"
         problems.append(checked.locator.problem(("containers",), message, at_key=True))
     if parsed.app is not None:
