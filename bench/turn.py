@@ -41,6 +41,9 @@ class _Silent:
     def problem(self, text: str) -> None:
         """Ignore it."""
 
+    def noted(self, kind: str, subject: str, text: str) -> None:
+        """Ignore it."""
+
     def broken_turn(self, text: str) -> None:
         """Ignore it."""
 

@@ -8,10 +8,11 @@ network or a process.
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 from functools import partial
 
+from reconciler.agent.chores import Chores
 from reconciler.agent.devices import DeviceWatch
 from reconciler.agent.exits import ExitWatch
 from reconciler.agent.history import (
@@ -28,10 +29,10 @@ from reconciler.agent.resolver import Resolver
 from reconciler.agent.sweeper import Sweeper
 from reconciler.agent.turn import Listener, Turn
 from reconciler.agent.wanted import Wanted, applied
-from reconciler.engine import leftovers
+from reconciler.engine import leftovers, renaming
 from reconciler.engine.mend import Mended, everything, mend
 from reconciler.engine.process import boot_id
-from reconciler.errors import ReconcilerError
+from reconciler.errors import ReconcilerError, TimedOutError
 from reconciler.execute.executor import Executor, LaneEnd
 from reconciler.linux import heap
 from reconciler.plan.basis import Basis, basis
@@ -73,6 +74,7 @@ class Agent:
         self._generations = read_generations(parts.layout)
         self._resolver = Resolver(parts.images, parts.store, self.wake)
         self._reader = Reader(parts.layout, parts.device, source, self._resolver)
+        self._chores = Chores()
         self._executor = Executor(parts.engine, self._report, self.wake)
         self._exits = ExitWatch(self.wake)
         self._devices = DeviceWatch(self.wake)
@@ -122,6 +124,20 @@ class Agent:
         self._forget = True
         self._awake.set()
         return number
+
+    def between_turns(self, lanes: Set[str], act: Callable[[], None], timeout: float) -> None:
+        """Have `act` done by the loop while none of `lanes` is at work; raise what it raises, or TimedOutError."""
+        done = self._chores.add(lanes, act)
+        self._awake.set()
+        try:
+            done.result(timeout)
+        except TimeoutError as error:
+            done.cancel()
+            raise TimedOutError(f"{', '.join(sorted(lanes))}: still at work after {timeout:g} s") from error
+
+    def noted(self, kind: str, subject: str, text: str) -> None:
+        """Tell whoever listens of something that was done and is no step."""
+        self._listener.noted(kind, subject, text)
 
     def nudge(self) -> int:
         """Have a turn now, as `wake` does; return the number of the last turn before it, as `reconcile` does."""
@@ -214,6 +230,7 @@ class Agent:
     def _clean_up(self) -> None:
         """Clear away what an interrupted agent, or a step that failed, left half done. Only while no lane runs."""
         leftovers.sweep(self._parts.layout)
+        renaming.finish(self._parts.naming)
         self._mend(everything(self._parts.layout))  # or the sweep would take what runs with a damaged record
         self._parts.containers.sweep()
         self._parts.store.recover()
@@ -231,6 +248,7 @@ class Agent:
         number, allow_empty = self._turns, self._allow_empty
         self._prepare()
         self._drain()
+        self._chores.perform(self._executor.busy)
         if self._untidy and self._executor.idle:  # a sweep would take what a lane is just making
             self._untidy = not self._keep("clean-up", self._clean_up)
         intent = self._reader.read(allow_empty=allow_empty)

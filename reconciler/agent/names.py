@@ -1,8 +1,14 @@
-"""Names for ad-hoc containers whose people give none: an adjective and a noun, as Docker's, and not taken yet."""
+"""Names for ad-hoc containers: what people give, if it is one and free, else an adjective and a noun, as Docker's."""
 
 import secrets
 from collections.abc import Set
 from typing import Final
+
+from reconciler.engine import byhand
+from reconciler.engine.layout import Layout
+from reconciler.engine.record import records
+from reconciler.errors import BlockedError, UsageError
+from reconciler.spec.adhoc import ADHOC, is_name
 
 _ADJECTIVES: Final = (
     "amber", "bold", "brave", "bright", "brisk", "calm", "candid", "clear", "clever", "cosy", "crisp", "eager", "early",
@@ -29,3 +35,25 @@ def fresh_name(taken: Set[str]) -> str:
         name = f"{name}-{secrets.randbelow(10_000)}"
         if name not in taken:
             return name
+
+
+def new_name(layout: Layout, name: str, *, option: str = "--name", given: bool = False) -> str:
+    """A name that no container has: `name`, or a fresh one where it is "" and need not be `given`.
+
+    UsageError for what is no name, BlockedError where it is taken.
+    """
+    taken = byhand.adhoc_names(layout) or frozenset()
+    taken |= {found.name for found in records(layout) if found.app == ADHOC}
+    if not name and not given:
+        return fresh_name(taken)
+    if not is_name(name):
+        raise UsageError(
+            f"{option} {name[:80]!r}: must be letters, digits, '_', '.' and '-'",
+            hint="at most 63, and the first a letter or a digit",
+        )
+    if name in taken:
+        raise BlockedError(
+            f"the name {name} is taken by another container",
+            hint=f"use another {option}, or: reconciler rm {name}",
+        )
+    return name

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from reconciler.agent.images import open_images
 from reconciler.config import Device
-from reconciler.engine import instance, scope
+from reconciler.engine import instance, renaming, scope
 from reconciler.engine.byhand import ByHand
 from reconciler.engine.container import Containers
 from reconciler.engine.hierarchies import Hierarchies
@@ -41,6 +41,11 @@ class Parts:
     def cgroup_parent(self) -> str:
         """The name of the cgroup, or the scope, that all containers of this instance are in."""
         return f"reconciler-{self.instance}"
+
+    @property
+    def naming(self) -> renaming.Place:
+        """What an ad-hoc container's other name has to reach."""
+        return renaming.Place(self.layout, self.byhand, self.networks, self.containers)
 
     def prepare_host(self) -> None:
         """What the first container after a boot needs: where systemd manages cgroups, a scope of our own."""

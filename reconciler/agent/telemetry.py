@@ -128,6 +128,10 @@ class Telemetry:
         self._events.append(time.time(), "failed", "device", f"turn: {text}")
         self._console.broken_turn(text)
 
+    def noted(self, kind: str, subject: str, text: str) -> None:
+        self._events.append(time.time(), kind, subject, text)
+        self._console.noted(kind, subject, text)
+
     def problem(self, text: str) -> None:
         self._problems.append((time.monotonic(), f"{rfc3339(time.time())} {text}"))
         self._events.append(time.time(), "failed", "device", text)

@@ -62,6 +62,9 @@ class Listener(Protocol):
     def lane(self, end: LaneEnd) -> None:
         """A lane is over."""
 
+    def noted(self, kind: str, subject: str, text: str) -> None:
+        """Something was done that is no step; `kind` is its word in the events."""
+
     def problem(self, text: str) -> None:
         """Something that the agent does for itself failed; it goes on, and tries again in a later turn."""
 

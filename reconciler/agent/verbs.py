@@ -1,4 +1,4 @@
-"""The verbs of single containers: run, start, stop, restart, kill, rm, pause, update.
+"""The verbs of single containers: run, start, stop, restart, kill, rm, pause, update, rename.
 
 Each checks what it asks for against the last turn, writes it down durably, wakes the loop and waits until that has come
 to it; the loop does the work as for any other container. So a verb is over at once where things are as asked already,
@@ -17,11 +17,11 @@ from typing import Any, Final
 from reconciler.agent.asked import flag_of, grace_of, map_of, reference_of, signal_of, text_of
 from reconciler.agent.hand import adhoc_app
 from reconciler.agent.loop import Agent
-from reconciler.agent.names import fresh_name
+from reconciler.agent.names import new_name
 from reconciler.agent.parts import Parts
 from reconciler.agent.picture import Picture, check_ports, with_free_port
 from reconciler.agent.turn import Turn
-from reconciler.engine import byhand, oci_layout
+from reconciler.engine import oci_layout, renaming
 from reconciler.engine.byhand import Adhoc
 from reconciler.engine.control import Control
 from reconciler.engine.named import named
@@ -29,9 +29,10 @@ from reconciler.engine.progress import Listener
 from reconciler.engine.record import records
 from reconciler.errors import BlockedError, ReconcilerError, TimedOutError, UsageError
 from reconciler.linux.process import signal_number
-from reconciler.spec.adhoc import ADHOC, is_name
+from reconciler.spec.adhoc import ADHOC
 from reconciler.spec.commandline import Options, changed_text, load_text, spec_text
 from reconciler.spec.reference import InvalidReferenceError, Reference
+from reconciler.state.desired import lane_of
 from reconciler.state.wish import Goal, Wish
 
 _PATIENCE: Final = 120.0  # seconds that the loop may take for what it is asked for, beside graces
@@ -63,6 +64,7 @@ class Verbs:
             "pause": self.pause,
             "unpause": self.unpause,
             "update": self.update,
+            "rename": self.rename,
         }
 
     # --- images ------------------------------------------------------------------------------------------------------
@@ -116,7 +118,7 @@ class Verbs:
         Where that does not work nothing is left of it, but for a container that could be made and not started.
         """
         turn = self._turn()
-        name, identity = self._new_name(text_of(body, "name"), turn), secrets.token_hex(16)
+        name, identity = new_name(self._layout, text_of(body, "name")), secrets.token_hex(16)
         picture = Picture(turn, ADHOC, name)
         reference = reference_of(text_of(body, "image"))
         if reference.digest is None:
@@ -147,23 +149,6 @@ class Verbs:
             self._take_back(name, error)
             raise
         return {"name": name, "id": identity, "ports": [str(port) for port in want.settings.ports]}
-
-    def _new_name(self, name: str, turn: Turn) -> str:
-        taken = byhand.adhoc_names(self._layout) or frozenset()
-        taken |= {found.name for found in records(self._layout) if found.app == ADHOC}
-        if not name:
-            return fresh_name(taken)
-        if not is_name(name):
-            raise UsageError(
-                f"--name {name[:80]!r}: must be letters, digits, '_', '.' and '-'",
-                hint="at most 63, and the first a letter or a digit",
-            )
-        if name in taken:
-            raise BlockedError(
-                f"the name {name} is taken by another container",
-                hint=f"use another --name, or: reconciler rm {name}",
-            )
-        return name
 
     def _take_back(self, name: str, error: ReconcilerError) -> None:
         """After a start that failed: it is not tried again, as for a spec; nothing stays that could not be made."""
@@ -374,6 +359,24 @@ class Verbs:
         self._parts.byhand.change(picture.name, change)
         self._settle(picture, _PATIENCE).demand()
         return _done(picture)
+
+    def rename(self, body: Mapping[str, Any]) -> Answer:
+        """Call an ad-hoc container by another name; what runs in it goes on."""
+        picture, wanted = self._find(body), text_of(body, "new").removeprefix(f"{ADHOC}/")
+        if not picture.is_adhoc:
+            raise BlockedError(
+                f"{picture.called}: is declared at {picture.spec}",
+                hint="it is called what its spec calls it: change that, and it is made anew",
+            )
+
+        def act() -> None:
+            new = new_name(self._layout, wanted, option="NEW", given=True)
+            renaming.rename(self._parts.naming, picture.name, new)
+
+        self._agent.between_turns({picture.lane, lane_of(ADHOC, wanted)}, act, _PATIENCE)
+        self._agent.noted("renamed", ADHOC, f"rename {picture.called} to {wanted}")
+        self._settle(replace(picture, name=wanted), _PATIENCE)
+        return {"name": wanted, "message": ""}
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 

@@ -129,6 +129,9 @@ class _Quiet:
     def lane(self, end: object) -> None:
         """Nothing to say."""
 
+    def noted(self, kind: str, subject: str, text: str) -> None:
+        """The verb itself says this."""
+
     def problem(self, text: str) -> None:
         print(f"reconciler: {text}", file=sys.stderr)
 

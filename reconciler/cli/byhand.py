@@ -208,6 +208,12 @@ def _update(parser: argparse.ArgumentParser) -> None:
     _names(parser)
 
 
+def _rename(parser: argparse.ArgumentParser) -> None:
+    call(parser, "lifecycle:rename")
+    parser.add_argument("name", metavar="NAME", help=_NAME)
+    parser.add_argument("new", metavar="NEW", help="what it is to be called")
+
+
 VERBS: Final[Verbs] = (
     ("run", "Make an ad-hoc container and start it.", _run),
     ("create", "Make an ad-hoc container, without starting it.", _create),
@@ -219,4 +225,5 @@ VERBS: Final[Verbs] = (
     ("pause", "Freeze all that runs in containers.", _pause),
     ("unpause", "Let paused containers go on.", _unpause),
     ("update", "Change limits and restart policy of ad-hoc containers in place.", _update),
+    ("rename", "Call an ad-hoc container by another name; what runs in it goes on.", _rename),
 )

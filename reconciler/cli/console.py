@@ -103,6 +103,9 @@ class Console:
         if end.cancelled:
             self.say(f"{end.app}: a newer spec came; starting over")
 
+    def noted(self, kind: str, subject: str, text: str) -> None:
+        self.say(text)
+
     def problem(self, text: str) -> None:
         if text != self._problem:
             self._problem = text

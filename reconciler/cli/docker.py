@@ -106,8 +106,8 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command(
         "rename",
-        "",
-        "not yet: a container is called what its spec, or `run --name`, says",
+        "rename",
+        "of ad-hoc containers; a declared one is called what its spec calls it",
         "container rename",
     ),
     Command(

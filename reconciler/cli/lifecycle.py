@@ -1,4 +1,4 @@
-"""The verbs stop, restart, kill, rm, pause, unpause and update: one question per name, and one answer each.
+"""The verbs stop, restart, kill, rm, pause, unpause, update and rename: one question per name, and one answer each.
 
 The name goes to standard output, what the loop will do next to standard error. One that fails does not keep the others
 from being asked for.
@@ -70,3 +70,9 @@ def update(args: argparse.Namespace) -> int:
             hint="--memory, --memory-swap, --cpus, --pids-limit, --restart",
         )
     return each(args, "update", {"options": options})
+
+
+def rename(args: argparse.Namespace) -> int:
+    """Call an ad-hoc container by another name."""
+    print(ask(args, "rename", {"name": args.name, "new": args.new})["name"])
+    return 0

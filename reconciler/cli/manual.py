@@ -63,10 +63,14 @@ differences:
   it, which is for commits; `/` and `/proc` are never mounted.
 - `--network` is `bridge`, `host` or `none`; `--log-driver` is `file` (also as `json-file`), `journald` or `none`.
 
+`rename` gives one another name while it runs: its process, its id, its files and its address stay, its siblings find it
+by the new name at once, and no longer by the old one. The title of its shim, and the journal's name for it, follow when
+it is started again.
+
 The same verbs do the sane thing to *declared* containers, and say what the loop does next. `stop` holds one: it stays
 stopped, across reboots and newer versions, until `start` lets go of it; the newest version runs then. `restart`, and
-`rm -f`, replace it once. `kill` and `pause` are the kernel's; a newer spec replaces what is paused. `rm` and `update`
-are refused with the place of the spec.
+`rm -f`, replace it once. `kill` and `pause` are the kernel's; a newer spec replaces what is paused. `rm`, `update`
+and `rename` are refused with the place of the spec.
 
 Where no agent runs, a verb does the work itself, for ad-hoc containers and for the app that it names. Nothing starts
 again what ends after that.

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -135,6 +135,22 @@ class ByHand:
             adhoc = change(self._read(name))
             self._write(adhoc)
         return adhoc
+
+    def rename(self, old: str, new: str) -> str:
+        """Have the record of `old` under the name `new`, and return its id; "" where it is under neither."""
+        with self._lock:
+            try:
+                adhoc = self._read(old)
+            except NotFoundError:  # done already
+                adhoc = None
+            if adhoc is not None:
+                self._write(replace(adhoc, name=new))
+                self._forget(old)
+                return adhoc.id
+            try:
+                return self._read(new).id
+            except NotFoundError:
+                return ""
 
     def read(self, name: str) -> Adhoc:
         """The record, or NotFoundError, or DamagedRecordError."""

@@ -23,6 +23,7 @@ STATE  (/var/lib/reconciler, 0700)
   network/leases.json        subnets and addresses, replaced by rename under network/lock
   network/sysctls.json       values found before we changed them, restored by clean-up
   adhoc/<name>.json          an ad-hoc container: its id, its spec, what people want of it; without one it is removed
+  adhoc/.renaming            which of them is being given another name, until that is done
   wishes/<app>/<name>.json   what people want of a declared container: held stopped, or started anew
   lastgood/<app>.json        the spec last read without error, with its config files; replaced by rename
   repository.git/            a bare repository, where specs come from git; beside it repository.git.lock
@@ -208,6 +209,10 @@ class Layout:
 
     def adhoc(self, name: str) -> Path:
         return self.adhoc_root / f"{name}.json"
+
+    @property
+    def renaming(self) -> Path:
+        return self.adhoc_root / ".renaming"
 
     @property
     def wishes_root(self) -> Path:

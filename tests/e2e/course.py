@@ -47,6 +47,8 @@ COURSE: Final[tuple[tuple[str, str], ...]] = (
     ("unpause box", "it goes on"),
     ("update --memory 96m box", "the limit in the kernel changes, the process stays"),
     ("restart -t 1 box", "it runs as a new process, and has its files"),
+    ("rename web2 second", "the same container answers under another name"),
+    ("rename second web2", "and back"),
     ("kill -s KILL web2", "it ends at once, its port is free"),
     ("rm web2", "it is gone"),
     ("rm box", "is refused while it runs"),

@@ -248,6 +248,51 @@ def test_a_paused_container_stands_still_and_can_be_stopped(hand: Hand) -> None:
     hand("rm", "-f", "tick")
 
 
+def test_another_name_reaches_everything_while_it_runs(hand: Hand) -> None:
+    device = hand.device
+    hand.detached("one", "sh", "-c", SERVE, "same", options=("-p", "8080:80"))
+    hand.detached("other", "sleep", "100000")
+    device.until(lambda: device.curl("http://127.0.0.1:8080/") == "same\n")
+    before = device.ps()["one"]
+    assert hand("rename", "one", "two") == "two"
+    now = device.ps()
+    assert "one" not in now
+    assert (now["two"]["pid"], now["two"]["id"]) == (before["pid"], before["id"])
+    names = hand.file("other", "/etc/hosts")
+    assert " two" in names or "\ttwo" in names
+    assert "one" not in names.split()
+    assert "one" not in hand.file("two", "/etc/hosts").split()
+    assert device.curl("http://127.0.0.1:8080/") == "same\n"
+    assert hand("exec", "other", "wget", "-qO-", "http://two/") == "same"
+    assert "8080" in hand("port", "two")
+    assert "rename one to two" in hand("events", "-n", "50")
+    # What is taken, missing, no name, or a spec's
+    assert "taken" in hand("rename", "two", "other", code=5)
+    assert "taken" in hand("rename", "two", "two", code=5)
+    assert "must be" in hand("rename", "two", "-", code=64)
+    assert "not found" in hand("rename", "one", "three", code=8)
+    device.spec("web", spec(hand.image))
+    device.until(lambda: hand.state("web/main") == "running")
+    said = hand("rename", "web/main", "mine", code=5)
+    assert "web.yaml:" in said
+    assert "spec" in said
+    # It goes on under its new name, also without an agent, and the old one is free
+    device.stop(signal.SIGKILL)
+    assert hand("rename", "two", "three") == "three"
+    assert device.ps()["three"]["pid"] == before["pid"]
+    assert device.curl("http://127.0.0.1:8080/") == "same\n"
+    assert hand("stop", "-t", "0", "three") == "three"
+    assert hand("rename", "adhoc/three", "four") == "four"
+    device.start()
+    device.logged("converged")
+    hand.detached("three", "sleep", "100000")
+    assert hand("start", "four") == "four"
+    device.until(lambda: device.curl("http://127.0.0.1:8080/") == "same\n")
+    assert hand("logs", "four") == ""
+    hand("rm", "-f", "three", "four", "other")
+    assert [name for name in device.ps() if "/" not in name] == []
+
+
 def test_adhoc_containers_find_each_other_by_name(hand: Hand) -> None:
     hand.detached("server", "sh", "-c", SERVE, "by name")
     assert (

@@ -164,6 +164,10 @@ def the_life(course: Course, box: str) -> None:
     course("restart -t 1 box")
     assert device.pid("box") not in (0, first)
     assert device.reconciler("exec", "box", "cat", "/note").stdout == "inside\n"
+    course("rename web2 second")
+    assert course.container("second")["state"] == "running"
+    assert course.page(8082)
+    course("rename second web2")
     course("kill -s KILL web2")
     assert course.container("web2")["exit_code"] == 137
     assert device.curl("http://127.0.0.1:8082/") == ""

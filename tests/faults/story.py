@@ -106,6 +106,8 @@ class Story:
         image = f"box.example/box:1@{self.base.digest}"
         run = ("run", "-d", "--name", "hand", "--stop-timeout", "0", image, "sleep", "100000")
         self._ask(died, lambda: self._state("hand") == "running", *run)
+        self._ask(died, lambda: self._state("palm") == "running", "rename", "hand", "palm")
+        self._ask(died, lambda: self._state("hand") == "running", "rename", "palm", "hand")
         self._ask(died, lambda: self._state("hand") == "exited", "stop", "-t", "0", "hand")
         self._ask(died, lambda: self._state("hand") == "running", "start", "hand")
         self._ask(died, lambda: self._state("hand") == "none", "rm", "-f", "hand")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from reconciler.engine.layout import Layout
-from reconciler.engine.network import address, bridge, flows, ruleset
+from reconciler.engine.network import address, bridge, flows, rename, ruleset
 from reconciler.engine.network.attach import Attachment, attach
 from reconciler.engine.network.bridge import Bridge, HostRoute
 from reconciler.engine.network.diagnose import kernel
@@ -141,6 +141,16 @@ class Networks:
                 leases[app] = AppLease(found.subnet, kept)
 
         self._leases.change(drop)
+
+    def rename(self, app: str, old: str, new: str) -> None:
+        """Keep under the name `new` what `old` has: address, link, ports. A link needs `attach` then."""
+        self._leases.change(lambda leases: rename.move_lease(leases, app, old, new))
+        failpoint("network.renamed")
+        with kernel(f"link of {app}/{old}"), netlink.Socket(netlink.ROUTE) as sock:
+            rename.move_links(sock, self._instance, app, old, new)
+        ports = self._ports
+        if ports is not None:
+            self._install(rename.move_ports(ports, app, old, new))
 
     def members(self, app: str) -> Mapping[str, IPv4Address]:
         """The addresses of the app's containers, by name."""

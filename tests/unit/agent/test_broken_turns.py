@@ -56,6 +56,9 @@ class Heard:
     def problem(self, text: str) -> None:
         self.problems.append(text)
 
+    def noted(self, kind: str, subject: str, text: str) -> None:
+        pass
+
     def broken_turn(self, text: str) -> None:
         self.broken.append(text)
 
@@ -73,6 +76,7 @@ class Case:
         self.engine = MemoryEngine(self.world, lambda: self.heard.turns[-1].now)
         parts = SimpleNamespace(
             layout=layout,
+            naming=SimpleNamespace(layout=layout),
             device=Device(name="test", interval=0.2),
             retention=Retention(),
             images=None,

@@ -55,6 +55,16 @@ def test_a_record_comes_back_as_it_was_written(layout: Layout) -> None:
         hand.change("web1", lambda one: one)
 
 
+def test_another_name_is_taken_whole_and_once(layout: Layout) -> None:
+    hand = ByHand(layout)
+    hand.add(adhoc())
+    assert hand.rename("web1", "web2") == adhoc().id
+    assert hand.rename("web1", "web2") == adhoc().id  # a crash came before anybody knew
+    assert hand.read("web2") == replace(adhoc(), name="web2")
+    assert byhand.adhoc_names(layout) == frozenset(("web2",))
+    assert hand.rename("gone", "never") == ""
+
+
 def test_a_wish_comes_back_and_goes(layout: Layout) -> None:
     hand = ByHand(layout)
     assert hand.wish("web", "main") is None
