@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from reconciler.errors import UsageError
-from reconciler.report.filters import CONTAINER_KEYS, Filters
+from reconciler.report.filters import CONTAINER_KEYS, Filters, truth
 
 
 def item(name: str, **more: Any) -> dict[str, Any]:
@@ -69,3 +69,13 @@ def test_filters_select(filters: list[str], names: list[str]) -> None:
 def test_a_filter_that_means_nothing_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--filter"):
         Filters([text], CONTAINER_KEYS).select(ITEMS)
+
+
+@pytest.mark.parametrize(("value", "asked"), [("true", True), ("1", True), ("false", False), ("0", False)])
+def test_a_yes_or_no(value: str, asked: bool) -> None:
+    assert truth("dangling", value) is asked
+
+
+def test_a_yes_or_no_that_is_neither_is_refused() -> None:
+    with pytest.raises(UsageError, match="--filter orphaned=maybe: expected true or false"):
+        truth("orphaned", "maybe")
