@@ -147,6 +147,7 @@ def adhoc_app(record: Adhoc, loaded: LoadedApp, image: Image | Unresolved, devic
             UnresolvedImage(record.name, item.reference, item.unresolved) for item in app.unresolved
         ),
         only=record.name,
+        replicas={},
     )
 
 

@@ -234,6 +234,8 @@ def _containers(t: Telemetry, containers: list[Container]) -> Iterator[Family]:
     wanted: dict[Labels, int] = {}
     for labels, c in labelled:
         wanted[labels[:2]] = wanted.get(labels[:2], 0) + int(c["wanted"])
+    for item in t.status["items"]:
+        wanted |= {(("app", item["name"]), ("container", c)): n for c, n in item["replicas"].items()}
     yield gauge("reconciler_container_desired", "Replicas wanted.", list(wanted.items()))
     written: dict[Labels, int] = {}
     for labels, c in labelled:

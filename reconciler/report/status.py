@@ -154,6 +154,7 @@ def _app(
         "hint": hint,
         "stale": wanted.stale if wanted is not None else desired.held.get(name, ""),
         "wanted": wanted is not None,
+        "replicas": dict(wanted.replicas) if wanted is not None else {},
         "busy": busy,
         "steps": [str(step) for step in steps],
         "blocked": [_blocked(item, now) for item in blocked],

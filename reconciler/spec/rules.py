@@ -109,14 +109,15 @@ def _replicas(container: Container, at: Path, app: App) -> Iterable[Finding]:
     for name in container.depends_on:
         other = app.containers.get(name)
         if other is not None and other.replicas == 0 and container.replicas:
-            message = (
-                f"depends_on: the container '{name}' has no replicas, so that this one would never start"
-            )
-            yield Finding((*at, "depends_on", name), message)
+            yield Finding((*at, "depends_on", name), _no_replicas(name))
     if container.replicas > 1 and container.ports:
         message = f"{container.replicas} replicas can't have one port of the device"
         hint = "publish it from one container that passes on to the others, or write replicas: 1"
         yield Finding((*at, "replicas"), message, hint=hint)
+
+
+def _no_replicas(name: str) -> str:
+    return f"depends_on: the container '{name}' has no replicas, so that this one would never start"
 
 
 def _targets(container: Container, at: Path) -> Iterable[Finding]:
@@ -326,6 +327,12 @@ class _Rivals:
 def _dependencies(
     apps: Sequence[Known], claimed: Mapping[str, frozenset[str] | None], complete: bool
 ) -> Iterable[Finding]:
+    none = {
+        f"{known.name}/{name}"
+        for known in apps
+        for name, container in known.app.containers.items()
+        if not (known.partial or container.replicas)
+    }
     for known in apps:
         for name, container in known.app.containers.items():
             for other in container.depends_on:
@@ -339,6 +346,8 @@ def _dependencies(
                 elif (containers := claimed[app]) is not None and inner not in containers:
                     message = f"depends_on: there is no container '{inner}' in the app '{app}'"
                     yield Finding(path, message, app=known.path)
+                elif other in none and container.replicas:
+                    yield Finding(path, _no_replicas(other), app=known.path)
 
 
 def _cycles(apps: Sequence[Known]) -> Iterable[Finding]:

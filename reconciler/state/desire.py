@@ -70,7 +70,8 @@ def desire(
         image = images.get(str(spec.image), Unresolved("not looked up yet"))
         made = image if isinstance(image, Unresolved) else _container(loaded, app, name, spec, image)
         if isinstance(made, Unresolved):
-            unresolved.append(UnresolvedImage(name, str(spec.image), made))
+            numbers = range(1, spec.replicas + 1)
+            unresolved += (UnresolvedImage(replica_name(name, n), str(spec.image), made) for n in numbers)
         else:
             containers |= {one.name: one for one in _replicated(made, spec)}
     return App(
@@ -87,6 +88,7 @@ def desire(
             for name, volume in app.volumes.items()
             if volume.size_limit is not None
         },
+        replicas={name: container.replicas for name, container in sorted(app.containers.items())},
     )
 
 

@@ -307,7 +307,8 @@ class App:
     `volumes` are the names of its declared volumes, `external` those of them that are never made,
     `volume_limits` the bytes that the others may hold, where that is limited. `stale` says why an
     older spec than the one in the source is used (the file is broken), or is empty. `only` is the name of the one
-    container of an ad-hoc app.
+    container of an ad-hoc app. `replicas` says of each declared container how many of it should run, also where that
+    is none, or where its image is not known.
     """
 
     name: str
@@ -320,6 +321,7 @@ class App:
     external: frozenset[str] = frozenset()
     only: str = ""
     volume_limits: Mapping[str, int] = field(default_factory=dict)
+    replicas: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def lane(self) -> str:

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from tests.e2e.conftest import reference
-from tests.e2e.device import Device
+from tests.e2e.device import PROGRAM, Device
 from tests.images import Built
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.network]
@@ -65,6 +65,23 @@ def test_replicas_have_names_addresses_and_lives_of_their_own(device: Device, bo
     device.reconciler("exec", "shop/web.2", "--", "sh", "-c", "echo shared >/data/file")
     assert device.reconciler("exec", "shop/web.3", "--", "cat", "/data/file").stdout == "shared\n"
 
+    listed = device.inside([*PROGRAM, "__complete", "restart", *device.places, "shop/web."]).stdout
+    assert [line.partition("\t")[0] for line in listed.splitlines()] == names[1:]
+    said = device.reconciler("inspect", "--format", "{{.Name}} {{.State.Pid}}", "shop/web.2").stdout
+    assert said.split() == ["shop/web.2", str(pids["shop/web.2"])]
+    assert re.search(
+        r"^shop/web\.2 .*MiB", device.reconciler("stats", "--no-stream", "shop/web.2").stdout, re.M
+    )
+
+    # what is done to one by hand is done to that one alone
+    device.reconciler("restart", "shop/web.2")
+    assert device.running("shop/web.2") != pids["shop/web.2"]
+    device.reconciler("stop", "shop/web.2")
+    assert (device.pid("shop/web.2"), device.status()["shop"]["health"]) == (0, "suspended")
+    assert [device.pid(name) for name in names[::2]] == [pids[name] for name in names[::2]]
+    device.reconciler("start", "shop/web.2")
+    pids["shop/web.2"] = device.running("shop/web.2")
+
     os.kill(pids["shop/web.2"], signal.SIGKILL)
     pids["shop/web.2"] = device.until(
         lambda: device.pid("shop/web.2") if device.pid("shop/web.2") not in (0, pids["shop/web.2"]) else None
@@ -91,3 +108,4 @@ def test_replicas_have_names_addresses_and_lives_of_their_own(device: Device, bo
     device.spec("shop", app(reference(box), 0).replace("    depends_on: [web]\n", ""))
     device.until(lambda: set(device.ps()) == {"shop/client"} or None)
     assert device.status()["shop"]["health"] == "healthy"
+    assert device.status()["shop"]["replicas"] == {"client": 1, "web": 0}

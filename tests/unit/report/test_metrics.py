@@ -304,6 +304,13 @@ def test_what_is_not_counted_here_is_left_out() -> None:
     assert "container_memory_rss" not in text
 
 
+def test_of_each_declared_container_is_told_how_many_are_wanted() -> None:
+    desired = Desired({"web": replace(APP, replicas={"page": 1, "spare": 3, "none": 0})})
+    for name, count in (("page", 1), ("spare", 3), ("none", 0)):
+        told = value(telemetry(world(RUNNING), desired), "reconciler_container_desired", container=name)
+        assert told == count, name
+
+
 def test_a_scrape_of_fifty_containers_is_small_and_quick() -> None:
     containers = {}
     observed: dict[str, tuple[Found, ...]] = {}

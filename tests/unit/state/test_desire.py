@@ -531,6 +531,12 @@ def test_a_container_without_replicas_needs_no_image() -> None:
     app = loaded({"site": {"replicas": 0}})
     assert references(app) == ()
     assert desire(app, {}).unresolved == ()
+    assert desire(app, {}).replicas == {"site": 0}
+
+
+def test_each_replica_waits_for_its_image() -> None:
+    app = desire(loaded({"site": {"replicas": 2}}), {REFERENCE: Unresolved("not looked up yet")})
+    assert [item.container for item in app.unresolved] == ["site", "site.2"]
 
 
 def test_one_replica_more_touches_no_other() -> None:
