@@ -7,18 +7,17 @@ people on this device, unless a spec pins that name to something else: what a sp
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from reconciler.agent.images import open_images
+from reconciler.agent.pinning import pinned
 from reconciler.config import Device
-from reconciler.engine import oci_layout, tags
+from reconciler.engine import tags
 from reconciler.engine.layout import Layout
 from reconciler.engine.platform import Platform, host_platform
 from reconciler.engine.progress import Progress
 from reconciler.engine.pull import Images
 from reconciler.engine.store import Store
-from reconciler.errors import UsageError
-from reconciler.spec.reference import InvalidReferenceError, Reference
+from reconciler.spec.reference import Reference
 from reconciler.state.image import Image
 
 
@@ -65,7 +64,8 @@ def pull(
             device = replace(place.device, bundles=bundles)
             images = open_images(place.layout, device, place.store, for_platform)
             stack.callback(images.close)
-        reference, name = _wanted(images, text, bundle)
+        asked = pinned(text, images.digest, bundle=bundle)
+        reference, name = asked.reference, asked.name
         if for_platform != host_platform():
             # By its own manifest: what the index means on this device must stay what specs are resolved to
             found = images.resolve_without_storing(reference)
@@ -82,31 +82,3 @@ def pull(
             return Pulled(reference, image, warning=f"{name}: not renamed: {reason}")
         tags.give(place.layout, name, image.index)
     return Pulled(reference, image, name)
-
-
-def _wanted(images: Images, text: str, bundle: str) -> tuple[Reference, str]:
-    """The pinned reference that `text` means now, and the name that a person gave it thereby."""
-    if bundle:
-        found = _in_bundle(Path(bundle), text)
-        if found is not None:
-            return found, str(replace(found, digest=None))
-    try:
-        reference = Reference.parse(text)
-    except InvalidReferenceError as error:
-        raise UsageError(str(error), hint=error.hint) from error
-    if reference.digest is not None:
-        return reference, ""
-    return replace(reference, digest=images.digest(reference)), str(reference)
-
-
-def _in_bundle(directory: Path, text: str) -> Reference | None:
-    """What the layout calls `text`; None where that is a pinned reference, whose digest is looked up as always."""
-    if "@" in text:
-        return None
-    digest = oci_layout.named(directory, text)
-    try:
-        return replace(Reference.parse(tags.full_name(text)), digest=digest)
-    except UsageError as error:
-        raise UsageError(
-            f"{directory}: {text!r} is no name for an image here", hint=f"pull it as HOST/NAME@{digest}"
-        ) from error

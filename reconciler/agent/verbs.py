@@ -20,8 +20,9 @@ from reconciler.agent.loop import Agent
 from reconciler.agent.names import new_name
 from reconciler.agent.parts import Parts
 from reconciler.agent.picture import Picture, check_ports, with_free_port
+from reconciler.agent.pinning import pinned
 from reconciler.agent.turn import Turn
-from reconciler.engine import oci_layout, renaming
+from reconciler.engine import renaming
 from reconciler.engine.byhand import Adhoc
 from reconciler.engine.control import Control
 from reconciler.engine.named import named
@@ -31,7 +32,7 @@ from reconciler.errors import BlockedError, ReconcilerError, TimedOutError, Usag
 from reconciler.linux.process import signal_number
 from reconciler.spec.adhoc import ADHOC
 from reconciler.spec.commandline import Options, changed_text, load_text, spec_text
-from reconciler.spec.reference import InvalidReferenceError, Reference
+from reconciler.spec.reference import Digest, Reference
 from reconciler.state.desired import lane_of
 from reconciler.state.wish import Goal, Wish
 
@@ -72,42 +73,22 @@ class Verbs:
     def fetch(self, body: Mapping[str, Any]) -> Answer:
         """Say which image is meant, by digest, and bring it here: from a `bundle` that is given, or its registry."""
         text, bundle = text_of(body, "image"), text_of(body, "bundle")
-        reference = self._named_in(Path(bundle), text) if bundle else self._pinned(reference_of(text))
+        reference = pinned(
+            text, self._parts.images.digest, bundle=bundle, last_known=self._last_known
+        ).reference
+        if bundle:
+            self._parts.images.add_bundle(Path(bundle))
         image = self._parts.images.resolve(reference)
         self._parts.images.pull(image, reference, self._progress)
         return {"image": str(reference), "digest": str(reference.digest)}
 
-    def _named_in(self, bundle: Path, name: str) -> Reference:
-        digest = oci_layout.named(bundle, name)
-        self._parts.images.add_bundle(bundle)
-        # The name may be a whole reference, NAME:TAG, or as often only a tag.
-        whole = name if ":" in name or "/" in name else f"{bundle.name.lower()}:{name}"
-        for text in (name, f"localhost/{whole}", f"localhost/bundle:{name}"):
-            try:
-                return Reference.parse(f"{text}@{digest}")
-            except InvalidReferenceError:
-                continue
-        return Reference.parse(f"localhost/bundle@{digest}")
-
-    def _pinned(self, reference: Reference) -> Reference:
-        if reference.digest is not None:
-            return reference
-        try:
-            return replace(reference, digest=self._parts.images.digest(reference))
-        except ReconcilerError as error:
-            # As good as the last time that somebody asked: a device may be off the net for long.
-            known = self._known(reference) if error.transient else None
-            if known is None:
-                raise
-            return known
-
-    def _known(self, reference: Reference) -> Reference | None:
-        """What that tag meant for a container that is here."""
+    def _last_known(self, reference: Reference) -> Digest | None:
+        """What that tag meant for a container that is here: a device may be off the net for long."""
         newest_first = sorted(records(self._layout), key=lambda record: -record.created)
         for record in newest_first:
             known = Reference.parse(record.reference)
             if replace(known, digest=None) == reference:
-                return known
+                return known.digest
         return None
 
     # --- create ------------------------------------------------------------------------------------------------------

@@ -51,7 +51,8 @@ other by name, and one app, `adhoc`, which no spec may be called. Options and ex
 differences:
 
 - A registry's host is never left out. A tag (`latest` where there is none) is looked up once, and its digest is
-  printed and kept. With `--bundle LAYOUT` the image may also be a name in that OCI layout.
+  printed and kept. With `--bundle LAYOUT` the image may also be a name in that OCI layout; a tag alone, as most
+  layouts have, is kept as localhost/DIRECTORY:TAG.
 - The restart policy is `no` unless `--restart` says otherwise. `always` is Docker's `unless-stopped`, and
   `on-failure` comes back after a reboot too. What was running with `no` when the device went down stays down.
 - `--memory` without `--memory-swap` means no swap. `-v /path` without a volume's name is refused: there are no

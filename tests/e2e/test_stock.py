@@ -70,7 +70,7 @@ def test_an_image_is_pulled_from_a_layout_named_listed_and_removed(ready: Device
     missing = ready.reconciler("pull", "--bundle", str(extra.layout), "nothing", check=False)
     assert missing.returncode == 8
     assert extra.tag in missing.stderr
-    name = f"localhost/{extra.tag}:latest"
+    name = f"localhost/{extra.layout.name}:{extra.tag}"
     found = images(ready)[digest]
     assert found["names"] == [name]
     assert found["wanted_by"] == [{"kind": "tag", "name": name}]
@@ -149,7 +149,7 @@ def test_a_tag_is_looked_up_when_it_is_pulled(device: Device, extra: Built, tmp_
 
 def test_prune_takes_what_nothing_needs_and_says_so(ready: Device, box: Built, extra: Built) -> None:
     pull(ready, extra, extra.tag)
-    name = f"localhost/{extra.tag}:latest"
+    name = f"localhost/{extra.layout.name}:{extra.tag}"
     gentle = ready.reconciler("image", "prune", "--dry-run", "-o", "json").stdout
     assert not [item for item in json.loads(gentle)["items"] if item["kind"] == "image"]
     nobody = ready.reconciler("image", "prune", "-a", check=False)
