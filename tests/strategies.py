@@ -64,10 +64,15 @@ limits = st.sampled_from([Limits(), Limits(memory=64 << 20), Limits(cpus=500, pi
 def settings(draw: st.DrawFn, name: str, port_base: int, dependencies: tuple[str, ...]) -> Settings:
     """Settings whose ports are from a range of the app's own."""
     numbers = draw(st.lists(st.sampled_from([port_base, port_base + 1]), unique=True, max_size=1))
+    ports = [Port("0.0.0.0", n + 2 * NAMES.index(name), draw(st.sampled_from([80, 81]))) for n in numbers]
+    if name in NAMES[:2] and draw(st.booleans()):  # replicas may share one
+        ports.append(
+            Port("0.0.0.0", port_base + 2 * len(NAMES), draw(st.sampled_from([80, 81])), balance=True)
+        )
     return Settings(
         limits=draw(limits),
         restart=draw(policies),
-        ports=tuple(Port("0.0.0.0", n + 2 * NAMES.index(name), draw(st.sampled_from([80, 81]))) for n in numbers),
+        ports=tuple(ports),
         depends_on=tuple(sorted(draw(st.sets(st.sampled_from(dependencies), max_size=2)))) if dependencies else (),
         labels=draw(st.sampled_from([(), (("tier", "web"),)])),
     )  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from reconciler.agent.images import open_images
 from reconciler.config import Device
-from reconciler.engine import instance, renaming, scope
+from reconciler.engine import instance, renaming, scope, serving
 from reconciler.engine.byhand import ByHand
 from reconciler.engine.container import Containers
 from reconciler.engine.hierarchies import Hierarchies
@@ -70,7 +70,7 @@ def open_parts(layout: Layout, device: Device, progress: Callable[[Progress], No
     store = Store(layout)
     store.prepare()
     images = open_images(layout, device, store)
-    networks = Networks(layout, identity)
+    networks = Networks(layout, identity, lambda: serving.look(layout))
     parent = f"reconciler-{identity}"
     zygote = Zygote(layout, place=lambda pid: scope.join(parent, Hierarchies.detect(), pid))
     pulls = Pulls(progress)

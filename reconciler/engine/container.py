@@ -22,13 +22,14 @@ from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.attach import raise_loopback
 from reconciler.engine.network.networks import Networks
-from reconciler.engine.process import ShimRecord, end, open_pidfd, read_shim
+from reconciler.engine.process import ShimRecord, end, open_pidfd, read_shim, stop_signal
+from reconciler.engine.serving import sharing, until_served
 from reconciler.engine.snapshot import Uppers, held
 from reconciler.engine.store import Store
 from reconciler.engine.zygote import Zygote
 from reconciler.errors import NotFoundError, ReconcilerError, TimedOutError
 from reconciler.failpoint import failpoint
-from reconciler.linux import capability, process
+from reconciler.linux import capability
 from reconciler.state.desired import Container, Settings, VolumeMount
 
 _KILL_TIMEOUT = 10.0
@@ -236,6 +237,8 @@ class Containers:
         with Control.connect(self._layout.control_socket(found.id)) as control:
             control.start()
         failpoint("start.started")
+        if until_served(self._layout, found):
+            self._networks.share(app, name)
 
     def _find(self, app: str, name: str) -> record.Record:
         """The newest container of that name; looks through all of them only where this process did not make it."""
@@ -290,8 +293,10 @@ class Containers:
             return None
         self._layout.stopping(container_id).touch(mode=0o600)
         failpoint("stop.marked")
+        if found := sharing(self._layout, container_id):
+            self._networks.share(found.app, found.name)  # it gets no new connections from here on
         try:
-            signal.pidfd_send_signal(init, _signal_number(signal_name))
+            signal.pidfd_send_signal(init, stop_signal(signal_name))
         except ProcessLookupError:
             os.close(init)
             return None
@@ -422,14 +427,6 @@ class Containers:
 
 def _volumes(desired: Container) -> Iterable[str]:
     return {mount.volume for mount in desired.identity.mounts if isinstance(mount, VolumeMount)}
-
-
-def _signal_number(name: str) -> int:
-    """The number of a stop signal as a spec or an image writes it; SIGTERM for what an image has made up."""
-    try:
-        return process.signal_number(name)
-    except ValueError:
-        return signal.SIGTERM
 
 
 def _names(path: Path) -> list[str]:

@@ -59,6 +59,7 @@ class LocalEngine:
             target=port.target,
             protocol=port.protocol,
             address=self._networks.lease(item.app, item.container),
+            balance=port.balance,
         )
 
     def pull(self, reference: str, image: Image) -> None:

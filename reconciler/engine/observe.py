@@ -8,10 +8,11 @@ one, because a turn in which nothing happened must cost next to nothing.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from reconciler.engine import byhand, cgroup, devices, volumelimit, volumes
+from reconciler.engine import byhand, cgroup, devices, serving, volumelimit, volumes
 from reconciler.engine.hierarchies import Hierarchies, read
 from reconciler.engine.layout import Layout
 from reconciler.engine.network import listeners
@@ -60,12 +61,13 @@ class Observer:
         network, attached = self._networks_now()
         published = frozenset(network.published or ())
         there = volumes.names(self._layout)
+        containers = self._containers(attached)
         return state.Observed(
             boot=boot_id(),
-            containers=self._containers(attached),
+            containers=containers,
             previous=self._all_previous(),
             volumes=there,
-            network=network,
+            network=self._balanced(network, containers),
             listeners=self._listeners(item.port for item in ports if item not in published),
             store=self._store.observe(),
             failures=dict(failures),
@@ -103,7 +105,9 @@ class Observer:
             published = tuple(
                 sorted(
                     state.Published(
-                        p.app, p.container, Port(str(p.host_ip), p.published, p.target, p.protocol)
+                        p.app,
+                        p.container,
+                        Port(str(p.host_ip), p.published, p.target, p.protocol, p.balance),
                     )
                     for p in network.ports
                 )
@@ -118,6 +122,24 @@ class Observer:
         )
         self._network = network, found, attached
         return found, attached
+
+    def _balanced(
+        self, network: state.Network, containers: Mapping[str, Sequence[state.Container]]
+    ) -> state.Network:
+        """The same network, and whether its shared ports lead to those that serve them."""
+        seen = (
+            self._networks.observe().ports if any(p.port.balance for p in network.published or ()) else None
+        )
+        if not seen:
+            return network
+        ids = {
+            (container.app, container.name): [same.id for same in containers[container.full_name]]
+            for found in containers.values()
+            for container in found
+        }
+        serves = serving.look(self._layout, ids)
+        right = all(port.serving == serves(port) for port in seen if port.balance)
+        return network if right else replace(network, balanced=False)
 
     def _listeners(self, wanted: Iterable[Port]) -> tuple[state.Listener, ...]:
         ports = list(wanted)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from reconciler.engine.control import Command, CommandError, Control, Execution
 from reconciler.engine.zygote import Created, StepError, Zygote
 from reconciler.errors import TimedOutError
+from reconciler.linux.process import signal_number
 from reconciler.shim import record
 from reconciler.state.process import ExitRecord, ProcessId
 
@@ -186,3 +187,11 @@ def end(pidfd: int, grace: float) -> None:
         pass
     finally:
         os.close(pidfd)
+
+
+def stop_signal(name: str) -> int:
+    """The number of a stop signal as a spec or an image writes it; SIGTERM for what an image has made up."""
+    try:
+        return signal_number(name)
+    except ValueError:
+        return signal.SIGTERM

@@ -291,8 +291,10 @@ def _network(
         if app.networked and lane not in untouched and (lane in found or _may_start(app, observed)):
             networks.add(app.name)
     there = observed.network.published
-    if networks <= observed.network.apps and (
-        there == table if there is not None else not (networks or table)
+    if (
+        networks <= observed.network.apps
+        and observed.network.balanced
+        and (there == table if there is not None else not (networks or table))
     ):
         return None
     return ConfigureNetwork(tuple(sorted(networks)), table)

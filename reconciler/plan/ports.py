@@ -67,12 +67,11 @@ class Claims:
         return ""
 
     def rivals(self, row: Published) -> list[Published]:
-        """The claims of other containers that exclude `row`."""
+        """The claims of other containers that exclude `row`; replicas may share a port."""
         return [
             other
             for other in self.rows.get((row.port.protocol, row.port.published), ())
-            if (other.app, other.container) != (row.app, row.container)
-            and overlap(row.port.host_ip, other.port.host_ip)
+            if not other.shares(row) and overlap(row.port.host_ip, other.port.host_ip)
         ]
 
     def reclaim(self, row: Published) -> None:
@@ -83,7 +82,11 @@ class Claims:
         key = (row.port.protocol, row.port.published)
         claims = self.rows.get(key, [])
         same_port = [
-            other for other in claims if other != row and overlap(row.port.host_ip, other.port.host_ip)
+            other
+            for other in claims
+            if other != row
+            and overlap(row.port.host_ip, other.port.host_ip)
+            and not (other.container != row.container and other.shares(row))
         ]
         if any(other.app != row.app or other in self.published for other in same_port):
             return

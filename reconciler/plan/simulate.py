@@ -57,6 +57,7 @@ def simulate(step: Step, world: Observed, now: Now) -> Observed:
                 world.network,
                 apps=world.network.apps | set(step.networks),
                 published=step.published,
+                balanced=True,
             )
             return replace(world, network=network)
         case PullImage():

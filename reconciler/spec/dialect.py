@@ -17,7 +17,6 @@ NOT_YET: Final[dict[str, frozenset[str]]] = {
         }
     ),
     "Limits": frozenset({"rootfs"}),
-    "Port": frozenset({"balance"}),
     "DeviceFile": frozenset(
         {
             "sources", "trust", "windows", "locks", "network", "disk", "notify", "peers", "limits", "store",

@@ -93,6 +93,14 @@ class Port(Part):
         PortSpan, Doc("The port inside, or a range of the same length.", "1-65535, or A-B", "80")
     ]
     protocol: Annotated[Literal["tcp", "udp"], Doc("The transport protocol.", "tcp, udp", "udp")] = "tcp"
+    balance: Annotated[
+        bool,
+        Doc(
+            "Share the port between all replicas: each new connection goes to the next one that listens there.",
+            "boolean",
+            "true",
+        ),
+    ] = False
 
     @model_validator(mode="after")
     def _as_long(self) -> Self:

@@ -110,9 +110,11 @@ def _replicas(container: Container, at: Path, app: App) -> Iterable[Finding]:
         other = app.containers.get(name)
         if other is not None and other.replicas == 0 and container.replicas:
             yield Finding((*at, "depends_on", name), _no_replicas(name))
-    if container.replicas > 1 and container.ports:
-        message = f"{container.replicas} replicas can't have one port of the device"
-        hint = "publish it from one container that passes on to the others, or write replicas: 1"
+    if container.replicas > 1 and not all(port.balance for port in container.ports):
+        message = f"{container.replicas} replicas can't have one port of the device each for itself"
+        hint = (
+            "let them share it: ports: [{published: ..., target: ..., balance: true}]; or write replicas: 1"
+        )
         yield Finding((*at, "replicas"), message, hint=hint)
 
 

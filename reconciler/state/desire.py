@@ -262,7 +262,13 @@ def _settings(app: model.App, spec: model.Container, image: Image) -> Settings:
         ports=tuple(
             sorted(
                 {
-                    Port(port.host_ip, port.published.first + step, port.target.first + step, port.protocol)
+                    Port(
+                        port.host_ip,
+                        port.published.first + step,
+                        port.target.first + step,
+                        port.protocol,
+                        port.balance,
+                    )
                     for port in spec.ports
                     for step in range(port.published.count)
                 }

@@ -225,12 +225,16 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Port:
-    """A published port: packets to `host_ip`:`published` reach `target` inside. `protocol` is tcp or udp."""
+    """A published port: packets to `host_ip`:`published` reach `target` inside. `protocol` is tcp or udp.
+
+    With `balance` all replicas of the container share it, those of them that serve it.
+    """
 
     host_ip: str
     published: int
     target: int
     protocol: str = "tcp"
+    balance: bool = False
 
     def __str__(self) -> str:
         return f"{self.host_ip}:{self.published}->{self.target}/{self.protocol}"

@@ -7,7 +7,7 @@ thought about each, and `Lost` ("we do not know how it ended") is one of them.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from reconciler.state.desired import Limits, Port, Settings
+from reconciler.state.desired import Limits, Port, Settings, replicated
 from reconciler.state.image import Image
 from reconciler.state.process import ExitRecord
 
@@ -117,18 +117,31 @@ class Published:
     container: str
     port: Port
 
+    def shares(self, other: "Published") -> bool:
+        """Whether both are the same container's, or replicas of one container that share their ports."""
+        if (self.app, self.container) == (other.app, other.container):
+            return True
+        return (
+            self.port.balance
+            and other.port.balance
+            and self.port.host_ip == other.port.host_ip
+            and (self.app, replicated(self.container)) == (other.app, replicated(other.container))
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Network:
     """The device's network as found: `apps` whose bridge is there and right, and what the port table holds.
 
     `published` is None where the table is missing or not as we made it. `traces` are the apps of which anything at all
-    is there, be it only the lease that an interrupted removal left.
+    is there, be it only the lease that an interrupted removal left. `balanced` says that each port that replicas share
+    leads to exactly those of them that serve it now.
     """
 
     apps: frozenset[str] = frozenset()
     published: tuple[Published, ...] | None = None
     traces: frozenset[str] = frozenset()
+    balanced: bool = True
 
     @property
     def known(self) -> frozenset[str]:

@@ -6,7 +6,7 @@ always named by an address or a port of ours; other flows of the host are left a
 """
 
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from ipaddress import IPv4Address
 
 from reconciler.engine.network.diagnose import kernel
@@ -20,6 +20,7 @@ _UDP = PROTOCOLS["udp"]
 _FEW = 2000
 _SUBJECT = "connection tracking"
 
+_Answer = tuple[bytes, int]  # packed address and port
 _Search = tuple[bytes, Callable[[conntrack.Entry], bool]]
 
 
@@ -45,14 +46,20 @@ def forget_changed(
 
     `local` are this host's own addresses: a flow to the same port of somebody else's is none of ours.
     """
-    old = {mapping for mapping in before if mapping.protocol == "udp"}
-    new = {mapping for mapping in after if mapping.protocol == "udp"}
+    old = {mapping for mapping in before if mapping.protocol == "udp" and mapping.serving}
+    new = {mapping for mapping in after if mapping.protocol == "udp" and mapping.serving}
+    answering: dict[object, set[_Answer]] = {}
+    for mapping in new:
+        answering.setdefault(mapping.key, set()).add((mapping.address.packed, mapping.target))
     gone: list[_Search] = [
         (conntrack.by_reply_source(mapping.address.packed), _translated_by(mapping))
         for mapping in sorted(old - new)
     ]
     come: list[_Search] = [
-        (conntrack.by_original_destination_port(_UDP, mapping.published), _reaches_another(mapping, local))
+        (
+            conntrack.by_original_destination_port(_UDP, mapping.published),
+            _reaches_another(mapping, local, answering[mapping.key]),
+        )
         for mapping in sorted(new - old)
     ]
     if not gone and not come:
@@ -80,16 +87,17 @@ def _translated_by(mapping: PortMapping) -> Callable[[conntrack.Entry], bool]:
 
 
 def _reaches_another(
-    mapping: PortMapping, local: frozenset[IPv4Address]
+    mapping: PortMapping, local: frozenset[IPv4Address], answering: Container[_Answer]
 ) -> Callable[[conntrack.Entry], bool]:
+    """A flow to that port that is answered by none of those that it leads to now."""
+
     def stale(entry: conntrack.Entry) -> bool:
         sent = entry.original
         if (sent.protocol, sent.destination_port) != (_UDP, mapping.published):
             return False
         asked = IPv4Address(sent.destination)
         mine = asked == mapping.host_ip or (mapping.host_ip == ANY and (asked in local or asked.is_loopback))
-        answers = (entry.reply.source, entry.reply.source_port)
-        return mine and answers != (mapping.address.packed, mapping.target)
+        return mine and (entry.reply.source, entry.reply.source_port) not in answering
 
     return stale
 

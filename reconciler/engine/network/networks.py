@@ -6,7 +6,7 @@ bridge exists, and an address is given back last.
 """
 
 import threading
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
@@ -21,7 +21,7 @@ from reconciler.engine.network.leases import AppLease, LeaseFile, Leases
 from reconciler.engine.network.listeners import Listener
 from reconciler.engine.network.names import LinkLabel, bridge_name, read_bridge_label
 from reconciler.engine.network.observed import AppNetwork, AppObserved, NetworkObserved
-from reconciler.engine.network.ports import PortMapping, PortTable, salvage
+from reconciler.engine.network.ports import PortMapping, PortTable, Serves, salvage, served
 from reconciler.engine.network.sysctl import FORWARDING, Forwarding
 from reconciler.errors import BlockedError, NotFoundError
 from reconciler.failpoint import failpoint
@@ -43,8 +43,12 @@ class _Seen:
 class Networks:
     """The networks of one instance, in the network namespace of the calling process."""
 
-    def __init__(self, layout: Layout, instance: str) -> None:
+    def __init__(
+        self, layout: Layout, instance: str, look: Callable[[], Serves] = lambda: lambda port: port.serving
+    ) -> None:
+        """`look` returns what says of a port that replicas share whether its container serves it now."""
         self._layout = layout
+        self._look = look
         self._instance = instance
         self._firewall = Firewall(instance)
         self._forwarding = Forwarding(layout.sysctls)
@@ -190,6 +194,13 @@ class Networks:
         UDP flows that the change makes wrong are forgotten. BlockedError where two of them want the same port.
         """
         return self._install(PortTable(ports))
+
+    def share(self, app: str, container: str) -> None:
+        """Let the ports that the container shares lead to it, or not, as it serves them now; it may have none."""
+        table = self._firewall.observe()
+        mine = table.ports if table is not None else ()
+        if any(port.balance and (port.app, port.container) == (app, container) for port in mine):
+            self._install()
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -344,6 +355,7 @@ class Networks:
                 wanted = salvage(before.ports if before is not None else ())
             if without:
                 wanted = PortTable(mapping for mapping in wanted if mapping.app != without)
+            wanted = served(wanted, self._look)
             networks = {app: lease.subnet for app, lease in self._leases.read().items()}
             if not networks and not len(wanted):
                 changed = self._firewall.remove()

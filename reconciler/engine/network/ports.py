@@ -3,11 +3,12 @@
 Pure. The table of all ports of a device is one value, because it is replaced as a whole.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from reconciler.errors import BlockedError, ReconcilerError
+from reconciler.state.desired import replicated
 
 ANY = IPv4Address("0.0.0.0")
 PROTOCOLS = {"tcp": 6, "udp": 17}
@@ -15,7 +16,10 @@ PROTOCOLS = {"tcp": 6, "udp": 17}
 
 @dataclass(frozen=True, slots=True, order=True)
 class PortMapping:
-    """Traffic to `host_ip`:`published` of this host goes to `address`:`target`; host ip 0.0.0.0 means all of them."""
+    """Traffic to `host_ip`:`published` of this host goes to `address`:`target`; host ip 0.0.0.0 means all of them.
+
+    With `balance` it goes to those of the container's replicas that are `serving`, in turn; without, to this one alone.
+    """
 
     app: str
     container: str
@@ -24,6 +28,8 @@ class PortMapping:
     target: int
     protocol: str
     address: IPv4Address
+    balance: bool = False
+    serving: bool = True
 
     def __str__(self) -> str:
         return f"{self.host_ip}:{self.published}/{self.protocol}"
@@ -32,8 +38,27 @@ class PortMapping:
     def owner(self) -> str:
         return f"{self.app}/{self.container}"
 
+    @property
+    def key(self) -> tuple[IPv4Address, str, int]:
+        """The port of the host that it is about."""
+        return self.host_ip, self.protocol, self.published
+
+    def shares(self, other: "PortMapping") -> bool:
+        """Whether both are of replicas of one container that share their ports, and not of one and the same."""
+        return (
+            self.balance
+            and other.balance
+            and self.container != other.container
+            and (self.app, replicated(self.container)) == (other.app, replicated(other.container))
+        )
+
     def overlaps(self, other: "PortMapping") -> bool:
-        """Whether both want the same port of the same address, as two sockets could not have it."""
+        """Whether both want the same port of the same address, as two sockets could not have it.
+
+        Replicas that share a port do not exclude each other.
+        """
+        if self != other and self.key == other.key and self.shares(other):
+            return False
         return (self.published, self.protocol) == (other.published, other.protocol) and (
             self.host_ip == other.host_ip or ANY in (self.host_ip, other.host_ip)
         )
@@ -80,3 +105,14 @@ def salvage(mappings: Iterable[PortMapping]) -> PortTable:
         except ReconcilerError:
             continue
     return kept
+
+
+Serves = Callable[[PortMapping], bool]
+
+
+def served(ports: PortTable, look: Callable[[], Serves]) -> PortTable:
+    """The same ports, those that replicas share as they are served now; `look` is asked only where there are any."""
+    if not any(port.balance for port in ports):
+        return ports
+    serves = look()
+    return PortTable(replace(port, serving=serves(port)) if port.balance else port for port in ports)

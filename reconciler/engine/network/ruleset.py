@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from typing import Any
 
 from reconciler.engine.network.names import bridge_name, table_name
 from reconciler.engine.network.ports import ANY, PROTOCOLS, PortMapping, PortTable
@@ -46,6 +47,8 @@ def _match(left: object, right: object, op: str = "==") -> Json:
 _IN, _OUT = _meta("iifname"), _meta("oifname")
 _FROM_BRIDGE = _match(_IN, "@bridges")
 _TO_BRIDGE = _match(_OUT, "@bridges")
+_ADDRESS_PORT = ["ipv4_addr", "inet_proto", "inet_service"]
+_SHARE = [*_ADDRESS_PORT, "ipv4_addr"]  # and the address of the replica
 _SAME_BRIDGE = _match(_concat(_IN, _OUT), "@siblings")
 _TRANSLATED = _match({"ct": {"key": "status"}}, "dnat", "in")
 _ANSWER = _match({"ct": {"key": "state"}}, ["established", "related"], "in")
@@ -108,6 +111,12 @@ _RULES: tuple[tuple[str, tuple[Json, ...]], ...] = (
     ("nat_postrouting", (_FROM_BRIDGE, _match(_OUT, "@bridges", "!="), _MASQUERADE)),
 )
 
+# To the chain of a port that replicas share. One that none of them serves has none: then the host itself refuses.
+_SHARED_RULES: tuple[tuple[str, tuple[Json, ...]], ...] = (
+    ("published", ({"vmap": {"key": _ADDRESS_PORT_KEY, "data": "@one_shared"}},)),
+    ("published", ({"vmap": {"key": _PORT_KEY, "data": "@any_shared"}},)),
+)
+
 
 def render(
     instance: str, networks: Mapping[str, IPv4Network], ports: PortTable, *, found_forwarding: str = ""
@@ -123,43 +132,45 @@ def render(
     def add(kind: str, **content: object) -> Json:
         return {"add": {kind: {"family": "ip", "table": name, **content}}}
 
-    def elements(items: list[object]) -> Json:
-        return {"elem": items} if items else {}
-
     bridges = sorted((bridge_name(instance, app), subnet) for app, subnet in networks.items())
-    one = [mapping for mapping in ports if mapping.host_ip != ANY]
-    any_ = [mapping for mapping in ports if mapping.host_ip == ANY]
+    one = [mapping for mapping in ports if mapping.host_ip != ANY and not mapping.balance]
+    any_ = [mapping for mapping in ports if mapping.host_ip == ANY and not mapping.balance]
     content = [
-        add("set", name="bridges", type="ifname", **elements([bridge for bridge, _ in bridges])),
+        add("set", name="bridges", type="ifname", **_elems([bridge for bridge, _ in bridges])),
         add(
             "set",
             name="siblings",
             type=["ifname", "ifname"],
-            **elements([_concat(bridge, bridge) for bridge, _ in bridges]),
+            **_elems([_concat(bridge, bridge) for bridge, _ in bridges]),
         ),
         add(
             "set",
             name="members",
             type=["ifname", "ipv4_addr"],
             flags=["interval"],
-            **elements([_concat(bridge, _prefix(subnet)) for bridge, subnet in bridges]),
+            **_elems([_concat(bridge, _prefix(subnet)) for bridge, subnet in bridges]),
         ),
     ]
     for kind, mappings, types in (
-        ("one", one, ["ipv4_addr", "inet_proto", "inet_service"]),
-        ("any", any_, ["inet_proto", "inet_service"]),
+        ("one", one, _ADDRESS_PORT),
+        ("any", any_, _ADDRESS_PORT[1:]),
     ):
         keys = [(_key(mapping), mapping) for mapping in mappings]
         addresses: list[object] = [[_commented(key, m.app), str(m.address)] for key, m in keys]
         targets: list[object] = [[_commented(key, m.container), m.target] for key, m in keys]
-        content.append(add("map", name=f"{kind}_address", type=types, map="ipv4_addr", **elements(addresses)))
-        content.append(add("map", name=f"{kind}_port", type=types, map="inet_service", **elements(targets)))
+        content.append(add("map", name=f"{kind}_address", type=types, map="ipv4_addr", **_elems(addresses)))
+        content.append(add("map", name=f"{kind}_port", type=types, map="inet_service", **_elems(targets)))
     content += [add("chain", name=chain) for chain in ("published", "inward")]
+    shared = [mapping for mapping in ports if mapping.balance]
+    content += [add(kind, **value) for kind, value in _shared(shared)]
     content += [
         add("chain", name=chain, type=kind, hook=hook, prio=priority, policy="accept")
         for chain, kind, hook, priority in _CHAINS
     ]
-    content += [add("rule", chain=chain, expr=list(expression)) for chain, expression in _RULES]
+    content += [
+        add("rule", chain=chain, expr=list(expression))
+        for chain, expression in (*(_SHARED_RULES if shared else ()), *_RULES)
+    ]
     if found_forwarding:
         content.append(add("chain", name=_FOUND_FORWARDING + found_forwarding))
     wanted = add("chain", name=_WANTED + _hash(content))
@@ -188,6 +199,10 @@ def seal(instance: str, listing: Sequence[Json]) -> list[Json]:
     return [{"add": {"chain": chain}}]
 
 
+def _elems(items: Sequence[object]) -> Json:
+    return {"elem": list(items)} if items else {}
+
+
 def _prefix(subnet: IPv4Network) -> Json:
     return {"prefix": {"addr": str(subnet.network_address), "len": subnet.prefixlen}}
 
@@ -195,6 +210,57 @@ def _prefix(subnet: IPv4Network) -> Json:
 def _key(mapping: PortMapping) -> Json:
     port: tuple[object, ...] = (mapping.protocol, mapping.published)
     return _concat(*port) if mapping.host_ip == ANY else _concat(str(mapping.host_ip), *port)
+
+
+def _share(mapping: PortMapping) -> Json:
+    return _concat(str(mapping.host_ip), mapping.protocol, mapping.published, str(mapping.address))
+
+
+def _shared(ports: Sequence[PortMapping]) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Kind and content of what ports that replicas share need beside the rules; nothing where there are none."""
+    if not ports:
+        return
+    # No rule asks these: they say whose a shared port is, and who serves it, to whoever reads the table.
+    yield "set", {"name": "shared", "type": _SHARE, "elem": [_commented(_share(m), m.app) for m in ports]}
+    targets = [[_commented(_share(m), m.container), m.target] for m in ports]
+    yield "map", {"name": "shared_port", "type": _SHARE, "map": "inet_service", "elem": targets}
+    serving = [mapping for mapping in ports if mapping.serving]
+    yield "set", {"name": "serving", "type": _SHARE, **_elems([_share(m) for m in serving])}
+    members: dict[tuple[IPv4Address, str, int], list[PortMapping]] = {}
+    for mapping in serving:
+        members.setdefault(mapping.key, []).append(mapping)
+    for key, same in members.items():
+        yield "chain", {"name": _chain(key)}
+        for expression in _in_turn(same):
+            yield "rule", {"chain": _chain(key), "expr": list(expression)}
+    for name, types in (("one_shared", _ADDRESS_PORT), ("any_shared", _ADDRESS_PORT[1:])):
+        jumps: list[object] = [
+            [_key(same[0]), {"jump": {"target": _chain(key)}}]
+            for key, same in members.items()
+            if (key[0] == ANY) == (types != _ADDRESS_PORT)
+        ]
+        yield "map", {"name": name, "type": types, "map": "verdict", **_elems(jumps)}
+
+
+def _chain(key: tuple[IPv4Address, str, int]) -> str:
+    host_ip, protocol, port = key
+    return f"shared_{protocol}_{port}" + ("" if host_ip == ANY else f"_{host_ip}")
+
+
+def _in_turn(members: Sequence[PortMapping]) -> Iterable[tuple[Json, ...]]:
+    """A rule per member: the first takes one of n connections, the next one of the n-1 that are left, and so on.
+
+    Rules, and not a map of numbers: libnftables before 1.0.8 reads no map to `address . port`, and while a change of
+    the target is under way the members' ports differ.
+    """
+    for position, member in enumerate(members):
+        left = len(members) - position
+        turn = {"numgen": {"mode": "inc", "mod": left}}
+        yield (
+            _match(_meta("l4proto"), member.protocol),
+            *((_match(turn, 0),) if left > 1 else ()),
+            {"dnat": {"family": "ip", "addr": str(member.address), "port": member.target}},
+        )
 
 
 def _commented(key: Json, comment: str) -> Json:
@@ -272,7 +338,42 @@ def _ports(listing: Sequence[Json]) -> list[PortMapping]:
                 continue
             if isinstance(target, int) and target:
                 found.append(PortMapping(app, container, host_ip, key[2], target, key[1], destination))
-    return found
+    return [*found, *_shared_ports(listing, maps)]
+
+
+def _shared_ports(listing: Sequence[Json], maps: Mapping[str, object]) -> Iterable[PortMapping]:
+    sets = {str(value.get("name")): value.get("elem", []) for value in _objects(listing, "set")}
+    apps = {share: comment for share, comment, _ in _shares(sets.get("shared", []))}
+    serving = {share for share, _, _ in _shares(sets.get("serving", []))}
+    for share, container, target in _shares(maps.get("shared_port", [])):
+        host_ip, protocol, port, address = share
+        try:
+            where, to = IPv4Address(host_ip), IPv4Address(address)
+        except AddressValueError:
+            continue
+        if share in apps and target:
+            yield PortMapping(
+                apps[share], container, where, port, target, protocol, to, True, share in serving
+            )
+
+
+def _shares(items: object) -> Iterable[tuple[tuple[str, str, int, str], str, int]]:
+    """(host ip, protocol, port, address), comment ("" for none) and value (0 for none) of elements like ours."""
+    for item in items if isinstance(items, list) else []:
+        element, value = (item[0], item[1]) if isinstance(item, list) and len(item) == 2 else (item, 0)
+        match element:
+            case {"elem": {"val": {"concat": [*key]}, "comment": str(comment)}}:
+                pass
+            case {"concat": [*key]}:
+                comment = ""
+            case _:
+                continue
+        match key:
+            case [str(host_ip), str() | int() as proto, int(port), str(address)] if isinstance(value, int):
+                protocol = proto if isinstance(proto, str) else _NUMBER_TO_PROTOCOL.get(proto, str(proto))
+                yield (host_ip, protocol, port, address), comment, value
+            case _:
+                continue
 
 
 _Key = tuple[str, str, int]

@@ -1,11 +1,13 @@
 """Whose port it is."""
 
+from dataclasses import replace
+
 import pytest
 
 from reconciler.plan.diff import plan
 from reconciler.plan.ports import overlap
 from reconciler.plan.steps import Blocked, ConfigureNetwork, Plan
-from reconciler.state.desired import Container, Port, Settings
+from reconciler.state.desired import Container, Port, Settings, replica_name
 from reconciler.state.observed import Listener, Network, Published
 from tests import values
 from tests.values import NOW
@@ -90,3 +92,43 @@ def test_an_update_that_can_not_be_pulled_holds_back_no_port_from_another_app() 
     want = values.desired(values.app("a", new), values.app("b", other))
     have = values.world(values.found(old), images=values.IMAGES[:1])
     assert table(plan(want, have, NOW)) == (Published("b", "site", port),)
+
+
+def replica(number: int, *ports: Port, image: int = 0) -> Container:
+    name = replica_name("site", number)
+    return values.container("a", name, image=values.IMAGES[image], settings=Settings(ports=ports))
+
+
+def test_replicas_share_a_port_and_nobody_else_does() -> None:
+    port = Port("0.0.0.0", 80, 80, balance=True)
+    both = replica(1, port), replica(2, port)
+    other = serving("b", port)
+    want = values.desired(values.app("a", *both), values.app("b", other))
+    made = plan(want, values.world(), NOW)
+    assert table(made) == (Published("a", "site", port), Published("a", "site.2", port))
+    assert made.blocked == (Blocked("b", "site", "port 0.0.0.0:80/tcp already used by a/site"),)
+    alone = replace(port, balance=False)
+    want = values.desired(values.app("a", both[0], replica(2, alone)))
+    assert table(plan(want, values.world(), NOW)) == (Published("a", "site", port),)
+
+
+def test_a_shared_port_that_does_not_lead_to_who_serves_it_is_put_right() -> None:
+    port = Port("0.0.0.0", 80, 80, balance=True)
+    both = replica(1, port), replica(2, port)
+    want = values.desired(values.app("a", *both))
+    have = values.world(*(values.found(one) for one in both))
+    assert plan(want, have, NOW).steps == ()
+    astray = replace(have, network=replace(have.network, balanced=False))
+    assert [type(step) for step in plan(want, astray, NOW).steps] == [ConfigureNetwork]
+    assert plan(want, values.turn(want, astray), NOW).steps == ()
+
+
+def test_a_change_of_the_target_goes_through_replica_by_replica() -> None:
+    before, after = (Port("0.0.0.0", 80, target, balance=True) for target in (80, 8080))
+    old = [replica(number, before) for number in (1, 2)]
+    want = values.desired(values.app("a", *(replica(number, after, image=1) for number in (1, 2))))
+    have = values.world(*(values.found(one) for one in old), images=values.IMAGES[:1])
+    for _ in range(4):
+        have = values.turn(want, have)
+    assert plan(want, have, NOW).steps == ()
+    assert {row.port for row in have.network.published or ()} == {after}

@@ -518,6 +518,13 @@ def test_replicas_differ_in_name_and_host_name_only() -> None:
     assert app.containers["client"].settings.depends_on == ("web/site", "web/site.2", "web/site.3")
 
 
+def test_replicas_share_the_ports_that_say_so() -> None:
+    ports = [{"published": 80, "target": 8080, "balance": True}]
+    app = desire(loaded({"site": {"replicas": 2, "ports": ports}}), {REFERENCE: IMAGE})
+    shared = (Port("0.0.0.0", 80, 8080, "tcp", True),)
+    assert [app.containers[name].settings.ports for name in ("site", "site.2")] == [shared, shared]
+
+
 def test_a_replicas_host_name_keeps_its_number() -> None:
     name = "n" * 63
     app = desire(loaded({name: {"replicas": 12}}), {REFERENCE: IMAGE})

@@ -1,5 +1,6 @@
 """The port table refuses what two sockets could not have, and what is no port (S12)."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
@@ -52,6 +53,21 @@ def test_other_protocols_and_other_addresses_are_other_ports() -> None:
 
 def test_the_same_mapping_twice_is_one() -> None:
     assert len(PortTable([port(80), port(80)])) == 1
+
+
+def test_replicas_that_share_a_port_do_not_exclude_each_other() -> None:
+    one = replace(port(80), balance=True)
+    two = replace(one, container="server.2", target=81)
+    assert len(PortTable([one, two])) == 2
+    for rival in (
+        replace(two, balance=False),
+        replace(two, container="other"),
+        replace(two, app="other"),
+        replace(two, container="server"),
+        replace(two, host_ip=IPv4Address("127.0.0.1")),
+    ):
+        with pytest.raises(BlockedError):
+            PortTable([one, rival])
 
 
 @pytest.mark.parametrize("number", [0, -1, 65536, 100000])

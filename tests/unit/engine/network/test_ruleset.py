@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from reconciler.engine.network import ruleset
 from reconciler.engine.network.ports import PortMapping, PortTable, salvage
+from reconciler.state.desired import replica_name
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "ruleset" / "two-apps.json"
 INSTANCE = "0123456789abcdef"
@@ -32,6 +34,26 @@ PORTS = (
     mapping("other", "dns.2", "192.0.2.1", 53, 5353, "udp", "172.20.6.9"),
 )
 
+SHARED = tuple(
+    PortMapping(
+        "web",
+        name,
+        IPv4Address(host_ip),
+        80,
+        target,
+        protocol,
+        IPv4Address(address),
+        True,
+        address[-1] != "7",
+    )
+    for name, target, address in (
+        ("page", 8080, "172.20.5.5"),
+        ("page.2", 8081, "172.20.5.6"),
+        ("page.3", 8080, "172.20.5.7"),
+    )
+    for host_ip, protocol in (("0.0.0.0", "tcp"), ("192.0.2.1", "udp"))
+)
+
 names = st.sampled_from(["a", "web", "x-1", "y.2", "z" * 63])
 mappings = st.builds(
     mapping,
@@ -43,6 +65,29 @@ mappings = st.builds(
     st.sampled_from(["tcp", "udp"]),
     st.sampled_from(["172.20.5.2", "172.20.5.3"]),
 )
+shared = st.builds(
+    lambda one, balance, serving: replace(one, balance=balance, serving=serving or not balance),
+    mappings,
+    st.booleans(),
+    st.booleans(),
+)
+replicas = st.builds(
+    lambda number, serving, host_ip: PortMapping(
+        "y",
+        replica_name("y", number),
+        IPv4Address(host_ip),
+        80,
+        81,
+        "tcp",
+        IPv4Address(f"172.20.5.{number}"),
+        True,
+        serving,
+    ),
+    st.integers(1, 3),
+    st.booleans(),
+    st.sampled_from(["0.0.0.0", "192.0.2.1"]),
+)
+several = st.lists(shared | replicas, max_size=8)
 networks = st.dictionaries(
     names, st.integers(0, 255).map(lambda third: IPv4Network(f"172.20.{third}.0/24")), max_size=5
 )
@@ -79,7 +124,16 @@ def test_the_table_is_the_golden_one() -> None:
     assert GOLDEN.read_text() == f"[\n{lines}\n]\n"
 
 
-@given(networks, st.lists(mappings, max_size=8), st.randoms(use_true_random=False))
+def test_the_table_of_shared_ports_is_the_golden_one() -> None:
+    rendered = ruleset.render(INSTANCE, NETWORKS, PortTable([*PORTS, *SHARED]))
+    lines = ",\n".join(json.dumps(command, sort_keys=True) for command in rendered)
+    golden = GOLDEN.with_name("shared-ports.json")
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(f"[\n{lines}\n]\n")
+    assert golden.read_text() == f"[\n{lines}\n]\n"
+
+
+@given(networks, several, st.randoms(use_true_random=False))
 def test_the_same_content_in_any_order_renders_the_same_bytes(
     apps: dict[str, IPv4Network], wanted: list[PortMapping], random: object
 ) -> None:
@@ -91,7 +145,7 @@ def test_the_same_content_in_any_order_renders_the_same_bytes(
     assert ruleset.fingerprint(one) == ruleset.fingerprint(two)
 
 
-@given(networks, st.lists(mappings, max_size=8))
+@given(networks, several)
 def test_what_was_rendered_is_read_back_and_known_as_ours(
     apps: dict[str, IPv4Network], wanted: list[PortMapping]
 ) -> None:
