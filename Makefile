@@ -56,7 +56,9 @@ test-vm: ## run the tests marked cgroup or quota in a virtual machine with cgrou
 	@$(MAKE) --no-print-directory $(TEST_STAMP)
 	.venv/bin/python -m pytest -m vm tests/vm
 
-bench: $(TEST_STAMP) ## measure beside crun, runc, docker and podman, as far as they are installed
+bench: ## measure beside crun, runc, docker and podman, as far as they are installed
+	@deploy/packages.sh bench
+	@$(MAKE) --no-print-directory $(TEST_STAMP)
 	.venv/bin/python bench/run.py
 
 format: $(TEST_STAMP) ## put the sources into their one form

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from bench import many, pull, report, start, streams, turn
+from bench import flow, many, pull, report, start, streams, turn
 from bench.measure import BenchError
 from bench.place import arrange, contain
 from bench.session import Session
@@ -28,6 +28,7 @@ BENCHMARKS: Final[Mapping[str, tuple[str, Benchmark]]] = {
     "turn": ("a turn over 1000 specs", turn.run),
     "logs": ("the log pump at 100 MB/s", streams.logs),
     "port": ("throughput of a published port", streams.port),
+    "ports": ("one of 1000 published ports, by iperf3 and wrk", flow.published),
 }
 
 

@@ -4,6 +4,7 @@
  *   first NAME wait         and wait for SIGTERM
  *   first NAME flood MB S   and write MB million bytes of lines a second to standard output for S seconds, then wait
  *   first NAME sink PORT    and swallow what TCP connections to PORT send, one at a time
+ *   first NAME web PORT     and answer every request to PORT, of at most 64 connections at once, with two bytes
  *
  * The moment is one line, "NAME NANOSECONDS\n" of CLOCK_BOOTTIME, written to the FIFO /out/first: whoever holds its other
  * end hears it without asking any engine. No C library: between execve and the clock there is nothing.
@@ -69,11 +70,41 @@ static void flood(u64 rate, u64 seconds) { /* rate: bytes in a microsecond, whic
     }
 }
 
-static void sink(u64 port) {
+static int listen_on(u64 port) {
     struct sockaddr_in address = {AF_INET, (u16)(port >> 8 | port << 8), 0, {0}};
     int listener = (int)sys_socket();
     sys_reuse_address(listener);
-    if (listener < 0 || sys_bind(listener, &address) < 0 || sys_listen(listener, 8) < 0) sys_exit(5);
+    if (listener < 0 || sys_bind(listener, &address) < 0 || sys_listen(listener, 64) < 0) sys_exit(5);
+    return listener;
+}
+
+/* A client that waits for each answer sends one request at a time, in one segment. */
+static void web(u64 port) {
+    static const char answer[] = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    static struct pollfd open[65];
+    struct sockaddr_in address;
+    int count = 1;
+    open[0] = (struct pollfd){listen_on(port), POLLIN, 0};
+    for (;;) {
+        sys_poll(open, (u32)count, 3600000);
+        if (open[0].revents && count < 65) {
+            int fd = (int)sys_accept(open[0].fd, &address);
+            if (fd >= 0) open[count++] = (struct pollfd){fd, POLLIN, 0};
+        }
+        for (int i = count - 1; i > 0; i--) {
+            if (!open[i].revents) continue;
+            isize got = sys_read(open[i].fd, buffer, CHUNK);
+            if (got > 0) got = sys_write(open[i].fd, answer, sizeof answer - 1);
+            if (got > 0 || got == -EAGAIN || got == -EINTR) continue;
+            sys_close(open[i].fd);
+            open[i] = open[--count];
+        }
+    }
+}
+
+static void sink(u64 port) {
+    struct sockaddr_in address;
+    int listener = listen_on(port);
     for (;;) {
         struct pollfd wait = {listener, POLLIN, 0};
         sys_poll(&wait, 1, 3600000);
@@ -99,6 +130,7 @@ __attribute__((noreturn, used)) void begin(long *stack) {
     if (count == 2) sys_exit(0);
     if (arguments[2][0] == 'f' && count == 5) flood(number(arguments[3]), number(arguments[4]));
     if (arguments[2][0] == 's' && count == 4) sink(number(arguments[3]));
+    if (arguments[2][0] == 'w' && arguments[2][1] == 'e') web(number(arguments[3]));
     pause();
     sys_exit(0);
 }

@@ -77,7 +77,7 @@ def port(session: Session) -> list[Row]:
         session.moments.take(["sink"])
         (found,) = records(instance.layout)
         own, published = (found.address, 80), ("127.0.0.1", _PORT)
-        until(lambda: _answers(published), timeout=10, message="the published port")
+        until(lambda: answers(published), timeout=10, message="the published port")
         seconds = 0.5 if session.quick else 1.5
         samples = interleave(
             max(3, session.rounds(3)),
@@ -98,7 +98,8 @@ def port(session: Session) -> list[Row]:
     ]
 
 
-def _answers(address: tuple[str, int]) -> bool:
+def answers(address: tuple[str, int]) -> bool:
+    """Whether somebody takes a connection."""
     try:
         socket.create_connection(address, 1).close()
     except OSError:

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Install the Debian packages that `run` or `test` needs, where they are missing. Quick when nothing is.
+# Install the Debian packages that `run`, `test` or `bench` needs, where they are missing. Quick when nothing is.
 #
-#   deploy/packages.sh run|test
+#   deploy/packages.sh run|test|bench
 #
 # No service is started by it: a policy-rc.d that says no stands in for the duration, where there is none. Without root,
 # or without apt, `test` says what is missing and goes on; `run` fails.
@@ -21,15 +21,16 @@ esac
 case ${1-} in
 run) wanted=$run ;;
 test) wanted=$test ;;
+bench) wanted="$test iperf3 wrk" ;;
 *)
-	echo "usage: $0 run|test" >&2
+	echo "usage: $0 run|test|bench" >&2
 	exit 64
 	;;
 esac
 
 give_up() {
 	echo "packages: $1: $missing" >&2
-	[ "$wanted" = "$test" ] || exit 1
+	[ "$wanted" != "$run" ] || exit 1
 	echo "packages: going on without; the end of the run lists the tests that could not run" >&2
 	exit 0
 }
