@@ -29,6 +29,7 @@ from reconciler.engine.snapshot import Uppers
 from reconciler.linux import mount, namespace
 from reconciler.source.directory import DirectorySource
 from reconciler.state.desired import App, Container, Desired
+from reconciler.state.network import Network
 
 _PORT = 20000
 # Seconds. Writing cgroup.procs takes 10 ms more after 20 ms without (RCU): containers are seldom started in a row.
@@ -189,13 +190,13 @@ def _whole(instance: Instance, parts: Parts, desired: App) -> Sample:
     engine, container = parts.engine, _container(desired)
     ports = wanted_ports(Desired(apps={desired.name: desired}))
     began = boottime()
-    engine.configure_network([desired.name], ports)
+    engine.configure_network([Network(desired.name)], ports)
     engine.create_container(container, attempt=0, restarts=0)
     engine.start_container(desired.name, container.name)
     sample = instance.moments.after(began, "path")
     for id in list(instance.shims()):
         engine.remove_container(id, keep_previous=False)
-    engine.configure_network([desired.name], [])
+    engine.configure_network([Network(desired.name)], [])
     return sample
 
 

@@ -17,6 +17,7 @@ from reconciler.execute.engine import Engine
 from reconciler.state.desired import Container as Wanted
 from reconciler.state.desired import Limits, Port, Rotation, Settings
 from reconciler.state.image import Image
+from reconciler.state.network import Network
 from reconciler.state.observed import Container, Created, Exited, Lost, Observed, Published, Running
 
 DAMAGE = ("shim", "cgroup", "run", "state")
@@ -55,7 +56,7 @@ def only(subject: Subject) -> Container:
 def ready(subject: Subject, want: Wanted) -> Wanted:
     """Everything that the container needs before it can be created."""
     subject.engine.pull(want.reference, want.image)
-    subject.engine.configure_network((want.app,), ())
+    subject.engine.configure_network((Network(want.app),), ())
     return want
 
 
@@ -125,18 +126,30 @@ class EngineContract:
     def test_networks_and_ports_are_as_asked_and_may_be_asked_for_again(self, subject: Subject) -> None:
         ports = (Published("web", "page", Port("0.0.0.0", 8080, 80)),)
         for _ in range(2):
-            subject.engine.configure_network(("db", "web"), ports)
+            subject.engine.configure_network((Network("db"), Network("web")), ports)
             network = subject.observe().network
             assert network.apps == {"db", "web"}
             assert network.published == ports
-        subject.engine.configure_network(("web",), ())
+        subject.engine.configure_network((Network("web"),), ())
         assert subject.observe().network.published == ()
 
     def test_a_network_goes_once_and_takes_its_ports_along(self, subject: Subject) -> None:
-        subject.engine.configure_network(("db", "web"), ())
+        subject.engine.configure_network((Network("db"), Network("web")), ())
         for _ in range(2):
             subject.engine.remove_network("web")
             assert subject.observe().network.apps == {"db"}
+
+    def test_a_network_changes_once_nothing_is_in_it(self, subject: Subject) -> None:
+        plain, other = Network("web/back"), Network("web/back", "10.77.0.0/24", "10.77.0.9", True)
+        subject.engine.configure_network((plain,), ())
+        assert subject.observe().network.declared == ()
+        for _ in range(2):
+            subject.engine.change_network(other)
+            network = subject.observe().network
+            assert network.apps == {"web/back"}
+            assert network.declared == (other,)
+        subject.engine.change_network(plain)
+        assert subject.observe().network.declared == ()
 
     # --- create and start --------------------------------------------------------------------------------------------
 
@@ -152,7 +165,7 @@ class EngineContract:
 
     def test_create_leaves_nothing_where_it_fails(self, subject: Subject) -> None:
         want = subject.wanted("web", "page")
-        subject.engine.configure_network(("web",), ())
+        subject.engine.configure_network((Network("web"),), ())
         with pytest.raises((ReconcilerError, OSError)):  # nobody has pulled its image
             subject.engine.create_container(want, attempt=0, restarts=0)
         assert containers(subject) == []
@@ -164,7 +177,7 @@ class EngineContract:
         assert pid(only(subject)) == pid(running)
 
     def test_start_fails_where_there_is_nothing_to_start(self, subject: Subject) -> None:
-        subject.engine.configure_network(("web",), ())
+        subject.engine.configure_network((Network("web"),), ())
         with pytest.raises(ReconcilerError):
             subject.engine.start_container("web", "page")
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from reconciler.errors import NotFoundError
 from reconciler.plan.simulate import ImpossibleStepError, simulate
 from reconciler.plan.steps import (
+    ChangeNetwork,
     CollectGarbage,
     ConfigureNetwork,
     CreateContainer,
@@ -32,6 +33,7 @@ from reconciler.spec.adhoc import ADHOC
 from reconciler.state.desired import Container as Wanted
 from reconciler.state.desired import Settings
 from reconciler.state.image import Image
+from reconciler.state.network import Network
 from reconciler.state.observed import Container, Created, Exited, Lost, Now, Observed, Published, Running
 from reconciler.state.process import ExitRecord
 
@@ -55,7 +57,7 @@ class MemoryEngine:
 
     # --- the engine --------------------------------------------------------------------------------------------------
 
-    def configure_network(self, networks: Sequence[str], published: Sequence[Published]) -> None:
+    def configure_network(self, networks: Sequence[Network], published: Sequence[Published]) -> None:
         self._before("configure_network")
         self._do(ConfigureNetwork(tuple(networks), tuple(published)))
 
@@ -126,9 +128,13 @@ class MemoryEngine:
         self._before("forget_container")
         self._do(ForgetContainer(ADHOC, name))
 
-    def remove_network(self, app: str) -> None:
+    def change_network(self, network: Network) -> None:
+        self._before("change_network")
+        self._do(ChangeNetwork(network))
+
+    def remove_network(self, network: str) -> None:
         self._before("remove_network")
-        self._do(RemoveNetwork(app))
+        self._do(RemoveNetwork(network))
 
     def collect(self, kind: str, name: str) -> bool:
         self._before("collect")

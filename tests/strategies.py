@@ -6,6 +6,7 @@ Worlds are put together freely, not only by histories, so that also what no hist
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -27,6 +28,8 @@ from reconciler.state.desired import (
     VolumeMount,
 )
 from reconciler.state.image import Unresolved
+from reconciler.state.network import Attachment
+from reconciler.state.network import Network as NetworkOf
 from reconciler.state.observed import Container as Found
 from reconciler.state.observed import (
     Created,
@@ -34,7 +37,7 @@ from reconciler.state.observed import (
     Failure,
     Listener,
     Lost,
-    Network,
+    Networks,
     Observed,
     Phase,
     Previous,
@@ -105,7 +108,47 @@ def containers(
         mounts=draw(mounts),
         settings=set_up if mode == "bridge" else replace(set_up, ports=()),
         network_mode=mode,
+        networks=draw(places(app)) if mode == "bridge" else (),
     )
+
+
+SHARED = "/lan"
+_FORMS: tuple[dict[str, Any], ...] = (
+    {},
+    {},
+    {"subnet": "10.77.0.0/24"},
+    {"subnet": "10.78.0.0/24"},
+    {"internal": True},
+)
+
+
+def declared(key: str) -> st.SearchStrategy[NetworkOf]:
+    """A network in one of the forms that it may be declared in."""
+    return st.sampled_from(_FORMS).map(lambda form: NetworkOf(key, **form))
+
+
+@st.composite
+def places(draw: st.DrawFn, app: str) -> tuple[Attachment, ...]:
+    """Mostly the app's own network; now and then another one, a shared one, or several."""
+    keys = draw(st.sampled_from([(app,)] * 4 + [(f"{app}/back",), (app, f"{app}/back"), (SHARED, app)]))
+    found = [Attachment(NetworkOf(key) if key == SHARED else draw(declared(key))) for key in keys]
+    if found[0].network.subnet and draw(st.booleans()):
+        found[0] = replace(found[0], address=found[0].network.subnet.replace("0/24", "9"))
+    return () if found == [Attachment(NetworkOf(app))] else tuple(found)
+
+
+def agreed(made: Mapping[str, Container]) -> dict[str, Container]:
+    """The same containers, in networks that they say the same of: one spec declares each of them once."""
+    known: dict[str, NetworkOf] = {}
+    result = {}
+    for name, one in made.items():
+        own = [known.setdefault(place.network.key, place.network) for place in one.places]
+        same = tuple(
+            Attachment(n, p.address if n == p.network else "") for n, p in zip(own, one.places, strict=True)
+        )
+        plain = same in ((), (Attachment(NetworkOf(one.app)),))
+        result[name] = replace(one, identity=replace(one.identity, networks=() if plain else same))
+    return result
 
 
 sizes = st.sampled_from([1 << 20, 1 << 30])
@@ -115,7 +158,7 @@ sizes = st.sampled_from([1 << 20, 1 << 30])
 def apps(draw: st.DrawFn, name: str, foreign: bool = False, unresolved: bool = True) -> App:
     """An app; now and then one of its images is not resolved."""
     names = draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=3))
-    made = {n: draw(containers(name, n, foreign, names)) for n in names}
+    made = agreed({n: draw(containers(name, n, foreign, names)) for n in names})
     waiting: tuple[UnresolvedImage, ...] = ()
     if unresolved and made and draw(st.integers(0, 4)) == 0:
         gone = draw(st.sampled_from(sorted(made)))
@@ -282,16 +325,21 @@ def worlds(draw: st.DrawFn, want: Desired, *, local: bool = False, listeners: bo
     objects = [StoredObject("layer", name, 1 << 20, NOW.wall - draw(ages)) for name in sorted(layers)]
     volumes = {app: frozenset(draw(st.sets(st.sampled_from(VOLUMES)))) for app in APPS}
     limited = [f"{app}/{volume}" for app, names in volumes.items() for volume in sorted(names)]
+    keys = [*APPS, *(f"{app}/back" for app in APPS), ADHOC, SHARED]
+    healthy = frozenset(draw(st.sets(st.sampled_from(keys))))
+    traces = frozenset(draw(st.sets(st.sampled_from(keys[:-2]), max_size=2)))
+    forms = [draw(declared(key)) for key in sorted(healthy | traces) if key not in (ADHOC, SHARED)]
     return Observed(
         boot=BOOT,
         containers=have,
         previous=previous,
         volumes=volumes,
         volume_limits=draw(st.dictionaries(st.sampled_from(limited), sizes)) if limited else {},
-        network=Network(
-            frozenset(draw(st.sets(st.sampled_from((*APPS, ADHOC))))),
+        network=Networks(
+            healthy,
             draw(st.sampled_from([None, (), tuple(rows)])),
-            frozenset(draw(st.sets(st.sampled_from(APPS), max_size=2))),
+            traces,
+            tuple(sorted(form for form in forms if form != NetworkOf(form.key))),
         ),
         adhoc=frozenset(name for name in recorded if draw(st.integers(0, 4)) > 0),
         listeners=tuple(draw(st.lists(strangers, max_size=2))) if listeners else (),

@@ -11,8 +11,9 @@ from reconciler.spec.reference import Digest
 from reconciler.state.desired import App, Container, Desired, Identity, Mount, Settings
 from reconciler.state.generation import AppliedApp, Generation
 from reconciler.state.image import Image, Layer
+from reconciler.state.network import Attachment
 from reconciler.state.observed import Container as Found
-from reconciler.state.observed import Exited, Lost, Network, Now, Observed, Phase, Published, Running, Store
+from reconciler.state.observed import Exited, Lost, Networks, Now, Observed, Phase, Published, Running, Store
 from reconciler.state.process import ExitRecord
 
 BOOT = "boot-1"
@@ -62,6 +63,7 @@ def container(
     mounts: tuple[Mount, ...] = (),
     settings: Settings | None = None,
     network_mode: str = "bridge",
+    networks: tuple[Attachment, ...] = (),
 ) -> Container:
     """A container that should run."""
     return Container(
@@ -100,7 +102,7 @@ def found(want: Container, phase: Phase | None = None, **changes: object) -> Fou
         layers=tuple(layer.chain_id.hex for layer in want.image.layers),
         limits=want.settings.limits if isinstance(phase, Running) else None,
         created=NOW.wall - 5000.0,
-        networked=want.networked,
+        networks=want.networks,
     )
     return replace(have, **changes)  # type: ignore[arg-type]
 
@@ -137,7 +139,10 @@ def world(*containers: Found, images: tuple[Image, ...] = IMAGES, **changes: obj
     observed = Observed(
         boot=BOOT,
         containers=dict(sorted(by_name.items())),
-        network=Network(frozenset(c.app for c in containers), tuple(sorted(ports))),
+        network=Networks(
+            frozenset({key for c in containers for key in c.networks} | {c.app for c in containers}),
+            tuple(sorted(ports)),
+        ),
         store=Store(layers=chain_ids(images)),
     )
     return replace(observed, **changes)  # type: ignore[arg-type]
@@ -203,7 +208,7 @@ def reboot(have: Observed, boot: str = "boot-2") -> Observed:
             return c
         return replace(c, phase=Lost("the device was restarted"), limits=None, attached=True, stopped=False)
 
-    return replace(change(have, lose), boot=boot, network=Network(), failures={})
+    return replace(change(have, lose), boot=boot, network=Networks(), failures={})
 
 
 def steps_of(made: Plan, lane: str) -> list[Step]:

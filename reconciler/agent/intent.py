@@ -152,8 +152,9 @@ class Reader:
                 if not values[name].unresolved and name not in stale
             }
             removed = good.keys() - apps.keys() - stale.keys()
-            unkept = self._remember(snapshot, fit, removed=removed)
+            # First: who is interrupted here finds the same app removed again
             self._hand.forget(values, removed)
+            unkept = self._remember(snapshot, fit, removed=removed)
         self._forget_others(loaded.apps)
         by_hand, held = self._by_hand(values)
         desired = Desired(

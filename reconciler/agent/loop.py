@@ -41,6 +41,7 @@ from reconciler.plan.steps import CollectGarbage, ConfigureNetwork, Outcome, Pla
 from reconciler.state.desire import references
 from reconciler.state.desired import Desired, lane_of
 from reconciler.state.generation import Generation
+from reconciler.state.network import owner_of
 from reconciler.state.observed import Now, Observed
 
 _PAUSE_FIRST = 1.0  # seconds after a turn that came to nothing; doubled each time, up to the interval
@@ -320,7 +321,7 @@ class Agent:
         if self._only is None:
             return frozenset()
         found = {lane_of(*name.split("/", 1)) for name in observed.containers}
-        lanes = found | desired.apps.keys() | observed.network.known
+        lanes = found | desired.apps.keys() | {owner_of(key) or key for key in observed.network.known}
         return frozenset(lane for lane in lanes if not self._only(lane))
 
     # --- inside a turn ---------------------------------------------------------------------------------------------
@@ -330,7 +331,10 @@ class Agent:
             self._wanted = Wanted.of(intent.desired)
         wanted = self._wanted
         observed = self._parts.observer.observe(
-            failures=self._failures, ports=wanted.ports, wanted_devices=wanted.devices
+            failures=self._failures,
+            ports=wanted.ports,
+            wanted_devices=wanted.devices,
+            networks=wanted.networks,
         )
         self._devices.watch(wanted.devices - observed.devices)
         return observed

@@ -12,7 +12,7 @@ from typing import Final
 from reconciler.agent.turn import Turn
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.observe import listeners_on
-from reconciler.errors import BlockedError, ReconcilerError
+from reconciler.errors import BlockedError, NotFoundError, ReconcilerError
 from reconciler.plan.byhand import rests
 from reconciler.plan.ports import Claims
 from reconciler.spec.adhoc import ADHOC
@@ -108,6 +108,16 @@ class Picture:
         for item in self.turn.plan.blocked:
             if item.lane == self.lane and item.container in ("", self.name) and item.until is None:
                 raise BlockedError(f"{self.called}: {item.reason}")
+
+
+def demand_networks(picture: Picture, want: Wanted) -> None:
+    """Raise NotFoundError for a network that no app shares: a container by hand alone in one would be a typo."""
+    turn = picture.turn
+    shared = {key for app in turn.intent.desired.declared.values() for key in app.networks}
+    for key in want.networks:
+        if key != ADHOC and key not in shared | turn.observed.network.known:
+            hint = f"declare it in the spec of an app: networks: {{{key[1:]}: {{external: true}}}}"
+            raise NotFoundError(f"network {key[1:]}: no app shares one of that name", hint=hint)
 
 
 def check_ports(picture: Picture, ports: Iterable[Port], networks: Networks) -> None:

@@ -20,7 +20,7 @@ from reconciler.agent.loop import Agent
 from reconciler.agent.parts import Parts, open_parts, retention
 from reconciler.agent.resolver import Resolver
 from reconciler.agent.turn import Listener, Turn
-from reconciler.agent.wanted import wanted_devices, wanted_ports
+from reconciler.agent.wanted import wanted_devices, wanted_networks, wanted_ports
 from reconciler.config import Device
 from reconciler.engine import instance
 from reconciler.engine.layout import Layout
@@ -38,6 +38,7 @@ from reconciler.source.git import Fetch, GitSource
 from reconciler.source.snapshot import Snapshot
 from reconciler.source.watch import watch as watch_directory
 from reconciler.state.desired import Desired
+from reconciler.state.observed import Networks as FoundNetworks
 from reconciler.state.observed import Now, Observed
 
 
@@ -99,14 +100,21 @@ def observe(layout: Layout, desired: Desired | None = None) -> Observed:
     """What is there, or an empty world where no agent has ever run."""
     boot = boot_id()
     if not layout.instance.exists():
-        return Observed(
-            boot=boot, listeners=listeners_on(p.port for p in wanted_ports(desired)) if desired else ()
-        )
+        if desired is None:
+            return Observed(boot=boot)
+        conflicts = Networks(layout, "").conflicts(wanted_networks(desired))
+        taken = listeners_on(p.port for p in wanted_ports(desired))
+        return Observed(boot=boot, listeners=taken, network=FoundNetworks(conflicts=conflicts))
     identity = instance.read_id(layout)
     observer = Observer(layout, identity, Store(layout), Networks(layout, identity))
     ports = wanted_ports(desired) if desired is not None else []
     wanted = wanted_devices(desired) if desired is not None else frozenset()
-    return observer.observe(failures=read_failures(layout, boot), ports=ports, wanted_devices=wanted)
+    return observer.observe(
+        failures=read_failures(layout, boot),
+        ports=ports,
+        wanted_devices=wanted,
+        networks=wanted_networks(desired) if desired is not None else (),
+    )
 
 
 @contextmanager

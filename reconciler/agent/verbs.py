@@ -19,7 +19,7 @@ from reconciler.agent.hand import adhoc_app
 from reconciler.agent.loop import Agent
 from reconciler.agent.names import new_name
 from reconciler.agent.parts import Parts
-from reconciler.agent.picture import Picture, check_ports, with_free_port
+from reconciler.agent.picture import Picture, check_ports, demand_networks, with_free_port
 from reconciler.agent.pinning import pinned
 from reconciler.agent.turn import Turn
 from reconciler.engine import renaming
@@ -118,6 +118,7 @@ class Verbs:
         for waiting in app.unresolved:
             raise UsageError(waiting.unresolved.reason.replace("spec says", "command line says"))
         want = app.containers[name]
+        demand_networks(picture, want)
         if wish.auto_remove and want.settings.restart.policy != "no":
             raise UsageError("--rm and --restart exclude each other")
         if goal is Goal.RUNNING:

@@ -4,22 +4,24 @@ from dataclasses import dataclass
 
 from reconciler.state.desired import App, Desired
 from reconciler.state.generation import AppliedApp
+from reconciler.state.network import Network
 from reconciler.state.observed import Published
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The ports and devices of a desired state, and the version of what is wanted in each lane."""
+    """The ports, devices and declared subnets of a desired state, and the version of what is wanted in each lane."""
 
     desired: Desired
     ports: list[Published]
     devices: frozenset[str]
     digests: dict[str, str]
+    networks: tuple[Network, ...]
 
     @classmethod
     def of(cls, desired: Desired) -> "Wanted":
         digests = {lane: app.version for lane, app in desired.apps.items()}
-        return cls(desired, wanted_ports(desired), wanted_devices(desired), digests)
+        return cls(desired, wanted_ports(desired), wanted_devices(desired), digests, wanted_networks(desired))
 
 
 def wanted_ports(desired: Desired) -> list[Published]:
@@ -39,6 +41,13 @@ def wanted_devices(desired: Desired) -> frozenset[str]:
         for app in desired.apps.values()
         for container in app.containers.values()
         for device in container.identity.devices
+    )
+
+
+def wanted_networks(desired: Desired) -> tuple[Network, ...]:
+    """Every network whose subnet a spec declares."""
+    return tuple(
+        network for app in desired.apps.values() for network in app.networks.values() if network.subnet
     )
 
 

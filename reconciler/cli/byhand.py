@@ -36,8 +36,8 @@ def _surroundings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--network",
         default="",
-        metavar="MODE",
-        help="bridge (the network of all ad-hoc containers), host (the device's own) or none",
+        metavar="NETWORK",
+        help="bridge (the network of all ad-hoc containers), host (the device's own), none, or one that apps share",
     )
     _texts(parser, "--dns", metavar="ADDRESS", help="a server to ask for names of the outside")
     _texts(parser, "--dns-search", metavar="DOMAIN", help="a domain in which short names are looked up")

@@ -13,7 +13,8 @@ from reconciler.cli.listing import printed
 from reconciler.engine import cgroup, instance, volumes
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
-from reconciler.engine.network.leases import decode
+from reconciler.engine.network.leases import Leases, decode
+from reconciler.engine.network.names import member
 from reconciler.engine.record import Record, records
 from reconciler.engine.sight import phase_of
 from reconciler.engine.store import Store
@@ -107,17 +108,22 @@ class Inspector:
                 phase=phase_of(layout, record.id),
                 log=str(layout.log(record.id)),
                 frozen=group is not None and cgroup.frozen(group),
-                subnet=self._subnet(record.app),
+                networks=dict(self._places(record)),
                 image=next((image for image in self._images if str(image.config) == record.image), None),
                 status=self._row(record),
             )
         )
 
-    def _subnet(self, app: str) -> str:
+    def _places(self, record: Record) -> Iterator[tuple[str, inspection.Place]]:
+        leases: Leases = {}
         with suppress(OSError, ValueError):
-            lease = decode(self._layout.leases.read_bytes()).get(app)
-            return str(lease.subnet) if lease is not None else ""
-        return ""
+            leases = decode(self._layout.leases.read_bytes())
+        for key in record.networks:
+            name = member(key, record.app, record.name)
+            if key in leases and name in leases[key].addresses:
+                lease = leases[key]
+                address, said = str(lease.addresses[name]), lease.aliases.get(name, ())
+                yield key, inspection.Place(address, str(lease.subnet), str(lease.gateway), said)
 
     def _row(self, record: Record) -> dict[str, Any]:
         """What the running agent says of the container: health, back-off, whether it is as desired."""
@@ -190,7 +196,11 @@ class Inspector:
         from reconciler.cli.networks import found  # libnftables: likewise
 
         items = found(self._layout, self._instance) if self._layout.leases.exists() else []
-        return [stored.network(item) for item in items if name in (item["name"], item["bridge"])]
+        return [
+            stored.network(item)
+            for item in items
+            if name in (item["name"], item["name"].removeprefix("/"), item["bridge"])
+        ]
 
 
 def _named(name: str, known: Iterable[str], digests: Iterable[str]) -> bool:

@@ -1,6 +1,7 @@
 """The verb network: ls. Which networks there are, who is in them, and what is wrong with them; no agent is needed.
 
-A network is its app's: made with the first container that needs it, and taken away with the app.
+A network is its app's, APP or APP/NAME: made with the first container that needs it, and taken away with the app; or it
+is one that apps share, /NAME.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from reconciler.cli.common import layout_of
 from reconciler.cli.listing import show
 from reconciler.engine import instance
 from reconciler.engine.layout import Layout
-from reconciler.engine.network.address import gateway
+from reconciler.engine.network.names import full_name
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.network.observed import AppObserved
 from reconciler.engine.record import records
@@ -37,28 +38,30 @@ def found(layout: Layout, instance_id: str) -> list[dict[str, Any]]:
         seen = networks.observe().apps
     finally:
         networks.close()
-    ids = {(record.app, record.name): record.id for record in records(layout)}
+    ids = {record.full_name: record.id for record in records(layout)}
     return [_item(app, network, ids) for app, network in sorted(seen.items())]
 
 
-def _item(app: str, network: AppObserved, ids: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+def _item(app: str, network: AppObserved, ids: Mapping[str, str]) -> dict[str, Any]:
     return {
         "name": app,
         "driver": "bridge",
         "scope": "local",
         "subnet": str(network.subnet),
-        "gateway": str(gateway(network.subnet)),
+        "gateway": str(network.gateway),
         "bridge": network.bridge,
+        "internal": network.declared is not None and network.declared.internal,
         "state": "; ".join(network.faults) or "up",
         "containers": [
             {
-                "name": called(app, name),
-                "id": ids[app, name],
+                "name": called(*full.split("/", 1)),
+                "id": ids[full],
                 "address": str(address),
                 "connected": name in network.attached,
             }
             for name, address in sorted(network.addresses.items())
-            if (app, name) in ids  # an address stays leased while its container is made anew
+            # an address stays leased while its container is made anew
+            if (full := full_name(app, name)) in ids
         ],
     }
 

@@ -16,13 +16,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from reconciler.engine import bundle, cgroup, cgroup_limits, devices, etc, hostpath, previous, record, trash
+from reconciler.engine.connect import Connections
 from reconciler.engine.control import Control
 from reconciler.engine.durable import replace_bytes, replace_json
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
-from reconciler.engine.network.attach import raise_loopback
 from reconciler.engine.network.networks import Networks
-from reconciler.engine.process import ShimRecord, end, open_pidfd, read_shim, stop_signal
+from reconciler.engine.process import end, open_pidfd, read_shim, stop_signal
 from reconciler.engine.serving import sharing, until_served
 from reconciler.engine.snapshot import Uppers, held
 from reconciler.engine.store import Store
@@ -55,6 +55,7 @@ class Containers:
         self._instance = instance
         self._store = store
         self._networks = networks
+        self._connections = Connections(layout, networks)
         self._zygote = zygote
         self._hierarchies = hierarchies
         self._uppers = Uppers(layout)
@@ -82,9 +83,10 @@ class Containers:
             hostpath.prepare(desired.identity)
             claim.enter_context(held(layout.container(container_id), desired.full_name))
             failpoint("create.directories")
-            address = str(self._networks.lease(desired.app, desired.name)) if desired.networked else ""
+            address = self._connections.lease(desired)
             failpoint("create.leased")
-            etc.write(layout, container_id, desired, self._neighbours(desired.app))
+            neighbours = self._connections.neighbours(desired.app, desired.name, desired.networks)
+            etc.write(layout, container_id, desired, neighbours)
             nodes = devices.nodes(desired.identity)
             rules = devices.rules(desired.identity, nodes)
             group = cgroup.create(
@@ -135,6 +137,7 @@ class Containers:
                         attempt=attempt,
                         restarts=restarts,
                         turn=desired.wish.turn if desired.wish is not None else 0,
+                        networks=desired.networks,
                     ),
                     durable=bool(desired.id) and not again,
                 )
@@ -227,13 +230,7 @@ class Containers:
             raise ReconcilerError(f"{app}/{name}: it has no shim any more", transient=True)
         if shim.started_boot is not None:
             return
-        if found.address:
-            self.attach(found)
-            failpoint("start.attached")
-            etc.tell_siblings(self._layout, app, self._neighbours(app), about=name)
-            failpoint("start.told")
-        else:
-            self._in_namespace(found, shim, raise_loopback)
+        self._connections.connect(found)
         with Control.connect(self._layout.control_socket(found.id)) as control:
             control.start()
         failpoint("start.started")
@@ -248,38 +245,13 @@ class Containers:
         except (OSError, record.CorruptRecordError):
             return record.find(self._layout, app, name)
 
-    def _neighbours(self, app: str) -> etc.Neighbours:
-        return etc.Neighbours(self._networks.members(app), self._networks.gateway(app))
-
     def attach(self, found: record.Record) -> None:
-        """Connect the container's network namespace to its app's bridge; succeeds if it is connected."""
-        shim = read_shim(self._layout.shim_record(found.id))
-        self._in_namespace(
-            found, shim, lambda namespace: self._networks.attach(found.app, found.name, namespace)
-        )
+        """Connect the container's network namespace to its networks; succeeds if it is connected."""
+        self._connections.attach(found)
 
-    @staticmethod
-    def _in_namespace(found: record.Record, shim: ShimRecord | None, act: Callable[[int], None]) -> None:
-        """Call `act` with a descriptor of the container's network namespace."""
-        pidfd = open_pidfd(shim.init) if shim is not None else None
-        if shim is None or pidfd is None:
-            raise ReconcilerError(
-                f"{found.full_name}: its process ended before the network was attached", transient=True
-            )
-        try:
-            # The pidfd, checked against the start time, makes sure that /proc/PID is still that process.
-            namespace = os.open(f"/proc/{shim.init.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                signal.pidfd_send_signal(pidfd, 0)
-                act(namespace)
-            finally:
-                os.close(namespace)
-        except ProcessLookupError as error:
-            raise ReconcilerError(
-                f"{found.full_name}: its process ended while it was started", transient=True
-            ) from error
-        finally:
-            os.close(pidfd)
+    def tell(self, networks: Iterable[str]) -> None:
+        """Have everybody in these networks know everybody else there."""
+        self._connections.tell(networks)
 
     # --- stop ------------------------------------------------------------------------------------------------------
 
@@ -354,9 +326,7 @@ class Containers:
                 failpoint("remove.kept")
             else:
                 self._forget_previous(found)
-                self._networks.release(found.app, found.name)
-                failpoint("remove.released")
-                etc.tell_siblings(layout, found.app, self._neighbours(found.app), about=found.name)
+                self._connections.release(found)
         self._discard(container_id)
 
     def _touch(self, found: record.Record) -> None:
@@ -413,10 +383,12 @@ class Containers:
                     max_size=rotation.max_size, max_files=rotation.max_files, compress=rotation.compress
                 )
         failpoint("update.logging")
+        if settings.aliases != found.settings.aliases:
+            self._connections.rename(found, settings.aliases)
         record.write(layout, found.with_settings(settings))
         failpoint("update.recorded")
         if reattach:
-            self.attach(found)
+            self._connections.attach(found)
 
     def record_exit(self, container_id: str) -> None:
         """Copy the exit record to where it survives a reboot, durably."""

@@ -9,7 +9,7 @@ container has none, and a full /run stops the host.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -28,10 +28,14 @@ _LARGEST = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Who is in the network of an app: its containers' addresses by name, and the device's own."""
+    """Whom a container knows: those of its app by name, the device's own address there, what members are called beside,
+    and `further` (name, address) pairs.
+    """
 
     members: Mapping[str, IPv4Address]
     gateway: IPv4Address | None = None
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    further: tuple[tuple[str, str], ...] = ()
 
 
 def write(layout: Layout, container_id: str, desired: Container, neighbours: Neighbours) -> None:
@@ -49,13 +53,24 @@ def _hosts(desired: Container, neighbours: Neighbours) -> bytes:
     identity = desired.identity
     extra = _resolved(identity.extra_hosts, neighbours)
     if desired.networked:
-        return resolv.render_hosts(
-            neighbours.members, desired.name, identity.hostname, extra, replicas=desired.app != ADHOC
-        )
+        return _render(neighbours, desired.app, desired.name, identity.hostname, extra)
     # 127.0.1.1 as in Debian: a name of its own that resolves, where it has no address of its own
     own = [(identity.hostname, "127.0.1.1")] if identity.hostname else []
     given = _host_file(_HOSTS) if identity.network_mode == "host" else b""
     return (given or resolv.render_hosts({}, "", "")) + resolv.render_lines([*own, *extra])
+
+
+def _render(
+    neighbours: Neighbours, app: str, name: str, hostname: str, extra: Iterable[tuple[str, str]]
+) -> bytes:
+    return resolv.render_hosts(
+        neighbours.members,
+        name,
+        hostname,
+        [*neighbours.further, *extra],
+        replicas=app != ADHOC,
+        aliases=neighbours.aliases,
+    )
 
 
 def _resolv_conf(identity: Identity) -> bytes:
@@ -84,19 +99,13 @@ def _resolved(extra: Iterable[tuple[str, str]], neighbours: Neighbours) -> list[
     return [(name, address) for name, address in found if address]
 
 
-def tell_siblings(layout: Layout, app: str, neighbours: Neighbours, *, about: str) -> None:
-    """Bring the /etc/hosts of every container in the app's network up to date, in place: `about` has come or gone."""
-    members = neighbours.members
-    if members.keys() <= {about}:
-        return  # nobody else is there
-    for other in record.records(layout):
-        path = layout.hosts(other.id)
-        if other.app == app and other.address and path.exists():
-            hostname, extra = _names(layout, other.id)
-            content = resolv.render_hosts(
-                members, other.name, hostname, _resolved(extra, neighbours), replicas=app != ADHOC
-            )
-            resolv.update_hosts(path, content)
+def update(layout: Layout, found: record.Record, neighbours: Neighbours) -> None:
+    """Bring the /etc/hosts of a container that is there up to date, in place."""
+    path = layout.hosts(found.id)
+    if path.exists():
+        hostname, extra = _names(layout, found.id)
+        content = _render(neighbours, found.app, found.name, hostname, _resolved(extra, neighbours))
+        resolv.update_hosts(path, content)
 
 
 def _names(layout: Layout, container_id: str) -> tuple[str, list[tuple[str, str]]]:

@@ -19,6 +19,7 @@ from reconciler.failpoint import failpoint
 from reconciler.spec.reference import Digest, Reference
 from reconciler.state.desired import Container, Settings
 from reconciler.state.image import Image
+from reconciler.state.network import Network
 from reconciler.state.observed import Published
 
 
@@ -44,8 +45,9 @@ class LocalEngine:
         self._pulls = pulls
         self._byhand = byhand or ByHand(layout)
 
-    def configure_network(self, networks: Sequence[str], published: Sequence[Published]) -> None:
-        self._networks.ensure_all(networks, [(item.app, item.container) for item in published])
+    def configure_network(self, networks: Sequence[Network], published: Sequence[Published]) -> None:
+        leased = [(item.port.network or item.app, item.app, item.container) for item in published]
+        self._networks.ensure_all(networks, leased)
         self._networks.publish([self._mapping(item) for item in published])
         failpoint("network.published")
 
@@ -58,8 +60,9 @@ class LocalEngine:
             published=port.published,
             target=port.target,
             protocol=port.protocol,
-            address=self._networks.lease(item.app, item.container),
+            address=self._networks.lease(item.app, item.container, port.network),
             balance=port.balance,
+            network=port.network,
         )
 
     def pull(self, reference: str, image: Image) -> None:
@@ -96,8 +99,12 @@ class LocalEngine:
     def forget_container(self, name: str) -> None:
         self._byhand.forget(name)
 
-    def remove_network(self, app: str) -> None:
-        self._networks.remove(app)
+    def change_network(self, network: Network) -> None:
+        self._networks.change(network)
+        failpoint("network.changed")
+
+    def remove_network(self, network: str) -> None:
+        self._networks.remove(network)
         failpoint("network.removed")
 
     def collect(self, kind: str, name: str) -> bool:

@@ -16,6 +16,7 @@ from reconciler.engine import byhand, cgroup, devices, serving, volumelimit, vol
 from reconciler.engine.hierarchies import Hierarchies, read
 from reconciler.engine.layout import Layout
 from reconciler.engine.network import listeners
+from reconciler.engine.network.names import full_name, member
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.network.observed import NetworkObserved
 from reconciler.engine.process import ProcessId, boot_id, read_exit
@@ -23,6 +24,7 @@ from reconciler.engine.sight import ParsedFile, Sight, exists, read_record
 from reconciler.engine.store import Store
 from reconciler.state import observed as state
 from reconciler.state.desired import Port
+from reconciler.state.network import Network
 
 
 class Observer:
@@ -38,7 +40,7 @@ class Observer:
         self._sights: dict[str, Sight] = {}
         self._projects: dict[str, ParsedFile[volumelimit.Project]] = {}
         self._previous: dict[str, ParsedFile[state.Previous]] = {}
-        self._network: tuple[NetworkObserved, state.Network, frozenset[str]] | None = None
+        self._network: tuple[NetworkObserved, state.Networks, frozenset[tuple[str, str]]] | None = None
         # Containers whose record could not be read in the last look: in the making, left over, or damaged
         self.unreadable: tuple[str, ...] = ()
 
@@ -53,12 +55,16 @@ class Observer:
         failures: Mapping[str, state.Failure],
         ports: Sequence[state.Published] = (),
         wanted_devices: Iterable[str] = (),
+        networks: Sequence[Network] = (),
     ) -> state.Observed:
         """Everything found now. `failures` is what the caller remembers, `ports` what it wants to be published.
 
-        Sockets of the host are looked at only for ports that are not published yet.
+        Sockets of the host are looked at only for ports that are not published yet, its routes only for those of
+        `networks`, which are wanted with a subnet of their own, that are not there yet.
         """
         network, attached = self._networks_now()
+        if conflicts := self._networks.conflicts(networks):
+            network = replace(network, conflicts=conflicts)
         published = frozenset(network.published or ())
         there = volumes.names(self._layout)
         containers = self._containers(attached)
@@ -94,38 +100,32 @@ class Observer:
         self._projects = projects
         return found
 
-    def _networks_now(self) -> tuple[state.Network, frozenset[str]]:
-        """The networks, and the full names of the containers whose link is right."""
+    def _networks_now(self) -> tuple[state.Networks, frozenset[tuple[str, str]]]:
+        """The networks, and the links that are right, as (network, full name)."""
         network = self._networks.observe()
         known = self._network
         if known is not None and known[0] is network:
             return known[1], known[2]
         published = None
         if network.ports is not None and network.ruleset_intact:
-            published = tuple(
-                sorted(
-                    state.Published(
-                        p.app,
-                        p.container,
-                        Port(str(p.host_ip), p.published, p.target, p.protocol, p.balance),
-                    )
-                    for p in network.ports
-                )
-            )
-        found = state.Network(
+            published = tuple(sorted(_published(network)))
+        found = state.Networks(
             apps=frozenset(app for app, seen in network.apps.items() if seen.healthy),
             published=published,
             traces=frozenset(network.apps),
+            declared=tuple(
+                sorted(seen.declared for seen in network.apps.values() if seen.declared is not None)
+            ),
         )
         attached = frozenset(
-            f"{app}/{container}" for app, seen in network.apps.items() for container in seen.attached
+            (key, full_name(key, name)) for key, seen in network.apps.items() for name in seen.attached
         )
         self._network = network, found, attached
         return found, attached
 
     def _balanced(
-        self, network: state.Network, containers: Mapping[str, Sequence[state.Container]]
-    ) -> state.Network:
+        self, network: state.Networks, containers: Mapping[str, Sequence[state.Container]]
+    ) -> state.Networks:
         """The same network, and whether its shared ports lead to those that serve them."""
         seen = (
             self._networks.observe().ports if any(p.port.balance for p in network.published or ()) else None
@@ -147,7 +147,7 @@ class Observer:
 
     # --- containers --------------------------------------------------------------------------------------------
 
-    def _containers(self, attached: frozenset[str]) -> dict[str, tuple[state.Container, ...]]:
+    def _containers(self, attached: frozenset[tuple[str, str]]) -> dict[str, tuple[state.Container, ...]]:
         place = cgroup.place(Hierarchies.detect(), self._parent)
         if place != self._place:
             self._place = place
@@ -189,6 +189,19 @@ class Observer:
                     found[full_name] = previous
         self._previous = files
         return found
+
+
+def _published(network: NetworkObserved) -> Iterable[state.Published]:
+    """The ports that reach the address that their container has; others have to be written again."""
+    holders = {
+        address: (key, name) for key, seen in network.apps.items() for name, address in seen.addresses.items()
+    }
+    for p in network.ports or ():
+        key, name = holders.get(p.address, ("", ""))
+        if key and name == member(key, p.app, p.container):
+            inner = "" if key == p.app else key
+            port = Port(str(p.host_ip), p.published, p.target, p.protocol, p.balance, inner)
+            yield state.Published(p.app, p.container, port)
 
 
 def capacity() -> state.Capacity:

@@ -28,6 +28,8 @@ class CorruptRecordError(ReconcilerError):
 class Record:
     """identity.json; `turn` is `Wish.turn` of the wish that it was made for.
 
+    `networks` are the keys of its networks, in the order of its interfaces, and `address` is that in the first of them.
+
     `layers` are hex chain ids, bottom first, `image` and `manifest` digests, `created` wall seconds.
     """
 
@@ -46,6 +48,7 @@ class Record:
     attempt: int = 0
     restarts: int = 0
     turn: int = 0
+    networks: tuple[str, ...] = ()
 
     @property
     def full_name(self) -> str:
@@ -77,6 +80,7 @@ def settings_from_json(value: dict[str, Any]) -> Settings:
         labels=tuple((str(key), str(item)) for key, item in value.get("labels", ())),
         rotation=_known(Rotation, value.get("rotation", {})),
         annotations=tuple((str(key), str(item)) for key, item in value.get("annotations", ())),
+        aliases=tuple((str(key), str(item)) for key, item in value.get("aliases", ())),
     )
 
 
@@ -100,6 +104,8 @@ def parse(data: bytes, where: str) -> Record:
             attempt=int(value["attempt"]),
             restarts=int(value["restarts"]),
             turn=int(value.get("turn", 0)),
+            # A release that knew one network for each app wrote none
+            networks=tuple(map(str, value.get("networks", [value["app"]] if value["address"] else []))),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CorruptRecordError(

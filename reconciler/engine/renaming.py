@@ -7,7 +7,7 @@ finds after a crash, because between the two names a plan would see one containe
 import json
 from dataclasses import dataclass, replace
 
-from reconciler.engine import etc, record
+from reconciler.engine import record
 from reconciler.engine.byhand import ByHand
 from reconciler.engine.container import Containers
 from reconciler.engine.durable import replace_json, sync_directory
@@ -68,13 +68,11 @@ def _carry_on(place: Place, old: str, new: str) -> None:
         record.write(layout, found, durable=True)
         failpoint("rename.called")
     networks.rename(ADHOC, old, new)
-    if found is not None and found.address:
+    if found is not None and found.networks:
         shim = read_shim(layout.shim_record(found.id))
         if shim is not None and shim.started_boot is not None and alive(shim.init):
             place.containers.attach(found)
-    etc.tell_siblings(
-        layout, ADHOC, etc.Neighbours(networks.members(ADHOC), networks.gateway(ADHOC)), about=""
-    )
+    place.containers.tell((ADHOC,) if found is None else found.networks)
     failpoint("rename.told")
     layout.renaming.unlink(missing_ok=True)
     sync_directory(layout.adhoc_root)

@@ -156,10 +156,10 @@ class Sight:
         """Its shim, where the last look found it alive."""
         return self._life.shim
 
-    def look(self, place: Place, attached: frozenset[str]) -> state.Container | None:
+    def look(self, place: Place, attached: frozenset[tuple[str, str]]) -> state.Container | None:
         """The container as it is now, None where it has no record that can be read. Unchanged, it is the same object.
 
-        `place` is where its cgroup would be, `attached` are the full names of the containers whose link is right.
+        `place` is where its cgroup would be, `attached` are the links that are right, as (network, full name).
         """
         self._life.shim = None
         found = self._identity.read()
@@ -172,7 +172,7 @@ class Sight:
             limits, intact = self._enforced(place, found.settings.limits)
             intact = intact and all(map(exists, self._parts))
         if isinstance(phase, state.Running):
-            linked = found.full_name in attached or not found.address
+            linked = all((key, found.full_name) in attached for key in found.networks)
             paused = cgroup.frozen(place.group(self.id))
         elif isinstance(phase, state.Exited):
             stopped = exists(self._stopping)
@@ -200,7 +200,7 @@ class Sight:
                 restarts=found.restarts,
                 created=found.created,
                 volumes=found.volumes,
-                networked=bool(found.address),
+                networks=found.networks,
                 turn=found.turn,
                 paused=paused,
                 watched=watched,

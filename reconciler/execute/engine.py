@@ -10,14 +10,15 @@ from typing import Protocol
 
 from reconciler.state.desired import Container, Settings
 from reconciler.state.image import Image
+from reconciler.state.network import Network
 from reconciler.state.observed import Published
 
 
 class Engine(Protocol):
     """The device, as far as steps change it. Verbs may be called from several threads, for different apps."""
 
-    def configure_network(self, networks: Sequence[str], published: Sequence[Published]) -> None:
-        """Make the bridges of `networks` (apps) and replace the port table."""
+    def configure_network(self, networks: Sequence[Network], published: Sequence[Published]) -> None:
+        """Make the bridges of `networks` and replace the port table."""
 
     def pull(self, reference: str, image: Image) -> None:
         """Fetch, verify and unpack; return once every layer is on local disk."""
@@ -59,8 +60,11 @@ class Engine(Protocol):
     def forget_container(self, name: str) -> None:
         """Delete the record of an ad-hoc container, durably."""
 
-    def remove_network(self, app: str) -> None:
-        """Remove the app's bridge and release its addresses."""
+    def change_network(self, network: Network) -> None:
+        """Make the network as it is declared now, with other addresses where these don't fit; nothing runs in it."""
+
+    def remove_network(self, network: str) -> None:
+        """Remove the bridge of the network with this key and release its addresses."""
 
     def collect(self, kind: str, name: str) -> bool:
         """Delete one object of the store;

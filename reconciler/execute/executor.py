@@ -17,6 +17,7 @@ from reconciler.errors import ReconcilerError, VerificationError
 from reconciler.execute.engine import Engine, Wake
 from reconciler.execute.waiter import Waiter
 from reconciler.plan.steps import (
+    ChangeNetwork,
     CollectGarbage,
     ConfigureNetwork,
     CreateContainer,
@@ -301,7 +302,7 @@ class Executor:
             if verb is not None:
                 verb()
             else:
-                self._call(step)
+                perform(self._engine, step)
             outcome = Outcome(step, seconds=time.monotonic() - began)
         except ReconcilerError as error:
             seconds, unverified = time.monotonic() - began, isinstance(error, VerificationError)
@@ -317,38 +318,41 @@ class Executor:
         self._report(outcome)
         return outcome
 
-    def _call(self, step: Step) -> None:
-        engine = self._engine
-        match step:
-            case ConfigureNetwork():
-                engine.configure_network(step.networks, step.published)
-            case PullImage():
-                engine.pull(step.reference, step.image)
-            case CreateVolume():
-                engine.create_volume(step.app, step.volume, step.size_limit)
-            case LimitVolume():
-                engine.limit_volume(step.app, step.volume, step.size_limit)
-            case StopContainer():
-                engine.finish_stop(step.id)
-            case RemoveContainer():
-                engine.remove_container(step.id, keep_previous=step.keep_previous)
-            case CreateContainer():
-                engine.create_container(step.desired, attempt=step.attempt, restarts=step.restarts)
-            case StartContainer():
-                engine.start_container(step.app, step.container)
-            case UpdateContainer():
-                engine.update_container(step.id, step.settings, reattach=step.reattach)
-            case RecordExit():
-                engine.record_exit(step.id)
-            case ForgetContainer():
-                engine.forget_container(step.container)
-            case RemoveNetwork():
-                engine.remove_network(step.app)
-            case CollectGarbage():
-                for item in step.objects:
-                    engine.collect(item.kind, item.name)
-            case _:
-                assert_never(step)
-
 
 _REPORT_BUG = "this is a defect of reconciler; please report it with the output of `reconciler doctor`"
+
+
+def perform(engine: Engine, step: Step) -> None:
+    """Do what the step says, by the one verb of the engine that is for it."""
+    match step:
+        case ConfigureNetwork():
+            engine.configure_network(step.networks, step.published)
+        case PullImage():
+            engine.pull(step.reference, step.image)
+        case CreateVolume():
+            engine.create_volume(step.app, step.volume, step.size_limit)
+        case LimitVolume():
+            engine.limit_volume(step.app, step.volume, step.size_limit)
+        case StopContainer():
+            engine.finish_stop(step.id)
+        case RemoveContainer():
+            engine.remove_container(step.id, keep_previous=step.keep_previous)
+        case CreateContainer():
+            engine.create_container(step.desired, attempt=step.attempt, restarts=step.restarts)
+        case StartContainer():
+            engine.start_container(step.app, step.container)
+        case UpdateContainer():
+            engine.update_container(step.id, step.settings, reattach=step.reattach)
+        case RecordExit():
+            engine.record_exit(step.id)
+        case ForgetContainer():
+            engine.forget_container(step.container)
+        case ChangeNetwork():
+            engine.change_network(step.network)
+        case RemoveNetwork():
+            engine.remove_network(step.network)
+        case CollectGarbage():
+            for item in step.objects:
+                engine.collect(item.kind, item.name)
+        case _:
+            assert_never(step)

@@ -13,12 +13,14 @@ from reconciler.plan.basis import Basis, basis
 from reconciler.plan.byhand import discard, rests
 from reconciler.plan.garbage import Retention, explain, garbage, next_expiry
 from reconciler.plan.lane import Lane, failure_gate
+from reconciler.plan.networks import changing
 from reconciler.plan.ports import Claims, order
 from reconciler.plan.steps import Blocked, CollectGarbage, ConfigureNetwork, Plan, RemoveNetwork, Step
 from reconciler.spec.adhoc import ADHOC
 from reconciler.state.desired import App, Desired, lane_of
 from reconciler.state.desired import Container as Wanted
 from reconciler.state.generation import Generation
+from reconciler.state.network import Network, owner_of
 from reconciler.state.observed import Container, Now, Observed, Published
 
 # The key in `Observed.failures` of steps that belong to no app.
@@ -56,8 +58,8 @@ def plan(
             untouched.add(name)
             blocked.append(Blocked(*_owner(name), desired.held[name]))
     removed: list[str] = []
-    networks = observed.network.known
-    for name in sorted(found.keys() | networks - {ADHOC}):
+    networks = {owner_of(key) for key in observed.network.known}
+    for name in sorted(found.keys() | networks - {ADHOC, ""}):
         if name in desired.apps or name in untouched:
             continue
         if _owner(name)[0] == ADHOC:
@@ -100,6 +102,8 @@ def plan(
         and not _adhoc_needs_network(desired, found, busy)
     ):
         by_app[ADHOC] = Lane([RemoveNetwork(ADHOC)])
+    for key in _unshared(desired, observed, busy):
+        by_app[key] = lanes.remove_network(key, observed, now)
 
     steps: list[Step] = []
     table = claims.table() if claims is not None else rows
@@ -281,23 +285,47 @@ def _network(
 ) -> ConfigureNetwork | None:
     """Return the step that makes bridges and port table right, or None if they are."""
     # What is on its way out keeps its bridge as it is until its containers are gone; it is not repaired for that.
-    networks = set(observed.network.apps & {_owner(lane)[0] for lane in found.keys() | untouched})
+    owners = {_owner(lane)[0] for lane in found.keys() | untouched}
+    used = {key for own in found.values() for same in own.values() for have in same for key in have.networks}
+    networks = {key for key in observed.network.apps if owner_of(key) in owners or key in used}
     networks |= {
-        _owner(lane)[0]
+        key
         for lane in found.keys() & untouched
-        if any(container.networked for same in found[lane].values() for container in same)
+        for same in found[lane].values()
+        for have in same
+        for key in have.networks
     }
+    wanted = {key: observed.network.as_found(key) for key in networks}
+    conflicts = dict(observed.network.conflicts)
     for lane, app in desired.apps.items():
-        if app.networked and lane not in untouched and (lane in found or _may_start(app, observed)):
-            networks.add(app.name)
+        if lane in untouched or not app.networks or not (lane in found or _may_start(app, observed)):
+            continue
+        waiting = changing(app, found.get(lane, _NOTHING), observed)
+        for key, network in app.networks.items():
+            if key not in conflicts:
+                wanted[key] = observed.network.as_found(key) if key in waiting else network
     there = observed.network.published
     if (
-        networks <= observed.network.apps
+        all(_is_right(network, observed) for network in wanted.values())
         and observed.network.balanced
-        and (there == table if there is not None else not (networks or table))
+        and (there == table if there is not None else not (wanted or table))
     ):
         return None
-    return ConfigureNetwork(tuple(sorted(networks)), table)
+    return ConfigureNetwork(tuple([wanted[key] for key in sorted(wanted)]), table)
+
+
+def _is_right(network: Network, observed: Observed) -> bool:
+    return network.key in observed.network.apps and observed.network.as_found(network.key) == network
+
+
+def _unshared(desired: Desired, observed: Observed, busy: frozenset[str]) -> list[str]:
+    """Return the keys of networks that apps shared and nobody needs. A running lane may be about to join one."""
+    shared = {key for key in observed.network.known if not owner_of(key)}
+    if not shared or busy or desired.hold_all or observed.adhoc is None:
+        return []
+    needed = {key for app in desired.apps.values() for key in app.networks}
+    needed |= {key for same in observed.containers.values() for have in same for key in have.networks}
+    return sorted(shared - needed)
 
 
 def _may_start(app: App, observed: Observed) -> bool:

@@ -9,12 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from reconciler.plan import networks
 from reconciler.plan.basis import TRY_NOW, unresolved
 from reconciler.plan.byhand import wished
-from reconciler.plan.order import reaches, start_order
+from reconciler.plan.needs import Found, absent_devices, is_up, lacking_volumes, was_started, within
+from reconciler.plan.order import start_order
 from reconciler.plan.restart import countdown, failure_delay, ordinal
 from reconciler.plan.steps import (
     Blocked,
+    ChangeNetwork,
     CreateVolume,
     LimitVolume,
     PullImage,
@@ -24,11 +27,8 @@ from reconciler.plan.steps import (
 )
 from reconciler.plan.work import Work, take_down, work
 from reconciler.state.desired import App, Desired, VolumeMount, replicated
-from reconciler.state.desired import Container as Wanted
 from reconciler.state.image import Image
-from reconciler.state.observed import Container, Exited, Failure, Now, Observed, Running
-
-Found = Mapping[str, Sequence[Container]]
+from reconciler.state.observed import Container, Failure, Now, Observed
 
 _NOBODY: Final[Mapping[str, str]] = {}
 _ROOM: Final = 1 << 20  # bytes for the records, configs and first lines of the log of a container or two
@@ -122,25 +122,34 @@ def converge(
         pulls, volumes = [], []  # it rests, or runs: what it once needed is asked for when it is needed again
     limits = _limits(app, observed)
     gone = [name for name in found if name not in app.containers]
-    leaves = app.name in observed.network.known and not app.networked
-    network = not app.only and (leaves or (not app.containers and bool(gone)))
+    leaving = [] if app.only else networks.leaving(app, observed, ends=not app.containers and bool(gone))
+    changing = networks.changing(app, found, observed)
     gate = _gate(app, observed.failures.get(app.lane), now)
-    if not (works or pulls or volumes or limits or gone or network or app.unresolved):
+    if not (works or pulls or volumes or limits or gone or leaving or app.unresolved):
         lane.blocked += _ports_taken(app, taken)
         return lane
 
     order = _order(app, found, gone)
-    allowed = _allowed(app, works, order, found, desired, observed, taken, unkept, lane)
-    first, later = _repairs_first(app, allowed, order, missing, set(volumes), found)
+    stuck: Mapping[str, str] = {}
+    while True:
+        allowed, blocked = _allowed(app, works, order, found, desired, observed, taken, unkept, stuck)
+        more = networks.stuck(app, changing, allowed, found)
+        if more.keys() <= stuck.keys():
+            break
+        stuck = {**more, **stuck}
+    lane.blocked += blocked
+    moving = networks.moving(app, changing, found)
+    first, later = _repairs_first(app, allowed, order, missing, set(volumes), found, moving)
     if gate is not None:
         passed = _let_through(gate, app, allowed, first, found)
-        held_up = len(passed) < len(first) or later or pulls or volumes or limits or gone or network
+        held_up = len(passed) < len(first) or later or pulls or volumes or limits or gone or leaving
         if held_up or app.unresolved:
             lane.blocked += gate.blocked
-        first, later, pulls, volumes, limits, gone, network = passed, [], [], [], [], [], False
+        first, later, pulls, volumes, limits, gone, leaving = passed, [], [], [], [], [], []
+        changing = {}
     if (later or pulls or volumes) and (full := _full(observed)):
         lane.blocked.append(Blocked(app.name, app.only, full))
-        later, pulls, volumes = [], [], []
+        later, pulls, volumes, changing = [], [], [], {}
 
     for name in first:
         lane.steps += allowed[name].down + allowed[name].up
@@ -149,24 +158,27 @@ def converge(
         CreateVolume(app.name, volume, app.only, app.volume_limits.get(volume)) for volume in volumes
     )
     lane.steps += limits
-    changing = set(later)
+    replaced = set(later)
     # Replicas are replaced one after another: while one is away, those after it still run.
-    following = {name for name in changing if replicated(name) != name}
-    leaving = set(gone)
+    following = {name for name in replaced - moving if replicated(name) != name}
+    ended = set(gone)
     for name in reversed(order):
-        if name in leaving:
+        if name in ended:
             for container in found[name]:
                 lane.steps += take_down(container, keep_previous=False)
-        elif name in changing - following:
+        elif name in replaced - following:
             lane.steps += allowed[name].down
+    removed = {step.id for step in lane.steps if isinstance(step, RemoveContainer)}
+    lane.steps += (
+        ChangeNetwork(network) for key, network in changing.items() if networks.is_left(key, found, removed)
+    )
     for name in order:
         if name in following:
             lane.steps += allowed[name].down
-        if name in changing:
+        if name in replaced:
             lane.steps += allowed[name].up
     removed = {step.id for step in lane.steps if isinstance(step, RemoveContainer)}
-    if network and all(have.id in removed for same in found.values() for have in same if have.networked):
-        lane.steps.append(RemoveNetwork(app.name))
+    lane.steps += (RemoveNetwork(key) for key in leaving if networks.is_empty(key, found, removed))
     return lane
 
 
@@ -177,12 +189,18 @@ def remove(app: str, found: Found, observed: Observed, now: Now) -> Lane:
     if gate is not None:
         lane.blocked += gate.blocked
         return lane
-    depends_on = {name: _within(app, _recorded(found[name])) for name in found}
+    depends_on = {name: within(app, _recorded(found[name])) for name in found}
     for name in reversed(start_order(depends_on)):
         for container in found[name]:
             lane.steps += take_down(container, keep_previous=False)
-    lane.steps.append(RemoveNetwork(app))
+    lane.steps += (RemoveNetwork(key) for key in sorted(networks.owned(app, observed) | {app}))
     return lane
+
+
+def remove_network(network: str, observed: Observed, now: Now) -> Lane:
+    """Return the lane of a network that apps share and none needs any more."""
+    gate = failure_gate("", "", observed.failures.get(network), now)
+    return Lane([RemoveNetwork(network)]) if gate is None else Lane(blocked=[*gate.blocked])
 
 
 # --- what there is to do --------------------------------------------------------------------------------------------
@@ -237,19 +255,13 @@ def _pulls(app: App, layers: frozenset[str]) -> tuple[list[tuple[str, Image]], s
     return list(distinct.values()), set(missing)
 
 
-def _within(app: str, full_names: Iterable[str]) -> list[str]:
-    """The names of those containers that are of this app."""
-    prefix = f"{app}/"
-    return [name[len(prefix) :] for name in full_names if name.startswith(prefix)]
-
-
 def _recorded(found: Sequence[Container]) -> tuple[str, ...]:
     return found[-1].settings.depends_on if found else ()
 
 
 def _order(app: App, found: Found, gone: Iterable[str]) -> tuple[str, ...]:
-    depends_on = {name: _within(app.name, want.settings.depends_on) for name, want in app.containers.items()}
-    depends_on |= {name: _within(app.name, _recorded(found[name])) for name in gone}
+    depends_on = {name: within(app.name, want.settings.depends_on) for name, want in app.containers.items()}
+    depends_on |= {name: within(app.name, _recorded(found[name])) for name in gone}
     return start_order(depends_on)
 
 
@@ -265,111 +277,52 @@ def _allowed(
     observed: Observed,
     taken: Mapping[str, str],
     unkept: Mapping[str, str],
-    lane: Lane,
-) -> dict[str, Work]:
-    """Return the work that has its ports and its dependencies; put the rest, and who waits for time, into `lane`."""
+    stuck: Mapping[str, str],
+) -> tuple[dict[str, Work], list[Blocked]]:
+    """Return the work that has its ports, its networks and its dependencies; and the rest, and who waits for time."""
     allowed: dict[str, Work] = {}
+    blocked: list[Blocked] = []
     for position, name in enumerate(order):
         want = app.containers.get(name)
         if want is None:
             continue
         todo = works.get(name, Work())
         if want.full_name in taken:
-            lane.blocked.append(_port_taken(app, name, taken[want.full_name]))
+            blocked.append(_port_taken(app, name, taken[want.full_name]))
         if todo.wait is not None:
-            lane.blocked.append(todo.wait)
+            blocked.append(todo.wait)
         if todo.up and want.full_name in unkept:
-            lane.blocked.append(Blocked(app.name, name, unkept[want.full_name]))
+            blocked.append(Blocked(app.name, name, unkept[want.full_name]))
+            continue
+        if todo.creates and name in stuck:
+            blocked.append(Blocked(app.name, name, stuck[name]))
             continue
         if todo.starts:
             if want.full_name in taken:
                 continue
-            if lacking := _lacking_volumes(want, app, observed):
-                lane.blocked.append(Blocked(app.name, name, lacking, degraded=True))
+            if conflict := networks.conflict(want, observed):
+                hint = f"remove that, or declare another subnet in {app.path}"
+                blocked.append(Blocked(app.name, name, conflict, degraded=True, hint=hint))
+                continue
+            if lacking := lacking_volumes(want, app, observed):
+                blocked.append(Blocked(app.name, name, lacking, degraded=True))
                 continue
             if absent := absent_devices(want, observed):
-                lane.blocked.append(
-                    Blocked(app.name, name, f"waiting for {', '.join(absent)}", degraded=True)
-                )
+                blocked.append(Blocked(app.name, name, f"waiting for {', '.join(absent)}", degraded=True))
                 continue
             earlier = set(order[:position])
             waits_for = [
                 dependency
                 for dependency in want.settings.depends_on
-                if not _is_up(dependency, app, allowed, earlier, found, desired, observed, want.full_name)
+                if not is_up(dependency, app, allowed, earlier, found, desired, observed, want.full_name)
             ]
             if waits_for:
                 hint = f"run: reconciler status {waits_for[0].partition('/')[0]}"
-                lane.blocked.append(Blocked(app.name, name, f"waits for {', '.join(waits_for)}", hint=hint))
+                blocked.append(Blocked(app.name, name, f"waits for {', '.join(waits_for)}", hint=hint))
                 continue
         if todo.down or todo.up:
             allowed[name] = todo
-    return allowed
-
-
-def _lacking_volumes(want: Wanted, app: App, observed: Observed) -> str:
-    """Why the container can't have its external volumes: they are made by hand, before it."""
-    there = observed.volumes.get(app.name, frozenset())
-    lacking = sorted(
-        {
-            f"{app.name}/{mount.volume}"
-            for mount in want.identity.mounts
-            if isinstance(mount, VolumeMount) and mount.volume in app.external - there
-        }
-    )
-    return f"waiting for the external volume {', '.join(lacking)}" if lacking else ""
-
-
-def absent_devices(want: Wanted, observed: Observed) -> tuple[str, ...]:
-    """The devices that the container can't start without and that are not there: a state, not a failure."""
-    return tuple(
-        device.source
-        for device in want.identity.devices
-        if not device.optional and device.source not in observed.devices
-    )
-
-
-def _is_up(
-    dependency: str,
-    app: App,
-    allowed: Mapping[str, Work],
-    earlier: set[str],
-    found: Found,
-    desired: Desired,
-    observed: Observed,
-    dependent: str,
-) -> bool:
-    """Return whether the dependency was started, is started earlier in this lane, or would wait for its dependent."""
-    prefix, _, name = dependency.partition("/")
-    if prefix == app.name:
-        if name in allowed and allowed[name].starts:
-            return True
-        if name in app.containers and name not in earlier:
-            return True  # a cycle, and this is the edge that `start_order` ignores
-        return _was_started(found.get(name, ()))
-    if all(_was_started(observed.containers.get(replica, ())) for replica in _replicas(dependency, desired)):
-        return True
-
-    def depends_on(full_name: str) -> Iterable[str]:
-        owner, _, container = full_name.partition("/")
-        other = desired.apps.get(owner)
-        want = other.containers.get(container) if other is not None else None
-        return want.settings.depends_on if want is not None else ()
-
-    return reaches(dependency, dependent, depends_on)
-
-
-def _replicas(full_name: str, desired: Desired) -> list[str]:
-    """The full names of a container of another app and of its replicas."""
-    owner, _, name = full_name.partition("/")
-    app = desired.apps.get(owner)
-    names = app.containers if app is not None else ()
-    return [full_name, *(f"{owner}/{one}" for one in names if one != name and replicated(one) == name)]
-
-
-def _was_started(found: Sequence[Container]) -> bool:
-    """`started` is kept by a program that has come to its end: a dependent does not wait for it to run again."""
-    return any(isinstance(container.phase, Running | Exited) for container in found)
+    return allowed, blocked
 
 
 def _repairs_first(
@@ -379,6 +332,7 @@ def _repairs_first(
     missing: set[int],
     missing_volumes: set[str],
     found: Found,
+    moving: set[str],
 ) -> tuple[list[str], list[str]]:
     """Split the work into repairs that need nothing but what is here, and the rest; both in dependency order."""
     first: list[str] = []
@@ -388,15 +342,15 @@ def _repairs_first(
             continue
         want = app.containers[name]
         waits = any(
-            dependency in later and not _was_started(found.get(dependency, ()))
-            for dependency in _within(app.name, want.settings.depends_on)
+            dependency in later and not was_started(found.get(dependency, ()))
+            for dependency in within(app.name, want.settings.depends_on)
         )
         needs = id(want.image) in missing or any(
             isinstance(mount, VolumeMount) and mount.volume in missing_volumes
             for mount in want.identity.mounts
         )
         todo = allowed[name]
-        held_up = (todo.starts and waits) or (todo.creates and needs)
+        held_up = (todo.starts and (waits or name in moving)) or (todo.creates and needs)
         (first if todo.repair and not held_up else later).append(name)
     return first, later
 
@@ -408,8 +362,8 @@ def _let_through(
     passed: list[str] = []
     for name in repairs:
         waits = allowed[name].starts and any(
-            dependency in repairs and dependency not in passed and not _was_started(found.get(dependency, ()))
-            for dependency in _within(app.name, app.containers[name].settings.depends_on)
+            dependency in repairs and dependency not in passed and not was_started(found.get(dependency, ()))
+            for dependency in within(app.name, app.containers[name].settings.depends_on)
         )
         if not waits and gate.lets_through(allowed[name]):
             passed.append(name)

@@ -12,6 +12,7 @@ from typing import assert_never
 
 from reconciler.errors import ReconcilerError
 from reconciler.plan.steps import (
+    ChangeNetwork,
     CollectGarbage,
     ConfigureNetwork,
     CreateContainer,
@@ -28,6 +29,7 @@ from reconciler.plan.steps import (
     UpdateContainer,
 )
 from reconciler.state.desired import VolumeMount
+from reconciler.state.network import Network
 from reconciler.state.observed import (
     Container,
     Created,
@@ -53,13 +55,10 @@ def simulate(step: Step, world: Observed, now: Now) -> Observed:
     """Return the world after `step`, or raise ImpossibleStepError. Every step is idempotent."""
     match step:
         case ConfigureNetwork():
-            network = replace(
-                world.network,
-                apps=world.network.apps | set(step.networks),
-                published=step.published,
-                balanced=True,
-            )
-            return replace(world, network=network)
+            for network in step.networks:
+                world = _network(network, world)
+            network_found = replace(world.network, published=step.published, balanced=True)
+            return replace(world, network=network_found)
         case PullImage():
             return replace(world, store=_pull(step, world.store, now))
         case CreateVolume():
@@ -88,6 +87,15 @@ def simulate(step: Step, world: Observed, now: Now) -> Observed:
             return _change(world, step.app, step.container, step.id, lambda c: replace(c, settled=True))
         case ForgetContainer():
             return replace(world, adhoc=(world.adhoc or frozenset()) - {step.container})
+        case ChangeNetwork():
+            inside = [
+                have.full_name
+                for same in world.containers.values()
+                for have in same
+                if step.network.key in have.networks and isinstance(have.phase, Running | Created)
+            ]
+            _require(not inside, step, f"{', '.join(inside)} still there")
+            return _network(step.network, world)
         case RemoveNetwork():
             return _remove_network(step, world)
         case CollectGarbage():
@@ -210,6 +218,10 @@ def _create(step: CreateContainer, world: Observed, now: Now) -> Observed:
     _require(have.issuperset(volumes), step, "a volume is missing")
     needed = {device.source for device in want.identity.devices if not device.optional}
     _require(world.devices.issuperset(needed), step, "a device is absent")
+    for place in want.places:
+        there = world.network.as_found(place.network.key)
+        known = place.network.key in world.network.known
+        _require(not known or place.network.same(there), step, f"its network is {there}")
     same = world.containers.get(want.full_name, ())
     if want.id:  # it keeps its place, its files and its log
         for own in (container for container in same if container.id == want.id):
@@ -231,7 +243,7 @@ def _create(step: CreateContainer, world: Observed, now: Now) -> Observed:
         restarts=step.restarts,
         created=now.wall,
         volumes=volumes,
-        networked=want.networked,
+        networks=want.networks,
         turn=want.wish.turn if want.wish is not None else 0,
     )
     return _with(world, want.full_name, (*same, container))
@@ -246,8 +258,7 @@ def _start(step: StartContainer, world: Observed, now: Now) -> Observed:
         return world
     _require(isinstance(newest.phase, Created), step, f"it is {type(newest.phase).__name__}")
     _require(not any(isinstance(c.phase, Running) for c in others), step, "one of its name runs")
-    if newest.networked:
-        _require(step.app in world.network.apps, step, "its network is missing")
+    _require(world.network.apps.issuperset(newest.networks), step, "its network is missing")
     pid = 1000 + int(newest.id[:6], 16)
     running = replace(newest, phase=Running(pid, now.boottime, now.wall), attached=True)
     return _with(world, full_name, (*others, running))
@@ -255,7 +266,7 @@ def _start(step: StartContainer, world: Observed, now: Now) -> Observed:
 
 def _update(step: UpdateContainer, have: Container, world: Observed) -> Container:
     if step.reattach:
-        _require(step.app in world.network.apps, step, "its network is missing")
+        _require(world.network.apps.issuperset(have.networks), step, "its network is missing")
     running = isinstance(have.phase, Running | Created)
     return replace(
         have,
@@ -265,15 +276,21 @@ def _update(step: UpdateContainer, have: Container, world: Observed) -> Containe
     )
 
 
+def _network(network: Network, world: Observed) -> Observed:
+    """The world in which the network is this one."""
+    found = world.network
+    others = [one for one in found.declared if one.key != network.key]
+    declared = others if network == Network(network.key) else [*others, network]
+    changed = replace(found, apps=found.apps | {network.key}, declared=tuple(sorted(declared)))
+    return replace(world, network=changed)
+
+
 def _remove_network(step: RemoveNetwork, world: Observed) -> Observed:
-    prefix = f"{step.app}/"
     left = [
-        name
-        for name, same in world.containers.items()
-        if name.startswith(prefix) and any(have.networked for have in same)
+        name for name, same in world.containers.items() if any(step.network in have.networks for have in same)
     ]
     _require(not left, step, f"{', '.join(left)} still there")
-    network = replace(
-        world.network, apps=world.network.apps - {step.app}, traces=world.network.traces - {step.app}
-    )
+    gone, found = {step.network}, world.network
+    declared = tuple(network for network in found.declared if network.key != step.network)
+    network = replace(found, apps=found.apps - gone, traces=found.traces - gone, declared=declared)
     return replace(world, network=network)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from reconciler.state.desired import Container, Settings, lane_of
 from reconciler.state.image import Image
+from reconciler.state.network import Network, owner_of
 from reconciler.state.observed import Published
 
 
@@ -15,7 +16,7 @@ from reconciler.state.observed import Published
 class ConfigureNetwork:
     """Make the bridges of `networks` and replace the port table; global, before any lane."""
 
-    networks: tuple[str, ...]
+    networks: tuple[Network, ...]
     published: tuple[Published, ...]
     app: None = field(default=None, init=False)
     lane: None = field(default=None, init=False)
@@ -203,17 +204,41 @@ class ForgetContainer:
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveNetwork:
-    """Remove an app's bridge and release its addresses; its containers are gone."""
+class ChangeNetwork:
+    """Make a network anew as it is declared now; no container is in it, and their addresses may be others then."""
 
-    app: str
+    network: Network
+
+    @property
+    def app(self) -> str:
+        return self.network.owner
 
     @property
     def lane(self) -> str:
-        return self.app
+        return self.network.owner
 
     def __str__(self) -> str:
-        return f"remove network {self.app}"
+        words = [self.network.subnet, "internal" if self.network.internal else ""]
+        said = ", ".join(word for word in words if word)
+        return f"change network {self.network.key}{f' ({said})' if said else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveNetwork:
+    """Remove a network's bridge and release its addresses; its containers are gone."""
+
+    network: str
+
+    @property
+    def app(self) -> str:
+        return owner_of(self.network)
+
+    @property
+    def lane(self) -> str:
+        return owner_of(self.network) or self.network
+
+    def __str__(self) -> str:
+        return f"remove network {self.network}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +276,7 @@ Step = (
     | UpdateContainer
     | RecordExit
     | ForgetContainer
+    | ChangeNetwork
     | RemoveNetwork
     | CollectGarbage
 )

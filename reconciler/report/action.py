@@ -3,6 +3,7 @@
 from typing import Final, assert_never
 
 from reconciler.plan.steps import (
+    ChangeNetwork,
     CollectGarbage,
     ConfigureNetwork,
     CreateContainer,
@@ -37,7 +38,7 @@ def action_of(step: Step) -> str:
             return "remove"
         case UpdateContainer():
             return "update"
-        case ConfigureNetwork() | RemoveNetwork():
+        case ConfigureNetwork() | ChangeNetwork() | RemoveNetwork():
             return "network"
         case CreateVolume() | LimitVolume():
             return "volume"

@@ -14,6 +14,7 @@ from typing import Any, Final, assert_never
 
 from reconciler.plan.restart import ending
 from reconciler.plan.steps import (
+    ChangeNetwork,
     CollectGarbage,
     ConfigureNetwork,
     CreateContainer,
@@ -146,7 +147,7 @@ def attributes(step: Step) -> dict[str, str]:
             return {"image": step.reference}
         case CreateVolume() | LimitVolume():
             return {"volume": f"{step.app}/{step.volume}"}
-        case ConfigureNetwork() | RemoveNetwork() | CollectGarbage():
+        case ConfigureNetwork() | ChangeNetwork() | RemoveNetwork() | CollectGarbage():
             return {}
         case _:
             assert_never(step)

@@ -25,7 +25,7 @@ _OWN_FILES: Final = ("/etc/hosts", "/etc/resolv.conf", "/etc/hostname")
 class Found:
     """A container as it was found: its record, its config.json ({} where that is lost), and its phase.
 
-    `frozen`: its cgroup is. `subnet` is that of its app's network, "" where it has none; `image` is None where it is
+    `frozen`: its cgroup is. `networks` are its places in networks, by key; `image` is None where it is
     not known any more. `status` is its row of the status document, {} where that could not be had.
     """
 
@@ -34,9 +34,19 @@ class Found:
     phase: Phase
     log: str
     frozen: bool = False
-    subnet: str = ""
+    networks: Mapping[str, "Place"] = field(default_factory=dict)
     image: Image | None = None
     status: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A container's place in a network, as leased."""
+
+    address: str
+    subnet: str
+    gateway: str
+    aliases: tuple[str, ...] = ()
 
 
 def rfc3339(wall: float | None, precision: str = "microseconds") -> str:
@@ -167,7 +177,9 @@ def _host_config(found: Found, mounts: Sequence[Mapping[str, Any]]) -> dict[str,
         "Privileged": linux.get("maskedPaths") == [],
         "ReadonlyRootfs": bool(_mapping(config.get("root")).get("readonly", False)),
         "Init": _annotation(config, "init") == "true",
-        "NetworkMode": found.record.app if found.record.address else _annotation(config, "network-mode"),
+        "NetworkMode": found.record.networks[0]
+        if found.record.networks
+        else _annotation(config, "network-mode"),
         "Dns": [],
         "CapAdd": sorted(set(bounding) - set(CAPABILITIES)),
         "CapDrop": sorted(set(CAPABILITIES) - set(bounding)),
@@ -300,20 +312,26 @@ def _bindings(found: Found) -> dict[str, list[dict[str, str]]]:
 
 def _network(found: Found) -> dict[str, Any]:
     """What Docker's NetworkSettings has. An address is a lease: it stays while the container does not run."""
-    address, app = found.record.address, found.record.app
     running = isinstance(found.phase, Running)
     exposed = {str(port): None for port in (found.image.exposed_ports if found.image is not None else ())}
-    length = found.subnet.partition("/")[2]
-    network = {
-        "IPAddress": address,
-        "IPPrefixLen": int(length) if length.isdigit() else 0,
-        "Subnet": found.subnet,
-    }
+    networks = {key: _place(found.networks[key]) for key in found.record.networks if key in found.networks}
+    first = next(iter(networks.values()), {"IPPrefixLen": 0})
     return {
-        "IPAddress": address,
-        "IPPrefixLen": network["IPPrefixLen"],
+        "IPAddress": found.record.address,
+        "IPPrefixLen": first["IPPrefixLen"],
         "Ports": {**exposed, **(_bindings(found) if running else {})},
-        "Networks": {app: network} if address else {},
+        "Networks": networks,
+    }
+
+
+def _place(place: Place) -> dict[str, Any]:
+    length = place.subnet.partition("/")[2]
+    return {
+        "IPAddress": place.address,
+        "IPPrefixLen": int(length) if length.isdigit() else 0,
+        "Subnet": place.subnet,
+        "Gateway": place.gateway,
+        "Aliases": list(place.aliases),
     }
 
 

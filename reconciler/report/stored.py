@@ -107,7 +107,7 @@ def network(item: Mapping[str, Any]) -> dict[str, Any]:
             "Options": None,
             "Config": [{"Subnet": item["subnet"], "Gateway": item["gateway"]}],
         },
-        "Internal": False,
+        "Internal": item["internal"],
         "Attachable": False,
         "Ingress": False,
         "Containers": {

@@ -15,6 +15,7 @@ from reconciler.spec.defaults import Defaults
 from reconciler.spec.load import LoadedApp, load
 from reconciler.spec.marks import ERROR
 from reconciler.spec.terms import ANYTHING
+from reconciler.spec.values import NAME_PATTERN
 
 CONTAINER: Final = "main"
 _APP: Final = "by-hand"
@@ -22,6 +23,7 @@ _FILE: Final = "command line"
 _SIZE: Final = re.compile(r"(\d{1,19})([bkmgtBKMGT]?)", re.ASCII)
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _NO_LIMIT: Final = 4_194_304  # processes: the kernel's own most (PID_MAX_LIMIT)
+_NETWORK: Final = re.compile(NAME_PATTERN, re.ASCII)
 _MOUNT_KEYS: Final = {"src": "source", "dst": "target", "destination": "target"}
 
 
@@ -95,6 +97,7 @@ class _Draft:
     fields: dict[str, Any] = field(default_factory=dict)
     said: dict[str, str] = field(default_factory=dict)
     volumes: dict[str, Any] = field(default_factory=dict)
+    networks: dict[str, Any] = field(default_factory=dict)
 
     def set(self, name: str, value: Any, option: str) -> None:
         self.fields[name] = value
@@ -150,6 +153,7 @@ def spec_text(options: Options, image: str, *, hostname: str) -> tuple[str, Mapp
         "kind": "App",
         "name": _APP,
         "volumes": draft.volumes,
+        **({"networks": draft.networks} if draft.networks else {}),
         "containers": {CONTAINER: draft.fields},
     }
     return _text(document), draft.said
@@ -268,9 +272,19 @@ def _tmpfs(text: str) -> object:
 
 def _surroundings(options: Options, draft: _Draft) -> None:
     """Network, names, log and what of the kernel is its own."""
-    if options.network:
-        mode = "bridge" if options.network == "default" else options.network
-        draft.set("network_mode", mode, "--network")
+    shared = options.network.removeprefix("/")
+    if shared in ("", "default", "bridge", "host", "none") or ":" in shared:
+        if options.network:
+            mode = "bridge" if options.network == "default" else options.network
+            draft.set("network_mode", mode, "--network")
+    elif _NETWORK.fullmatch(shared):
+        draft.networks[shared] = {"external": True}
+        draft.set("networks", [shared], "--network")
+    else:
+        raise UsageError(
+            f"--network {options.network}: expected bridge, host, none, or the name of a network that apps share",
+            hint="run: reconciler network ls",
+        )
     draft.each("dns", options.dns, "--dns", str)
     draft.each("dns_search", options.dns_search, "--dns-search", str)
     draft.each("dns_opt", options.dns_option, "--dns-option", str)

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import ConfigDict, Field
 
+from reconciler.spec.attachment import Places, only_default
 from reconciler.spec.capabilities import DEFAULT_CAPABILITIES
 from reconciler.spec.fields import Doc, Part, docs
 from reconciler.spec.kernel import Capabilities, Devices, Sysctls
@@ -271,7 +272,7 @@ class Container(Part):
     network_mode: Annotated[
         NetworkMode,
         Doc(
-            "`bridge`: the app's network. `host`: the device's own network, with no ports to publish. `none`: "
+            "`bridge`: its `networks`. `host`: the device's own network, with no ports to publish. `none`: "
             "nothing but loopback.",
             "bridge, host, none",
             "none",
@@ -279,6 +280,18 @@ class Container(Part):
             True,
         ),
     ] = "bridge"
+    networks: Annotated[
+        Places,
+        Doc(
+            "The networks that it is in: its interfaces are eth0 and so on in this order, and what it sends outside, "
+            "and what its published ports receive, goes by the first that is not internal. Short form: a list. A "
+            "change of `aliases` alone restarts nothing.",
+            "list, or map to {aliases, ipv4_address}",
+            "[default, back]",
+            "`[default]`",
+            True,
+        ),
+    ] = Field(default_factory=only_default)
     dns: Annotated[
         Servers,
         Doc(
@@ -372,7 +385,7 @@ _NESTED: Final[dict[str, type[Part]]] = {
 def restart_fields() -> dict[str, bool]:
     """Return every container field, nested ones dotted, with whether changing it restarts the container.
 
-    `volumes` and `configs` count as one field each: any change inside restarts.
+    `volumes` and `configs` count as one field each: any change inside restarts; so does `networks`, by its addresses.
     """
     found: dict[str, bool] = {}
     for name, doc in docs(Container):

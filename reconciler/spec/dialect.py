@@ -9,14 +9,16 @@ from collections.abc import Iterable
 from typing import Final
 
 NOT_YET: Final[dict[str, frozenset[str]]] = {
-    "App": frozenset({"where", "jobs", "networks", "secrets", "update"}),
+    "App": frozenset({"where", "jobs", "secrets", "update"}),
     "Container": frozenset(
         {
-            "apparmor", "drift", "healthcheck", "networks", "seccomp", "secrets", "selinux", "update",
+            "apparmor", "drift", "healthcheck", "seccomp", "secrets", "selinux", "update",
             "userns",
         }
     ),
     "Limits": frozenset({"rootfs"}),
+    "Network": frozenset({"ipv6", "labels"}),
+    "Place": frozenset({"ipv6_address"}),
     "DeviceFile": frozenset(
         {
             "sources", "trust", "windows", "locks", "network", "disk", "notify", "peers", "limits", "store",
@@ -141,6 +143,20 @@ TRANSLATIONS: Final[dict[str, dict[str, str]]] = {
         "driver": "volumes are directories of the device; there are no drivers",
         "driver_opts": "volumes are directories of the device; there are no drivers",
         "name": "the key under 'volumes' is the name",
+    },
+    "Network": {
+        "driver": "networks are bridges of the device; there are no drivers",
+        "driver_opts": "networks are bridges of the device; there are no drivers",
+        "ipam": "write 'subnet' and 'gateway' themselves",
+        "name": "the key under 'networks' is the name",
+        "attachable": "not needed: `reconciler run --network NAME IMAGE` joins an external one",
+        "enable_ipv6": "ipv6",
+    },
+    "Place": {
+        "alias": "aliases",
+        "ip": "ipv4_address",
+        "priority": "not needed: the interfaces are in the order of the networks",
+        "mac_address": "not needed: it follows from the address",
     },
     "Config": {
         "name": "the key under 'configs' is the name",

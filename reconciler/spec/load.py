@@ -37,7 +37,7 @@ _STAND_INS: Final[Mapping[str, object]] = {
 # A file that says this is meant as an app, however broken it is otherwise.
 _OURS: Final = re.compile(rb"""^apiVersion:[ \t]*["']?reconciler/""", re.MULTILINE)
 _MANY: Final = 100
-_SECTIONS: Final = ("containers", "volumes", "configs")
+_SECTIONS: Final = ("containers", "volumes", "configs", "networks")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from reconciler.spec.attachment import Network, Networks, Place
 from reconciler.spec.container import EXTENSIONS, Container, restart_fields
 from reconciler.spec.fault import Fault
 from reconciler.spec.fields import AlsoAccepts, Doc, Part
@@ -48,6 +49,8 @@ __all__ = [
     "Limits",
     "Logging",
     "Mount",
+    "Network",
+    "Place",
     "Port",
     "Reserve",
     "Restart",
@@ -157,6 +160,16 @@ class App(Part):
             Annotated[Volume, BeforeValidator(_declaration), AlsoAccepts("", "nothing more to say", "null")],
         ],
         Doc("The named volumes that containers mount.", "map", "{db-data: {}}", "`{}`"),
+    ] = Field(default_factory=dict)
+    networks: Annotated[
+        Networks,
+        Doc(
+            "The networks that containers are in beside `default`, which every app has; what is said of `default` here "
+            "holds for it too.",
+            "map",
+            "{back: {internal: true}}",
+            "`{}`",
+        ),
     ] = Field(default_factory=dict)
     configs: Annotated[
         dict[ConfigName, Config],

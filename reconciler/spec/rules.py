@@ -15,7 +15,7 @@ from reconciler.spec.environment import references
 from reconciler.spec.finding import Finding
 from reconciler.spec.marks import ERROR, WARNING
 from reconciler.spec.model import App, BindMount, Container, VolumeMount
-from reconciler.spec.network import HOST_GATEWAY
+from reconciler.spec.networking import check_container, check_networks, subnets_between
 from reconciler.spec.places import Path
 from reconciler.spec.privileges import privileges
 from reconciler.spec.process import FromDevice
@@ -33,7 +33,7 @@ def check_app(
 ) -> list[Finding]:
     """Return what is wrong within one app.
 
-    `declared` holds the names that the file declares under volumes, configs and containers, broken declarations
+    `declared` holds the names that the file declares under volumes, configs, networks and containers, broken ones
     included, so that one mistake is reported once. The app is `partial` where something was taken out of it: then
     nothing is said about what seems to be missing. `memory_said` names containers that do say a limit, if a bad one.
     """
@@ -45,7 +45,7 @@ def check_app(
         found += _targets(container, at)
         found += _binds(container, at, terms)
         found += _labels(container, at, terms)
-        found += _network(container, at)
+        found += check_container(container, at, app, declared)
         found += privileges(container, at, terms)
         found += _reserve(container, at)
         if container.limits.memory is None and name not in memory_said:
@@ -58,6 +58,7 @@ def check_app(
                 )
             )
         found += _unlimited(app, container, at)
+    found += check_networks(app, partial=partial)
     if not partial:
         found += _unused(app)
     return found
@@ -175,33 +176,6 @@ def _binds(container: Container, at: Path, terms: Terms) -> Iterable[Finding]:
             )
 
 
-def _network(container: Container, at: Path) -> Iterable[Finding]:
-    if container.network_mode == "bridge":
-        return
-    mode = f"network_mode: {container.network_mode}"
-    if container.ports:
-        what = (
-            "its ports are the device's own" if container.network_mode == "host" else "nothing can reach it"
-        )
-        yield Finding((*at, "ports"), f"ports can't be published with {mode}: {what}", at_key=True)
-    for name, address in container.extra_hosts:
-        if address == HOST_GATEWAY:
-            message = f"extra_hosts.{name}: there is no {HOST_GATEWAY} with {mode}"
-            yield Finding((*at, "extra_hosts"), message, at_key=True)
-    if container.network_mode != "host":
-        return
-    for name in container.sysctls:
-        if name.startswith("net."):
-            message = f"the sysctl '{name}' belongs to the whole device with {mode}"
-            yield Finding((*at, "sysctls", name), message, at_key=True)
-    yield Finding(
-        (*at, "network_mode"),
-        f"{'.'.join(map(str, at))} shares the device's network: it reaches what listens on 127.0.0.1 only",
-        WARNING,
-        at_key=True,
-    )
-
-
 def inside(path: str, allowed: Iterable[str]) -> bool:
     """Return whether a normalised path is one of `allowed` or below one, component by component."""
     return any(path == root or path.startswith(root.rstrip("/") + "/") for root in allowed)
@@ -247,7 +221,8 @@ def check_apps(
     `claimed` maps the names of all apps, broken ones included, to their containers, or to None where those can't be
     told. `complete` is False when some file could not be read at all, so that an unknown name may be in there.
     """
-    return [*_ports(apps), *_dependencies(apps, claimed, complete), *_cycles(apps), *_tags(apps)]
+    subnets = subnets_between([(known.name, known.path, known.app, known.partial) for known in apps])
+    return [*_ports(apps), *_dependencies(apps, claimed, complete), *_cycles(apps), *_tags(apps), *subnets]
 
 
 def _ports(apps: Sequence[Known]) -> Iterable[Finding]:

@@ -10,8 +10,10 @@ can't be had or is for another platform, instead of failing when it starts. Pure
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from ipaddress import IPv4Network
 
 from reconciler.spec import model
+from reconciler.spec.attachment import DEFAULT, first_usable
 from reconciler.spec.capabilities import DEFAULT_CAPABILITIES
 from reconciler.spec.defaults import BUILT_IN, Defaults, with_defaults
 from reconciler.spec.environment import variables
@@ -37,6 +39,7 @@ from reconciler.state.desired import (
     replica_name,
 )
 from reconciler.state.image import Image, Unresolved
+from reconciler.state.network import Attachment, Network
 
 # moby, oci/defaults.go and daemon/oci_linux.go: what a process gets where neither image nor user sets PATH.
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -132,6 +135,7 @@ def _container(
         shm_size=spec.shm_size,
         sysctls=tuple(sorted(spec.sysctls.items())),
         network_mode=spec.network_mode,
+        networks=_places(app, spec),
         dns=spec.dns,
         dns_search=spec.dns_search,
         dns_opt=spec.dns_opt,
@@ -160,6 +164,36 @@ def _container(
         mark=str(loaded.marks.mark("containers", name, "image")),
         configs={mount.source: loaded.config_files[mount.source] for mount in spec.configs},
     )
+
+
+def _key(app: model.App, name: str) -> str:
+    """The key of a network that the app calls `name`."""
+    if name == DEFAULT:
+        return app.name
+    return f"/{name}" if name in app.networks and app.networks[name].external else f"{app.name}/{name}"
+
+
+def _places(app: model.App, spec: model.Container) -> tuple[Attachment, ...]:
+    """The container's places; none for the app's own network with nothing declared, as it is left out."""
+    if spec.network_mode != "bridge":
+        return ()
+    found = []
+    for name, place in spec.networks.items():
+        said = app.networks.get(name, model.Network())
+        subnet, gateway = said.subnet or "", said.gateway or ""
+        if subnet and gateway == str(first_usable(IPv4Network(subnet))):
+            gateway = ""
+        network = Network(_key(app, name), subnet, gateway, said.internal)
+        found.append(Attachment(network, place.ipv4_address or ""))
+    return () if found == [Attachment(Network(app.name))] else tuple(found)
+
+
+def _outward(app: model.App, spec: model.Container) -> str:
+    """The network by which the container is reached from outside, as `Port` has it."""
+    for name in spec.networks:
+        if name not in app.networks or not app.networks[name].internal:
+            return "" if name == DEFAULT else _key(app, name)
+    return ""
 
 
 def _effective(added: tuple[str, ...], there: tuple[str, ...]) -> tuple[str, ...]:
@@ -245,7 +279,7 @@ def _all_of(app: model.App, name: str) -> list[str]:
 
 
 def _settings(app: model.App, spec: model.Container, image: Image) -> Settings:
-    restart, logging = spec.restart, spec.logging
+    restart, logging, outward = spec.restart, spec.logging, _outward(app, spec)
     return Settings(
         limits=_limits(spec),
         restart=RestartPolicy(
@@ -268,6 +302,7 @@ def _settings(app: model.App, spec: model.Container, image: Image) -> Settings:
                         port.target.first + step,
                         port.protocol,
                         port.balance,
+                        outward,
                     )
                     for port in spec.ports
                     for step in range(port.published.count)
@@ -278,4 +313,9 @@ def _settings(app: model.App, spec: model.Container, image: Image) -> Settings:
         labels=tuple(sorted({**app.labels, **spec.labels}.items())),
         rotation=Rotation(logging.max_size, logging.max_files, logging.compress),
         annotations=tuple(sorted(spec.annotations.items())),
+        aliases=tuple(
+            sorted(
+                (_key(app, name), alias) for name, place in spec.networks.items() for alias in place.aliases
+            )
+        ),
     )

@@ -8,11 +8,12 @@ This module is pure, and knows neither YAML nor the disk.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 from reconciler.spec.adhoc import ADHOC
 from reconciler.state.image import Image, Unresolved
+from reconciler.state.network import Attachment, Network
 from reconciler.state.wish import Wish
 
 
@@ -111,6 +112,7 @@ class Identity:
     `image` is the digest of the image's config document, never of an index or a tag. `arguments` is the whole argument
     vector, `environment` complete `K=V` strings sorted by key, `user` as in Docker's USER ("" is root); names are
     looked up in the image's own passwd when the container is created. `network_mode` is bridge, host or none;
+    `networks` the places in networks in the order of the interfaces, () for the app's own with nothing declared;
     `extra_hosts` are (name, address or host-gateway).
     """
 
@@ -139,6 +141,7 @@ class Identity:
     dns_search: tuple[str, ...] = ()
     dns_opt: tuple[str, ...] = ()
     extra_hosts: tuple[tuple[str, str], ...] = ()
+    networks: tuple[Attachment, ...] = ()
 
     def fingerprint(self) -> str:
         """Identify the configuration by content: equal fingerprints need no restart.
@@ -152,11 +155,16 @@ class Identity:
         ]
         if self.devices:
             value["devices"] = [_said(device) for device in sorted(self.devices, key=_target)]
+        if self.networks:
+            value["networks"] = [
+                {**_said(place), "network": {"key": place.network.key, **_said(place.network)}}
+                for place in self.networks
+            ]
         canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _said(value: Identity | Mount | Device) -> dict[str, object]:
+def _said(value: Identity | Mount | Device | Attachment | Network) -> dict[str, object]:
     """The fields that differ from their default."""
     found = {item.name: getattr(value, item.name) for item in fields(value)}
     return {name: found[name] for name in found if found[name] != value.__dataclass_fields__[name].default}
@@ -228,6 +236,7 @@ class Port:
     """A published port: packets to `host_ip`:`published` reach `target` inside. `protocol` is tcp or udp.
 
     With `balance` all replicas of the container share it, those of them that serve it.
+    `network` is the key of the network that they reach it in, "" for the app's own.
     """
 
     host_ip: str
@@ -235,6 +244,7 @@ class Port:
     target: int
     protocol: str = "tcp"
     balance: bool = False
+    network: str = ""
 
     def __str__(self) -> str:
         return f"{self.host_ip}:{self.published}->{self.target}/{self.protocol}"
@@ -244,7 +254,7 @@ class Port:
 class Settings:
     """What can change under a running process: the kernel, the shim or the agent is told, nothing restarts.
 
-    `depends_on` holds full names (`app/container`), sorted.
+    `depends_on` holds full names (`app/container`), sorted; `aliases` further names as (network, name), sorted.
     """
 
     limits: Limits = Limits()
@@ -256,6 +266,7 @@ class Settings:
     labels: tuple[tuple[str, str], ...] = ()
     rotation: Rotation = Rotation()
     annotations: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -285,8 +296,20 @@ class Container:
 
     @property
     def networked(self) -> bool:
-        """It has an address in its app's network."""
+        """It has an address in a network."""
         return self.identity.network_mode == "bridge"
+
+    @property
+    def places(self) -> tuple[Attachment, ...]:
+        """Its places in networks, in the order of its interfaces."""
+        if not self.networked:
+            return ()
+        return self.identity.networks or (Attachment(Network(self.app)),)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The keys of its networks."""
+        return tuple([place.network.key for place in self.places])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -343,9 +366,16 @@ class App:
         return f"{self.digest} {hashlib.sha256(repr(wishes).encode()).hexdigest()[:12]}"
 
     @cached_property
-    def networked(self) -> bool:
-        """One of its containers needs the app's network."""
-        return any(container.networked for container in self.containers.values())
+    def networks(self) -> Mapping[str, Network]:
+        """The networks that its containers are in, by key, with the addresses that they ask for."""
+        found: dict[str, Network] = {}
+        fixed: dict[str, list[tuple[str, str]]] = {}
+        for name, container in sorted(self.containers.items()):
+            for place in container.places:
+                found.setdefault(place.network.key, place.network)
+                if place.address:
+                    fixed.setdefault(place.network.key, []).append((name, place.address))
+        return {key: replace(found[key], fixed=tuple(fixed.get(key, ()))) for key in sorted(found)}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from reconciler.state.desired import Limits, Port, Settings, replicated
 from reconciler.state.image import Image
+from reconciler.state.network import Network
 from reconciler.state.process import ExitRecord
 
 
@@ -59,9 +60,9 @@ Phase = Created | Running | Exited | Lost
 class Container:
     """A container as found. `attempt` counts starts in a row since the last success, `restarts` all since its creation.
 
-    `limits` is what the kernel enforces now, None where nothing runs; `attached`: its link is there and on the
-    app's bridge (True where nothing runs, or it is not `networked` and has none). `settled` says that the exit record
-    is already kept across a reboot.
+    `limits` is what the kernel enforces now, None where nothing runs; `attached`: its links are there, on the bridges
+    of `networks`, keys (True where nothing runs, or it has none). `settled` says that the exit record is already kept
+    across a reboot.
     `intact` is False where its directory lost a part that a running container needs for repair (config, log, upper).
     `stopped` says that it ended because a plan stopped it: its restart policy has no say in that end.
     `turn` is the wish that it was made for (`Wish.turn`); `paused`: its cgroup is frozen; `watched`: somebody is still
@@ -85,10 +86,15 @@ class Container:
     created: float = 0.0
     volumes: tuple[str, ...] = ()
     stopped: bool = False
-    networked: bool = True
+    networks: tuple[str, ...] = ()
     turn: int = 0
     paused: bool = False
     watched: bool = False
+
+    @property
+    def networked(self) -> bool:
+        """It is in a network."""
+        return bool(self.networks)
 
     @property
     def full_name(self) -> str:
@@ -130,23 +136,31 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
-    """The device's network as found: `apps` whose bridge is there and right, and what the port table holds.
+class Networks:
+    """The device's networks as found: `apps` are the keys of those whose bridge is there and right; and what the port
+    table holds.
 
-    `published` is None where the table is missing or not as we made it. `traces` are the apps of which anything at all
-    is there, be it only the lease that an interrupted removal left. `balanced` says that each port that replicas share
-    leads to exactly those of them that serve it now.
+    `published` is None where the table is missing or not as we made it. `traces` are the networks of which anything at
+    all is there, be it only the lease that an interrupted removal left. `declared` are those that are not plain ones,
+    as they are; `conflicts` says of wanted ones why they can't be had, as (key, reason). `balanced` says that each port
+    that replicas share leads to exactly those of them that serve it now.
     """
 
     apps: frozenset[str] = frozenset()
     published: tuple[Published, ...] | None = None
     traces: frozenset[str] = frozenset()
+    declared: tuple[Network, ...] = ()
+    conflicts: tuple[tuple[str, str], ...] = ()
     balanced: bool = True
 
     @property
     def known(self) -> frozenset[str]:
-        """The apps that have a network to remove."""
+        """The networks that there are to remove."""
         return self.apps | self.traces
+
+    def as_found(self, key: str) -> Network:
+        """Return the network as it is, or would be if nothing of it is there."""
+        return next((network for network in self.declared if network.key == key), Network(key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +239,7 @@ class Observed:
     containers: Mapping[str, tuple[Container, ...]] = field(default_factory=dict)
     previous: Mapping[str, Previous] = field(default_factory=dict)
     volumes: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    network: Network = Network()
+    network: Networks = Networks()
     listeners: tuple[Listener, ...] = ()
     store: Store = Store()
     failures: Mapping[str, Failure] = field(default_factory=dict)

@@ -17,6 +17,7 @@ containers:
     image: {nginx}
     environment: {{VERSION: "{web}"}}
     ports: ["8080:80"]
+    networks: [back, front]
     depends_on: [cache, db]
     limits: {{memory: 64Mi}}
     stop_grace_period: 5s
@@ -24,15 +25,20 @@ containers:
     image: {redis}
     environment: {{VERSION: "{cache}"}}
     volumes: ["cache:/data"]
+    networks: [back]
     limits: {{memory: 128Mi}}
     stop_grace_period: 5s
   db:
     image: {postgres}
     environment: {{VERSION: "{db}"}}
     volumes: ["db:/data"]
+    networks: {{back: {{aliases: [database], ipv4_address: 10.77.0.5}}}}
     limits: {{memory: 256Mi}}
     stop_grace_period: 10s
 volumes: {{cache: {{}}, db: {{}}}}
+networks:
+  front: {{}}
+  back: {{internal: true, subnet: 10.77.0.0/24}}
 """
 PSQL = ("/usr/lib/postgresql/15/bin/psql", "-h", "db", "-U", "postgres", "-Atc")
 
@@ -66,6 +72,7 @@ class Shop:
         self.device.until(lambda: "Welcome to nginx" in self.device.curl("http://127.0.0.1:8080/"))
         for name in ("db", "cache"):
             assert name in self._exec("web", "getent", "ahostsv4", name)
+        assert self._exec("cache", "getent", "ahostsv4", "database").split()[0] == "10.77.0.5"
 
     def kept(self) -> bool:
         return (self.redis("get", "cart"), self.sql("select name from goods order by 1")) == (
@@ -95,6 +102,10 @@ def test_what_redis_and_postgres_keep_outlives_containers_and_a_reboot(device: D
     assert shop.redis("set", "cart", "full") == "OK"
     shop.sql("create table goods (name text); insert into goods values ('milk'), ('bread')")
     assert shop.kept()
+    shown = device.reconciler(
+        "network", "inspect", "shop/back", "--format", "{{.Internal}} {{len .Containers}}"
+    )
+    assert shown.stdout.split() == ["true", "3"]
 
     for name in shop.versions:
         shop.replace(name)

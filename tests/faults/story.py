@@ -1,8 +1,8 @@
 """A short life of a device that passes every step boundary of the program, to be interrupted at any of them.
 
-Two apps are created, one is updated (new image, new limits), a container is run by hand and removed, one is held, an
-app is removed, garbage is collected. Whatever happens on the way, the end is the same: `golden` says what must be
-there, `nothing_left` what must not once everything is deleted.
+Two apps are created, one is updated (new image, new limits, another subnet, another alias), a container is run by hand
+and removed, one is held, an app is removed, garbage is collected. Whatever happens on the way, the end is the same:
+`golden` says what must be there, `nothing_left` what must not once everything is deleted.
 """
 
 import json
@@ -33,17 +33,19 @@ def images(path: Path) -> tuple[Built, Built]:
     return first, second
 
 
-def _web(image: Built, base: Built, *, pids: int, size: str) -> str:
+def _web(image: Built, base: Built, *, pids: int, size: str, subnet: str) -> str:
     return f"""
 apiVersion: reconciler/v1
 kind: App
 name: web
 volumes: {{data: {{}}}}
+networks: {{back: {{subnet: {subnet}}}}}
 containers:
   page:
     image: box.example/page:1@{image.digest}
     command: [httpd, -f, -p, "80", -h, /site]
     ports: ["8080:80"]
+    networks: [back, default]
     volumes: ["data:/data"]
     stop_grace_period: 1s
     limits: {{memory: 16Mi}}
@@ -51,6 +53,7 @@ containers:
     image: box.example/box:1@{base.digest}
     command: [sleep, "100000"]
     init: true
+    networks: {{default: {{aliases: [pids-{pids}]}}}}
     stop_grace_period: 0s
     limits: {{pids: {pids}, memory: 16Mi}}
     logging: {{max_size: {size}}}
@@ -93,13 +96,13 @@ class Story:
         yield self.settle
 
     def begin(self) -> None:
-        self.device.spec("web", _web(self.first, self.base, pids=32, size="1Mi"))
+        self.device.spec("web", _web(self.first, self.base, pids=32, size="1Mi", subnet="10.77.0.0/24"))
         self.device.spec("job", _job(self.base))
 
     def update(self) -> None:
         kept = self.device.state / "volumes/web/data/data/kept"
         kept.write_text("by hand\n")
-        self.device.spec("web", _web(self.second, self.base, pids=33, size="2Mi"))
+        self.device.spec("web", _web(self.second, self.base, pids=33, size="2Mi", subnet="10.78.0.0/24"))
 
     def by_hand(self, died: Callable[[], None]) -> None:
         """Somebody runs a container beside the apps, starts it again, removes it, and holds one that a spec has."""

@@ -8,6 +8,7 @@ from reconciler.engine import volumes
 from reconciler.errors import ReconcilerError
 from reconciler.spec.reference import Reference
 from reconciler.state.desired import VolumeMount
+from reconciler.state.network import Network
 from tests.kernel.test_engine_contract import LocalSubject, image, subject
 
 pytestmark = [pytest.mark.kernel, pytest.mark.network]
@@ -19,7 +20,7 @@ def test_a_container_is_not_made_on_a_layer_or_a_volume_that_has_gone(subject: L
     engine, layout = subject.engine, subject.layout
     desired = subject.wanted("web", "page")
     engine.pull(desired.reference, desired.image)
-    engine.configure_network(["web"], [])
+    engine.configure_network([Network("web")], [])
     layer = desired.image.layers[-1].chain_id
     assert engine.collect("layer", layer.hex)
     with pytest.raises(ReconcilerError, match="removed") as caught:

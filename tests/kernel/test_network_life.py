@@ -19,6 +19,7 @@ from reconciler.engine.network.listeners import conflicts
 from reconciler.engine.network.names import bridge_name
 from reconciler.engine.network.networks import Networks
 from reconciler.errors import BlockedError
+from reconciler.state.network import Network
 from tests.kernel.apps import ANY, INSTANCE, Apps
 from tests.kernel.netns import ask, silent
 
@@ -258,7 +259,8 @@ def test_apps_from_many_threads_all_get_networks(world: Apps) -> None:
 
 class TestManyAppsAtOnce:
     APPS = ("a", "b", "web")
-    CONTAINERS = (("a", "one"), ("a", "two"), ("web", "server"))
+    NETWORKS = tuple(Network(app) for app in APPS)
+    CONTAINERS = (("a", "a", "one"), ("a", "a", "two"), ("web", "web", "server"))
 
     @pytest.fixture(autouse=True)
     def _disarmed(self) -> Iterator[None]:
@@ -267,17 +269,17 @@ class TestManyAppsAtOnce:
 
     def test_cost_one_durable_write_of_leases(self, world: Apps) -> None:
         failpoint.arm("durable.renamed:2*off->error")  # the leases, and what forwarding was
-        made = world.networks.ensure_all(self.APPS, self.CONTAINERS)
+        made = world.networks.ensure_all(self.NETWORKS, self.CONTAINERS)
         assert list(made) == list(self.APPS)
         assert [len(world.networks.members(app)) for app in self.APPS] == [2, 0, 1]
         assert world.networks.lease("web", "server") in made["web"].subnet
-        again = world.networks.ensure_all(self.APPS, self.CONTAINERS)
+        again = world.networks.ensure_all(self.NETWORKS, self.CONTAINERS)
         assert again == made
         seen = world.networks.observe()
         assert [app.healthy for app in seen.apps.values()] == [True] * 3
         assert seen.ruleset_intact
         world.restart_agent()
-        assert world.networks.ensure_all(self.APPS, self.CONTAINERS) == made
+        assert world.networks.ensure_all(self.NETWORKS, self.CONTAINERS) == made
 
     @pytest.mark.parametrize(
         ("point", "guarded", "forwards", "bridges"),
@@ -293,7 +295,7 @@ class TestManyAppsAtOnce:
     ) -> None:
         failpoint.arm(f"{point}:1*error")
         with pytest.raises(failpoint.InjectedError):
-            world.networks.ensure_all(self.APPS, self.CONTAINERS)
+            world.networks.ensure_all(self.NETWORKS, self.CONTAINERS)
         rules = world.host.run("nft", "list", "ruleset")
         names = [bridge_name(INSTANCE, app) for app in self.APPS]
         assert [name in rules for name in names] == [guarded] * 3
@@ -301,20 +303,20 @@ class TestManyAppsAtOnce:
         links = world.host.run("ip", "link")
         assert sum(name in links for name in names) == bridges
         leased = [dict(world.networks.members(app)) for app in self.APPS]
-        world.restart_agent().ensure_all(self.APPS, self.CONTAINERS)
+        world.restart_agent().ensure_all(self.NETWORKS, self.CONTAINERS)
         seen = world.networks.observe()
         assert [app.healthy for app in seen.apps.values()] == [True] * 3
         assert [app.addresses for app in seen.apps.values()] == leased
 
     def test_give_way_to_a_route_together(self, world: Apps) -> None:
-        before = world.networks.ensure_all(self.APPS, self.CONTAINERS)
+        before = world.networks.ensure_all(self.NETWORKS, self.CONTAINERS)
         for app in ("a", "web"):  # as after a reboot
             world.host.run("ip", "link", "delete", before[app].bridge)
             world.host.run("ip", "route", "add", str(before[app].subnet), "via", world.OUTSIDE)
         failpoint.arm("durable.renamed:1*off->error")
-        after = world.networks.ensure_all(self.APPS, self.CONTAINERS)
+        after = world.networks.ensure_all(self.NETWORKS, self.CONTAINERS)
         assert [before[app].subnet == after[app].subnet for app in self.APPS] == [False, True, False]
-        for app, name in self.CONTAINERS:
+        for _, app, name in self.CONTAINERS:
             assert world.networks.lease(app, name) in after[app].subnet
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.state.network import Network
 from tests.kernel.apps import ANY, Apps, forwarding_entry, mac_of
 from tests.kernel.netns import ask, silent
 
@@ -174,6 +175,29 @@ class TestAContainer:
     def test_does_not_give_the_host_an_ipv6_address_on_its_bridge(self, served: Apps) -> None:
         bridge = served.networks.ensure("web").bridge
         assert "inet6" not in served.host.run("ip", "address", "show", "dev", bridge)
+
+
+def test_nothing_leaves_or_enters_an_internal_network_but_by_the_device(served: Apps) -> None:
+    served.serve(served.outside, "outside", ("tcp", 80))
+    client, other = served.containers["other/client"], served.start("other", "second")
+    assert ask(client, served.OUTSIDE, 80) == f"outside {served.HOST}"
+    subnet = str(served.networks.ensure("other").subnet)
+    served.outside.run("ip", "route", "add", subnet, "via", served.HOST)
+    served.networks.ensure_all([Network("other", internal=True)])
+    # Their default route is still there: it is the device that lets nothing through, answers neither
+    assert silent(client, served.OUTSIDE, 80)
+    assert silent(client, served.HOST, 8080)
+    assert silent(served.outside, served.address("other", "client"), 80)
+    assert (
+        ask(other, served.address("other", "client"), 80)
+        == f"other/client {served.address('other', 'second')}"
+    )
+    assert (
+        ask(served.host, served.address("other", "client"), 80) == f"other/client {served.gateway('other')}"
+    )
+    assert served.networks.observe().ruleset_intact
+    served.networks.ensure_all([Network("other")])
+    assert ask(client, served.OUTSIDE, 80) == f"outside {served.HOST}"
 
 
 @pytest.mark.parametrize("shown", [0, 1])

@@ -10,6 +10,7 @@ import pytest
 from reconciler.engine.network.names import table_name
 from reconciler.errors import ReconcilerError
 from reconciler.linux import netlink, nftables
+from reconciler.state.network import Network
 from tests.kernel.apps import ANY, INSTANCE, Apps
 from tests.kernel.netns import ask, silent
 
@@ -64,7 +65,7 @@ def test_two_hundred_containers_on_twenty_networks_come_and_go_without_a_trace(w
     links = world.host.run("ip", "-o", "link", "show")
     members = {f"app-{app}": [f"c-{number}" for number in range(10)] for app in range(20)}
     pairs = [(app, name) for app, names in members.items() for name in names]
-    world.networks.ensure_all(members, pairs)
+    world.networks.ensure_all(map(Network, members), [(app, app, name) for app, name in pairs])
     namespaces = {}
     for app, name in pairs:
         namespaces[app, name] = world.namespace()

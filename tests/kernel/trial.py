@@ -110,19 +110,22 @@ class Trials:
 
     def desire(self, app: str, container: Mapping[str, Any], **top: Any) -> App:
         """What should run, of a spec with one container `c`; it must be without an error."""
-        container = {
+        return self.app(app, {"c": container}, **top)
+
+    def app(self, app: str, containers: Mapping[str, Mapping[str, Any]], **top: Any) -> App:
+        """What should run, of a spec with these containers; it must be without an error."""
+        common = {
             "image": f"box.example/box:1@{self._image.digest}",
             "entrypoint": ["/bin/sleep", "100000"],
             "limits": {"memory": "64Mi"},
             "restart": "no",
             "stop_grace_period": "0s",
-            **container,
         }
         spec = {
             "apiVersion": "reconciler/v1",
             "kind": "App",
             "name": app,
-            "containers": {"c": container},
+            "containers": {name: {**common, **fields} for name, fields in containers.items()},
             **top,
         }
         loaded = load({f"{app}.yaml": json.dumps(spec).encode()}, lambda _: b"", terms=self.device.terms)
@@ -135,8 +138,8 @@ class Trials:
         want = app.containers["c"]
         engine = self.parts.engine
         engine.pull(want.reference, want.image)
-        if app.networked:
-            engine.configure_network((app.name,), ())
+        if app.networks:
+            engine.configure_network(tuple(app.networks.values()), ())
         for volume in app.volumes:
             engine.create_volume(app.name, volume, app.volume_limits.get(volume))
         engine.create_container(want, attempt=0, restarts=0)

@@ -6,7 +6,7 @@ was:      the specs that the containers found were made from; the same where it 
 containers: full name -> phase (`running`, `created`, `lost`, `exited`), or a map with `phase` and fields of the
           container; an exit has `code` or `signal`, `oom`, `ran` and `ago` in seconds, `boot`; or a list of such
 images:   those that are complete on local disk; all of `was` where it is left out
-networks, volumes, published, listeners, previous, failures, unresolved, held, hold_all, busy, objects,
+networks, conflicts, volumes, published, listeners, previous, failures, unresolved, held, hold_all, busy, objects,
 generations, traces, volume_limits:
           as the code below reads them
 steps, blocked, wake_in: what must come of it; last, because `--update-scenarios` writes them
@@ -29,6 +29,7 @@ from reconciler.spec.terms import Terms
 from reconciler.state.desire import desire
 from reconciler.state.desired import App, Container, Desired
 from reconciler.state.image import Image, Unresolved
+from reconciler.state.network import Network as Declared
 from reconciler.state.observed import Container as Found
 from reconciler.state.observed import (
     Created,
@@ -36,7 +37,7 @@ from reconciler.state.observed import (
     Failure,
     Listener,
     Lost,
-    Network,
+    Networks,
     Observed,
     Previous,
     Published,
@@ -108,7 +109,8 @@ def _written(made: Mapping[str, Any]) -> str:
 
 def _plan(scenario: Mapping[str, Any]) -> Plan:
     known = {
-        "specs", "was", "containers", "images", "networks", "volumes", "published", "listeners", "previous", "failures",
+        "specs", "was", "containers", "images", "networks", "conflicts",
+        "volumes", "published", "listeners", "previous", "failures",
         "unresolved", "held", "hold_all", "busy", "disk", "objects", "generations", "traces", "steps", "blocked",
         "wake_in", "volume_limits",
     }  # fmt: skip
@@ -183,10 +185,12 @@ def _world(
         previous={name: _previous(desired, name, one) for name, one in scenario.get("previous", {}).items()},
         volumes={app: frozenset(names) for app, names in scenario.get("volumes", there).items()},
         volume_limits=scenario.get("volume_limits", {}),
-        network=Network(
-            frozenset(scenario.get("networks", {c.app for c in found})),
+        network=Networks(
+            frozenset(scenario.get("networks", {key for c in found for key in c.networks})),
             None if scenario.get("published") == "none" else rows,
             frozenset(scenario.get("traces", ())),
+            tuple(sorted(n for app in was.values() for n in app.networks.values() if n != Declared(n.key))),
+            tuple(scenario.get("conflicts", {}).items()),
         ),
         listeners=tuple(_listener(text) for text in scenario.get("listeners", ())),
         store=Store(

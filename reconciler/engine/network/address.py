@@ -84,14 +84,16 @@ def gateway(subnet: IPv4Network) -> IPv4Address:
     return subnet.network_address + 1
 
 
-def allocate(subnet: IPv4Network, leased: Mapping[str, IPv4Address], name: str) -> IPv4Address:
+def allocate(
+    subnet: IPv4Network, leased: Mapping[str, IPv4Address], name: str, kept: Iterable[IPv4Address] = ()
+) -> IPv4Address:
     """The address of `name`: the one it has, or a free one that follows from the name; BlockedError where none is.
 
-    Never the network's, the gateway's or the broadcast address, and never one that is leased to another name.
+    Never the network's, the gateway's or the broadcast address, and never one that is leased to another name, or kept.
     """
     if name in leased:
         return leased[name]
-    used = set(leased.values())
+    used = {*leased.values(), *kept}
     total = subnet.num_addresses - 3
     first = _number("address", name) % total
     for step in range(total):
@@ -100,5 +102,5 @@ def allocate(subnet: IPv4Network, leased: Mapping[str, IPv4Address], name: str) 
             return address
     raise BlockedError(
         f"network: all {total} addresses of {subnet} are leased, none is left for {name}",
-        hint="split the app: each app has a subnet of its own",
+        hint="split the app, or have some of its containers in another network, or declare a larger subnet",
     )

@@ -1,4 +1,4 @@
-"""Connecting a container's network namespace to its app's bridge.
+"""Connecting a container's network namespace to the bridge of a network.
 
 The pair of links is born in its two places by one message: nothing is moved, renamed or deleted on the way. Work inside
 the namespace goes through a netlink socket that a short-lived thread opened there; the agent's own threads never leave
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from reconciler.engine.network import bridge
-from reconciler.engine.network.address import gateway
 from reconciler.engine.network.names import LinkLabel, hardware_address
 from reconciler.errors import BlockedError, ReconcilerError
 from reconciler.linux import netlink, rtnetlink
@@ -26,16 +25,22 @@ _LOOPBACK_INDEX = 1  # the kernel gives every namespace its loopback first (net/
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A container's place in its app's network."""
+    """A container's place in a network: `network` is its key, unless it is the app's own.
+
+    `gateway` is where everything without a better route goes, None where this is not the network for that.
+    """
 
     instance: str
     app: str
     container: str
     address: IPv4Address
     subnet: IPv4Network
+    gateway: IPv4Address | None = None
+    network: str = ""
+    interface: str = INSIDE
 
     def label(self, namespace: int) -> LinkLabel:
-        return LinkLabel(self.instance, self.app, self.container, self.address, namespace)
+        return LinkLabel(self.instance, self.app, self.container, self.address, namespace, self.network)
 
     def __str__(self) -> str:
         return f"{self.app}/{self.container}"
@@ -53,7 +58,7 @@ def attach(sock: netlink.Socket, app_bridge: Link, wanted: Attachment, namespace
                 label.name,
                 bridge=app_bridge.index,
                 mtu=app_bridge.mtu,
-                peer=INSIDE,
+                peer=wanted.interface,
                 peer_mac=hardware_address(label.address),
                 peer_namespace=namespace,
             ),
@@ -64,7 +69,7 @@ def attach(sock: netlink.Socket, app_bridge: Link, wanted: Attachment, namespace
         host = bridge.find(sock, label.name)
         if host is None:
             raise BlockedError(
-                f"{wanted}: its network namespace has an interface {INSIDE} that is not ours",
+                f"{wanted}: its network namespace has an interface {wanted.interface} that is not ours",
                 hint="the container is made anew when it restarts",
             )
         if made is None:
@@ -81,15 +86,18 @@ def attach(sock: netlink.Socket, app_bridge: Link, wanted: Attachment, namespace
 
 def _configure(inside: netlink.Socket, wanted: Attachment) -> None:
     """Give the inner end its address and routes. Each part replaces or finds what is there."""
-    link = bridge.find(inside, INSIDE)
+    link = bridge.find(inside, wanted.interface)
     if link is None:
-        raise ReconcilerError(f"{wanted}: {INSIDE} is gone from its network namespace", transient=True)
+        raise ReconcilerError(
+            f"{wanted}: {wanted.interface} is gone from its network namespace", transient=True
+        )
     inside.request(
         rtnetlink.set_link(_LOOPBACK_INDEX, up=True),
         rtnetlink.set_link(link.index, up=True),
         rtnetlink.new_address(link.index, wanted.address.packed, wanted.subnet.prefixlen),
-        rtnetlink.new_default_route(gateway(wanted.subnet).packed, link.index),
     )
+    if wanted.gateway is not None:
+        inside.request(rtnetlink.new_default_route(wanted.gateway.packed, link.index))
 
 
 def raise_loopback(namespace: int) -> None:

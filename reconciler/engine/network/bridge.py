@@ -1,4 +1,4 @@
-"""The bridge of an app: made, repaired, filled with the links that are still there, and taken away.
+"""The bridge of a network: made, repaired, filled with the links that are still there, and taken away.
 
 Reading comes first and changes nothing. A bridge has a fixed hardware address, the gateway's IPv4 address, and lets
 the host reach its containers from 127.0.0.1 (route_localnet, on the bridge alone; the ruleset guards it). IPv6 is off
@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from reconciler.engine.network.address import gateway
 from reconciler.engine.network.names import (
     LinkLabel,
     bridge_label,
     bridge_name,
     hardware_address,
     read_link_label,
+    shown,
 )
 from reconciler.engine.network.sysctl import exists, write_value
 from reconciler.errors import BlockedError
@@ -49,25 +49,22 @@ class HostRoute:
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """What an app's bridge must be."""
+    """What the bridge of the network with this key must be."""
 
     instance: str
-    app: str
+    network: str
     subnet: IPv4Network
     mtu: int
+    gateway: IPv4Address
 
     @property
     def name(self) -> str:
-        return bridge_name(self.instance, self.app)
-
-    @property
-    def gateway(self) -> IPv4Address:
-        return gateway(self.subnet)
+        return bridge_name(self.instance, self.network)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """This host's links and addresses at one moment: by name, and the host's ends of an instance's links by app."""
+    """This host's links and addresses at one moment: by name, and the host's ends of an instance's links by network."""
 
     links: Mapping[str, Link]
     addresses: Sequence[HostAddress]
@@ -120,7 +117,7 @@ def look(sock: netlink.Socket, instance: str, before: Before | None = None) -> F
         return last[1]
     ports: dict[str, list[tuple[Link, LinkLabel]]] = {}
     for link, label in links_of(instance, None, host_links):
-        ports.setdefault(label.app, []).append((link, label))
+        ports.setdefault(label.key, []).append((link, label))
     found = Found({link.name: link for link in host_links}, host_addresses, ports)
     before.found = host_links, found
     return found
@@ -180,7 +177,7 @@ def uplink_mtu(sock: netlink.Socket, known_routes: Sequence[HostRoute] | None = 
 
 
 def faults(wanted: Bridge, link: Link | None, host_addresses: Sequence[HostAddress]) -> tuple[str, ...]:
-    """What is wrong with the app's bridge as found, in words; nothing where it is right."""
+    """What is wrong with the bridge as found, in words; nothing where it is right."""
     if link is None:
         return ("bridge is missing",)
     found = []
@@ -190,7 +187,7 @@ def faults(wanted: Bridge, link: Link | None, host_addresses: Sequence[HostAddre
         found.append("bridge is down")
     if link.address != hardware_address(wanted.gateway):
         found.append("bridge has another hardware address")
-    if link.alias != bridge_label(wanted.instance, wanted.app):
+    if link.alias != bridge_label(wanted.instance, wanted.network):
         found.append("bridge has another label")
     mine = [(a.address, a.prefix_length) for a in host_addresses if a.link == link.index]
     if (wanted.gateway, wanted.subnet.prefixlen) not in mine:
@@ -201,8 +198,8 @@ def faults(wanted: Bridge, link: Link | None, host_addresses: Sequence[HostAddre
     return tuple(found)
 
 
-def links_of(instance: str, app: str | None, host_links: Sequence[Link]) -> list[tuple[Link, LinkLabel]]:
-    """The host's ends of this instance's links (of one app, or of all), with what their labels say.
+def links_of(instance: str, network: str | None, host_links: Sequence[Link]) -> list[tuple[Link, LinkLabel]]:
+    """The host's ends of this instance's links (of one network, or of all), with what their labels say.
 
     A label that does not go with the link's name is somebody else's writing and is passed over.
     """
@@ -210,7 +207,7 @@ def links_of(instance: str, app: str | None, host_links: Sequence[Link]) -> list
     return [
         (link, label)
         for link, label in labelled
-        if label is not None and (app is None or label.app == app) and label.name == link.name
+        if label is not None and (network is None or label.key == network) and label.name == link.name
     ]
 
 
@@ -218,14 +215,14 @@ def links_of(instance: str, app: str | None, host_links: Sequence[Link]) -> list
 
 
 def ensure(sock: netlink.Socket, wanted: Bridge, host: Found) -> None:
-    """Make the bridge what it must be, with every link of the app that `host` shows as its port.
+    """Make the bridge what it must be, with every link of the network that `host` shows as its port.
 
     It comes up last, complete; BlockedError where its name belongs to something else.
     """
     link = host.links.get(wanted.name)
     if link is not None and link.kind != "bridge":
         raise BlockedError(
-            f"app {wanted.app}: the name {wanted.name} is taken by a {link.kind or 'device'} of somebody else",
+            f"{shown(wanted.network)}: the name {wanted.name} is taken by a {link.kind or 'device'} of somebody else",
             hint=f"remove it: ip link delete {wanted.name}",
         )
     if link is not None and not faults(wanted, link, host.addresses) and link.mtu == wanted.mtu:
@@ -244,13 +241,13 @@ def ensure(sock: netlink.Socket, wanted: Bridge, host: Found) -> None:
             link.index,
             mac=mac if link.address != mac else None,
             mtu=wanted.mtu,
-            alias=bridge_label(wanted.instance, wanted.app),
+            alias=bridge_label(wanted.instance, wanted.network),
             devconf={DEVCONF_ROUTE_LOCALNET: 1, DEVCONF_FORWARDING: 1},
         ),
         rtnetlink.new_address(link.index, wanted.gateway.packed, wanted.subnet.prefixlen),
         rtnetlink.set_link(link.index, up=True),
     )
-    for port, label in host.ports.get(wanted.app, ()):
+    for port, label in host.ports.get(wanted.network, ()):
         if port.master != link.index or not port.up:
             try:
                 connect(sock, link.index, port, label.address)

@@ -1,4 +1,4 @@
-"""Which subnet each app and which address each container has: the lease file, durable before anything uses it.
+"""Which subnet each network and which address each container has: the lease file, durable before anything uses it.
 
 Written whole, under network/lock. Callers that come while a write is under way share the next one, because a durable
 write takes milliseconds and fifty containers starting at once would wait in line for each other. A file that is missing
@@ -12,39 +12,74 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from reconciler.engine.durable import replace_json
+from reconciler.engine.network.address import gateway
 from reconciler.engine.network.diagnose import kernel
+from reconciler.engine.network.names import shown
 from reconciler.errors import ReconcilerError
+from reconciler.state.network import Network
 
 _VERSION = 1
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class AppLease:
-    """An app's subnet, and the addresses of its containers by name."""
+class NetworkLease:
+    """A network's subnet, and the addresses of its members by name; `aliases` are further names of theirs.
+
+    `declared` is how it was declared when this was leased, None where that says nothing.
+    """
 
     subnet: IPv4Network
     addresses: Mapping[str, IPv4Address] = field(default_factory=dict)
+    declared: Network | None = None
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def gateway(self) -> IPv4Address:
+        """The device's own address in it."""
+        said = self.declared.gateway if self.declared is not None else ""
+        return IPv4Address(said) if said else gateway(self.subnet)
+
+    @property
+    def internal(self) -> bool:
+        return self.declared is not None and self.declared.internal
+
+    @property
+    def fixed(self) -> dict[str, IPv4Address]:
+        """The addresses that members ask for, by name."""
+        asked = self.declared.fixed if self.declared is not None else ()
+        return {name: IPv4Address(address) for name, address in asked}
+
+    def network(self, key: str) -> Network:
+        """The network as it is."""
+        return self.declared or Network(key)
 
 
-Leases = dict[str, AppLease]
+Leases = dict[str, NetworkLease]
 
 
-def encode(leases: Mapping[str, AppLease]) -> dict[str, object]:
-    apps = {
-        app: {
-            "subnet": str(lease.subnet),
-            "addresses": {name: str(address) for name, address in lease.addresses.items()},
-        }
-        for app, lease in leases.items()
+def encode(leases: Mapping[str, NetworkLease]) -> dict[str, object]:
+    return {"version": _VERSION, "apps": {key: _encode(lease) for key, lease in leases.items()}}
+
+
+def _encode(lease: NetworkLease) -> dict[str, object]:
+    value: dict[str, object] = {
+        "subnet": str(lease.subnet),
+        "addresses": {name: str(address) for name, address in lease.addresses.items()},
     }
-    return {"version": _VERSION, "apps": apps}
+    if lease.declared is not None:
+        value["declared"] = {
+            name: item for name, item in asdict(lease.declared).items() if item and name != "key"
+        }
+    if lease.aliases:
+        value["aliases"] = {name: list(names) for name, names in lease.aliases.items()}
+    return value
 
 
 def decode(data: bytes) -> Leases:
@@ -54,17 +89,27 @@ def decode(data: bytes) -> Leases:
         raise ValueError("not a lease file of version 1")
     leases: Leases = {}
     try:
-        for app, entry in value["apps"].items():
-            subnet = IPv4Network(entry["subnet"])
-            addresses = {str(name): IPv4Address(text) for name, text in entry["addresses"].items()}
-            if len(set(addresses.values())) != len(addresses):
-                raise ValueError(f"an address of app {app} is leased twice")
-            if not all(address in subnet for address in addresses.values()):
-                raise ValueError(f"an address of app {app} is outside its subnet {subnet}")
-            leases[str(app)] = AppLease(subnet, addresses)
+        for key, entry in value["apps"].items():
+            leases[str(key)] = _decode(str(key), entry)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"not a lease file: {error!r}") from error
     return leases
+
+
+def _decode(key: str, entry: Any) -> NetworkLease:
+    subnet = IPv4Network(entry["subnet"])
+    addresses = {str(name): IPv4Address(text) for name, text in entry["addresses"].items()}
+    if len(set(addresses.values())) != len(addresses):
+        raise ValueError(f"an address of {shown(key)} is leased twice")
+    if not all(address in subnet for address in addresses.values()):
+        raise ValueError(f"an address of {shown(key)} is outside its subnet {subnet}")
+    said, declared = entry.get("declared"), None
+    if said is not None:
+        fixed = tuple([(str(name), str(IPv4Address(address))) for name, address in said.get("fixed", ())])
+        chosen = str(said.get("gateway", "")) and str(IPv4Address(said["gateway"]))
+        declared = Network(key, str(said.get("subnet", "")), chosen, said.get("internal") is True, fixed)
+    aliases = {str(name): tuple(map(str, names)) for name, names in entry.get("aliases", {}).items()}
+    return NetworkLease(subnet, addresses, declared, aliases)
 
 
 class _Change(Generic[_T]):
@@ -91,7 +136,7 @@ class LeaseFile:
         self._commit_lock = threading.Lock()
         self._known: tuple[tuple[int, int, int], Leases] | None = None
 
-    def read(self) -> Mapping[str, AppLease]:
+    def read(self) -> Mapping[str, NetworkLease]:
         """The leases now; changes nothing. Where the file is missing or bad: what the kernel still has."""
         known = self._known
         stamp = self._stamp()
@@ -158,7 +203,7 @@ class LeaseFile:
             stamp = self._stamp()
             self._known = (stamp, leases) if stamp is not None else None
 
-    def _read_or_set_aside(self) -> Mapping[str, AppLease]:
+    def _read_or_set_aside(self) -> Mapping[str, NetworkLease]:
         try:
             return decode(self._path.read_bytes())
         except FileNotFoundError:

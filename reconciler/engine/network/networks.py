@@ -6,27 +6,28 @@ bridge exists, and an address is given back last.
 """
 
 import threading
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from reconciler.engine.layout import Layout
-from reconciler.engine.network import address, bridge, flows, rename, ruleset
+from reconciler.engine.network import bridge, flows, rename, ruleset, settle
+from reconciler.engine.network.addresses import Addresses
 from reconciler.engine.network.attach import Attachment, attach
-from reconciler.engine.network.bridge import Bridge, HostRoute
+from reconciler.engine.network.bridge import Bridge
 from reconciler.engine.network.diagnose import kernel
 from reconciler.engine.network.firewall import Firewall
 from reconciler.engine.network.foreign import ForwardBlocker, forward_blockers, ports_of_others
-from reconciler.engine.network.leases import AppLease, LeaseFile, Leases
+from reconciler.engine.network.leases import LeaseFile, Leases, NetworkLease
 from reconciler.engine.network.listeners import Listener
-from reconciler.engine.network.names import LinkLabel, bridge_name, read_bridge_label
-from reconciler.engine.network.observed import AppNetwork, AppObserved, NetworkObserved
+from reconciler.engine.network.names import bridge_name, member, read_bridge_label, shown
+from reconciler.engine.network.observed import AppNetwork, NetworkObserved, networks_found
 from reconciler.engine.network.ports import PortMapping, PortTable, Serves, salvage, served
+from reconciler.engine.network.settle import Wish
 from reconciler.engine.network.sysctl import FORWARDING, Forwarding
-from reconciler.errors import BlockedError, NotFoundError
+from reconciler.errors import NotFoundError
 from reconciler.failpoint import failpoint
 from reconciler.linux import netlink
-from reconciler.linux.rtnetlink import Link
+from reconciler.state.network import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,121 +35,110 @@ class _Seen:
     """What the kernel and the lease file said when they were last looked at, and what it came to."""
 
     host: bridge.Found
-    leases: Mapping[str, AppLease]
+    leases: Mapping[str, NetworkLease]
     table: ruleset.Table | None
     forwarding: bool
     found: NetworkObserved
 
 
-class Networks:
+class Networks(Addresses):
     """The networks of one instance, in the network namespace of the calling process."""
 
     def __init__(
         self, layout: Layout, instance: str, look: Callable[[], Serves] = lambda: lambda port: port.serving
     ) -> None:
         """`look` returns what says of a port that replicas share whether its container serves it now."""
+        super().__init__(
+            instance, LeaseFile(layout.leases, layout.network_lock, lambda: _recovered(instance))
+        )
         self._layout = layout
         self._look = look
-        self._instance = instance
         self._firewall = Firewall(instance)
         self._forwarding = Forwarding(layout.sysctls)
-        self._leases = LeaseFile(layout.leases, layout.network_lock, self._recover)
         self._bridges_lock = threading.Lock()
         self._table_lock = threading.Lock()
         self._ports: PortTable | None = None  # what `publish` was last told, where it was told anything yet
         self._before = bridge.Before()
         self._last: _Seen | None = None
-        self._compared: tuple[ruleset.Table, Mapping[str, AppLease], bool] | None = None
+        self._compared: tuple[ruleset.Table, Mapping[str, NetworkLease], bool] | None = None
 
-    # --- apps -------------------------------------------------------------------------------------------------------
+    # --- networks ---------------------------------------------------------------------------------------------------
 
-    def ensure(self, app: str) -> AppNetwork:
-        """Make the app's network what it must be; see `ensure_all`."""
-        return self.ensure_all([app])[app]
+    def ensure(self, network: str) -> AppNetwork:
+        """Make the network with this key what it must be, declared as it was; see `ensure_all`."""
+        return self._ensure({network: Wish()})[network]
 
     def ensure_all(
-        self, apps: Iterable[str], containers: Iterable[tuple[str, str]] = ()
+        self, networks: Iterable[Network], containers: Iterable[tuple[str, str, str]] = ()
     ) -> Mapping[str, AppNetwork]:
-        """Make the apps' networks what they must be: subnets, rules, forwarding, bridges, links that lost theirs.
+        """Make the networks what they must be: subnets, rules, forwarding, bridges, links that lost theirs; by key.
 
-        With the durable write that leases the subnets each of `containers` (app, name) is leased its address. The rules
-        guard all the bridges before the first one is up, and before the host forwards.
+        With the durable write that leases the subnets each of `containers` (key, app, name) is leased its address. The
+        rules guard all the bridges before the first one is up, and before the host forwards.
         """
-        wanted: dict[str, list[str]] = {app: [] for app in apps}
-        names = tuple(wanted)
-        for app, container in containers:
-            wanted.setdefault(app, []).append(container)
+        wanted = {network.key: Wish(network) for network in networks}
+        names: dict[str, list[str]] = {}
+        for key, app, container in containers:
+            names.setdefault(key, []).append(member(key, app, container))
+        for key, members in names.items():
+            wanted[key] = Wish(wanted[key].declared if key in wanted else None, members)
+        return self._ensure(wanted)
+
+    def _ensure(self, wanted: Mapping[str, Wish]) -> Mapping[str, AppNetwork]:
         with self._bridges_lock, kernel("network"), netlink.Socket(netlink.ROUTE) as sock:
             routes = bridge.routes(sock)
             host = bridge.look(sock, self._instance)
-            leases = self._settle(wanted, routes, host)
+            leases, moved = settle.settle(self._leases, self._instance, wanted, routes, host)
             if self._forwarding.found() is None:
                 self._forwarding.remember(inherited=self._inherited_forwarding())
             failpoint("network.leased")
+            gone = [bridge.delete(sock, bridge_name(self._instance, key)) for key in sorted(moved)]
+            if any(gone):
+                host = bridge.look(sock, self._instance)
             self._install()
             failpoint("network.guarded")
             self._forwarding.enable()
             failpoint("network.forwards")
             mtu = bridge.uplink_mtu(sock, routes)
-            bridges = [Bridge(self._instance, app, leases[app].subnet, mtu) for app in names]
+            bridges = [
+                Bridge(self._instance, key, leases[key].subnet, mtu, leases[key].gateway) for key in wanted
+            ]
             for found in bridges:
-                with kernel(f"network of app {found.app}"):
+                with kernel(shown(found.network)):
                     bridge.ensure(sock, found, host)
                 failpoint("network.bridged")
         return {
-            found.app: AppNetwork(found.app, found.subnet, found.gateway, found.name, mtu)
+            found.network: AppNetwork(found.network, found.subnet, found.gateway, found.name, mtu)
             for found in bridges
         }
 
-    def remove(self, app: str) -> None:
-        """Take away the app's bridge, links, rules and leases; succeeds where they are gone."""
-        with kernel(f"network of app {app}"), netlink.Socket(netlink.ROUTE) as sock:
-            for link, _ in bridge.links_of(self._instance, app, bridge.links(sock)):
+    def change(self, network: Network) -> None:
+        """Make the network what is declared now, also with another subnet; no container is in it."""
+        with kernel(shown(network.key)), netlink.Socket(netlink.ROUTE) as sock:
+            # The kernel takes a dead container's link apart some time after its last process
+            for link, _ in bridge.links_of(self._instance, network.key, bridge.links(sock)):
+                bridge.delete(sock, link.name)
+        failpoint("network.unlinked")
+        self.ensure_all([network])
+
+    def remove(self, network: str) -> None:
+        """Take away the bridge, links, rules and leases of the network with this key; succeeds where they are gone."""
+        with kernel(shown(network)), netlink.Socket(netlink.ROUTE) as sock:
+            for link, _ in bridge.links_of(self._instance, network, bridge.links(sock)):
                 bridge.delete(sock, link.name)
             failpoint("network.unlinked")
-            bridge.delete(sock, bridge_name(self._instance, app))
+            bridge.delete(sock, bridge_name(self._instance, network))
         failpoint("network.unbridged")
-        lease = self._leases.read().get(app)
+        lease = self._leases.read().get(network)
         if lease is not None:
             flows.forget_addresses(lease.addresses.values())
-            self._leases.change(lambda leases: leases.pop(app, None))
+            self._leases.change(lambda leases: leases.pop(network, None))
         failpoint("network.released")
-        self._install(without=app)
-
-    # --- addresses --------------------------------------------------------------------------------------------------
-
-    def lease(self, app: str, container: str) -> IPv4Address:
-        """The container's address: always the same until `release`; durable when this returns."""
-        return self.lease_all(app, [container])[container]
-
-    def lease_all(self, app: str, containers: Iterable[str]) -> Mapping[str, IPv4Address]:
-        """The addresses of several containers of an app, with one durable write for all."""
-        names = tuple(containers)
-        routes: list[HostRoute] = []
-        if app not in self._leases.read():
-            with kernel(f"network of app {app}"), netlink.Socket(netlink.ROUTE) as sock:
-                routes = bridge.routes(sock)
-        lease = self._lease({app: names}, routes)[app]
-        return {name: lease.addresses[name] for name in names}
-
-    def release(self, app: str, container: str) -> None:
-        """Forget the connections of the container's address, then give it back; succeeds where it has none."""
-        lease = self._leases.read().get(app)
-        if lease is None or container not in lease.addresses:
-            return
-        flows.forget_addresses([lease.addresses[container]])
-
-        def drop(leases: Leases) -> None:
-            found = leases.get(app)
-            if found is not None:
-                kept = {name: leased for name, leased in found.addresses.items() if name != container}
-                leases[app] = AppLease(found.subnet, kept)
-
-        self._leases.change(drop)
+        self._install(without=network)
 
     def rename(self, app: str, old: str, new: str) -> None:
-        """Keep under the name `new` what `old` has: address, link, ports. A link needs `attach` then."""
-        self._leases.change(lambda leases: rename.move_lease(leases, app, old, new))
+        """Keep under the name `new` what `old` has: addresses, links, ports. A link needs `attach` then."""
+        self._leases.change(lambda leases: rename.move_leases(leases, app, old, new))
         failpoint("network.renamed")
         with kernel(f"link of {app}/{old}"), netlink.Socket(netlink.ROUTE) as sock:
             rename.move_links(sock, self._instance, app, old, new)
@@ -156,37 +146,63 @@ class Networks:
         if ports is not None:
             self._install(rename.move_ports(ports, app, old, new))
 
-    def members(self, app: str) -> Mapping[str, IPv4Address]:
-        """The addresses of the app's containers, by name."""
-        lease = self._leases.read().get(app)
-        return {} if lease is None else dict(lease.addresses)
-
-    def gateway(self, app: str) -> IPv4Address | None:
-        """The device's address in the app's network, None where it has none."""
-        lease = self._leases.read().get(app)
-        return None if lease is None else address.gateway(lease.subnet)
-
     # --- links and ports --------------------------------------------------------------------------------------------
 
-    def attach(self, app: str, container: str, namespace: int) -> None:
-        """Connect a container's network namespace (a descriptor) to its app's bridge, with its leased address.
+    def attach(self, app: str, container: str, namespace: int, networks: Sequence[str] = ()) -> None:
+        """Connect a container's network namespace (a descriptor) to its networks, with its leased addresses.
 
-        Either the whole link is there afterwards or nothing of it. NotFoundError without a lease.
+        The interfaces are eth0 and so on, in the order of `networks` (keys; none: its app's own). Everything without a
+        better route goes by the first that is not internal. Either a whole link is there afterwards or nothing of it.
+        NotFoundError without a lease.
         """
-        lease = self._leases.read().get(app)
-        if lease is None or container not in lease.addresses:
-            raise NotFoundError(f"{app}/{container}: no address is leased to it")
-        wanted = Attachment(self._instance, app, container, lease.addresses[container], lease.subnet)
-        name = bridge_name(self._instance, app)
+        keys = tuple(networks) or (app,)
+        leases = self._leases.read()
+        for key in keys:
+            if key not in leases or member(key, app, container) not in leases[key].addresses:
+                raise NotFoundError(f"{app}/{container}: no address is leased to it in {shown(key)}")
+        outward = next((key for key in keys if not leases[key].internal), None)
         with kernel(f"link of {app}/{container}"), netlink.Socket(netlink.ROUTE) as sock:
+            for number, key in enumerate(keys):
+                lease = leases[key]
+                wanted = Attachment(
+                    self._instance,
+                    app,
+                    container,
+                    lease.addresses[member(key, app, container)],
+                    lease.subnet,
+                    lease.gateway if key == outward else None,
+                    key if key != app else "",
+                    f"eth{number}",
+                )
+                self._attach(sock, key, wanted, namespace)
+        self._remap(app, container, leases)
+
+    def _attach(self, sock: netlink.Socket, key: str, wanted: Attachment, namespace: int) -> None:
+        name = bridge_name(self._instance, key)
+        found = bridge.find(sock, name)
+        if found is None or found.kind != "bridge":
+            self.ensure(key)
             found = bridge.find(sock, name)
-            if found is None or found.kind != "bridge":
-                self.ensure(app)
-                found = bridge.find(sock, name)
-            if found is None:
-                raise NotFoundError(f"{app}/{container}: bridge {name} is gone again")
-            attach(sock, found, wanted, namespace)
-            failpoint("network.attached")
+        if found is None:
+            raise NotFoundError(f"{wanted}: bridge {name} is gone again")
+        attach(sock, found, wanted, namespace)
+        failpoint("network.attached")
+
+    def _remap(self, app: str, container: str, leases: Mapping[str, NetworkLease]) -> None:
+        """Have the container's published ports reach the address that it has now."""
+        known = self._ports
+        if known is None:
+            return
+        changed = []
+        for mapping in known:
+            key = mapping.network or mapping.app
+            if (mapping.app, mapping.container) == (app, container) and key in leases:
+                address = leases[key].addresses.get(member(key, app, container), mapping.address)
+                changed.append(replace(mapping, address=address))
+            else:
+                changed.append(mapping)
+        if changed != list(known):
+            self._install(PortTable(changed))
 
     def publish(self, ports: Sequence[PortMapping]) -> bool:
         """Make the published ports exactly these; return whether anything had to change.
@@ -220,22 +236,8 @@ class Networks:
             and last.forwarding is forwarding
         ):
             return last.found
-        apps = {}
-        if leases:
-            general = () if forwarding else (f"{FORWARDING.replace('/', '.')} is off",)
-            for app, lease in sorted(leases.items()):
-                wanted = Bridge(self._instance, app, lease.subnet, 0)
-                found = host.links.get(wanted.name)
-                attached, detached = _sort_out(found, host.ports.get(app, ()))
-                apps[app] = AppObserved(
-                    subnet=lease.subnet,
-                    bridge=wanted.name,
-                    bridge_present=found is not None,
-                    faults=(*bridge.faults(wanted, found, host.addresses), *general),
-                    addresses=lease.addresses,
-                    attached=attached,
-                    detached=detached - attached,
-                )
+        general = () if forwarding else (f"{FORWARDING.replace('/', '.')} is off",)
+        apps = networks_found(self._instance, leases, host, general)
         ports = table.ports if table is not None else None if leases else ()
         observed = NetworkObserved(
             apps=apps,
@@ -245,6 +247,26 @@ class Networks:
         )
         self._last = _Seen(host, leases, table, forwarding, observed)
         return observed
+
+    def conflicts(self, networks: Iterable[Network]) -> tuple[tuple[str, str], ...]:
+        """Why declared subnets can't be had now, as (key, reason); of those that are not there yet."""
+        leases = self._leases.read()
+        missing = [
+            network
+            for network in networks
+            if network.subnet
+            and (network.key not in leases or str(leases[network.key].subnet) != network.subnet)
+        ]
+        if not missing:
+            return ()
+        with kernel("network"), netlink.Socket(netlink.ROUTE) as sock:
+            routes = bridge.routes(sock)
+            host = bridge.look(sock, self._instance)
+        found = (
+            (network.key, settle.conflict(network, leases, routes, host, self._instance))
+            for network in missing
+        )
+        return tuple([(key, reason) for key, reason in found if reason])
 
     def forward_blockers(self) -> tuple[ForwardBlocker, ...]:
         """Other people's chains that may drop what is forwarded to containers."""
@@ -284,68 +306,6 @@ class Networks:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _settle(
-        self, wanted: Mapping[str, Sequence[str]], routes: Sequence[HostRoute], host: bridge.Found
-    ) -> Mapping[str, AppLease]:
-        """The leases, with a subnet for each app that is not in the way of a route that the host got since.
-
-        BlockedError where it is, and containers have its addresses.
-        """
-        leases = self._leases.read()
-        moving = set()
-        for app in wanted:
-            lease = leases.get(app)
-            if lease is None or bridge_name(self._instance, app) in host.links:
-                continue
-            rivals = [
-                route
-                for route in routes
-                if address.blocks(route.destination) and route.destination.overlaps(lease.subnet)
-            ]
-            if not rivals:
-                continue
-            if host.ports.get(app):
-                raise BlockedError(
-                    f"app {app}: its subnet {lease.subnet} overlaps the host's route {rivals[0].destination}",
-                    hint="remove that route, or stop the app's containers: they get other addresses then",
-                )
-            moving.add(app)
-        return self._lease(wanted, routes, moving)
-
-    def _lease(
-        self, wanted: Mapping[str, Sequence[str]], routes: Sequence[HostRoute], moving: Container[str] = ()
-    ) -> Mapping[str, AppLease]:
-        """The leases, with a subnet for each app of `wanted` (another one if `moving`) and an address for each name.
-
-        Durable when this returns, by one write, or by none where nothing is missing.
-        """
-        known = self._leases.read()
-        if all(
-            app in known and app not in moving and all(name in known[app].addresses for name in names)
-            for app, names in wanted.items()
-        ):
-            return known
-
-        def add(leases: Leases) -> Mapping[str, AppLease]:
-            for app, names in wanted.items():
-                found = leases.get(app)
-                if found is None or app in moving:
-                    found = AppLease(self._choose(app, leases, routes))
-                addresses = dict(found.addresses)
-                for name in names:
-                    addresses[name] = address.allocate(found.subnet, addresses, name)
-                leases[app] = AppLease(found.subnet, addresses)
-            return leases
-
-        return self._leases.change(add)
-
-    def _choose(self, app: str, leases: Leases, routes: Sequence[HostRoute]) -> IPv4Network:
-        return address.choose_subnet(
-            taken=[lease.subnet for name, lease in leases.items() if name != app],
-            host_routes=[route.destination for route in routes],
-            seed=f"{self._instance}/{app}",
-        )
-
     def _install(self, ports: PortTable | None = None, *, without: str = "") -> bool:
         """Bring the kernel's table up to date with the leases and the ports (those known, where None are given)."""
         with self._table_lock:
@@ -354,15 +314,25 @@ class Networks:
             if wanted is None:
                 wanted = salvage(before.ports if before is not None else ())
             if without:
-                wanted = PortTable(mapping for mapping in wanted if mapping.app != without)
+                wanted = PortTable(m for m in wanted if (m.network or m.app) != without)
             wanted = served(wanted, self._look)
-            networks = {app: lease.subnet for app, lease in self._leases.read().items()}
+            leases = self._leases.read()
+            networks = {key: lease.subnet for key, lease in leases.items()}
+            kept = wanted
+            if ports is None:  # what is known of before may be of a network that has changed or gone since
+                wanted = PortTable(
+                    m for m in wanted if any(m.address in subnet for subnet in networks.values())
+                )
             if not networks and not len(wanted):
                 changed = self._firewall.remove()
             else:
                 found = (self._forwarding.found() or {}).get(FORWARDING, "")
                 commands = ruleset.render(
-                    self._instance, networks, wanted, found_forwarding="0" if found == "0" else ""
+                    self._instance,
+                    networks,
+                    wanted,
+                    internal=_internal(leases),
+                    found_forwarding="0" if found == "0" else "",
                 )
                 known = before.ports if before is not None and before.sealed else ()
                 final = wanted
@@ -370,7 +340,7 @@ class Networks:
                     commands, lambda netfilter: self._forget_changed(netfilter, known, final)
                 )
             if ports is not None or self._ports is not None:
-                self._ports = wanted
+                self._ports = kept
             return changed
 
     @staticmethod
@@ -379,7 +349,7 @@ class Networks:
             local = frozenset(found.address for found in bridge.addresses(sock))
         flows.forget_changed(netfilter, before, after, local)
 
-    def _is_intact(self, table: ruleset.Table | None, leases: Mapping[str, AppLease]) -> bool:
+    def _is_intact(self, table: ruleset.Table | None, leases: Mapping[str, NetworkLease]) -> bool:
         if table is None:
             return not leases
         # Both are the same objects for as long as nothing changed, so most turns render nothing.
@@ -390,7 +360,11 @@ class Networks:
         if intact:
             networks = {app: lease.subnet for app, lease in leases.items()}
             wanted = ruleset.render(
-                self._instance, networks, PortTable(table.ports), found_forwarding=table.found_forwarding
+                self._instance,
+                networks,
+                PortTable(table.ports),
+                internal=_internal(leases),
+                found_forwarding=table.found_forwarding,
             )
             intact = table.fingerprint == ruleset.fingerprint(wanted)
         self._compared = (table, leases, intact)
@@ -403,34 +377,11 @@ class Networks:
         marks = (ruleset.found_forwarding(chains) for chains in self._firewall.other_instances().values())
         return next((mark for mark in marks if mark), "")
 
-    def _recover(self) -> Leases:
-        """The leases as the kernel's links tell them, for when the file is lost."""
-        with kernel("network"), netlink.Socket(netlink.ROUTE) as sock:
-            links = bridge.links(sock)
-            host_addresses = bridge.addresses(sock)
-        subnets: dict[str, IPv4Network] = {}
-        for link in links:
-            app = read_bridge_label(link.alias, self._instance)
-            if app is not None and link.name == bridge_name(self._instance, app):
-                for found in host_addresses:
-                    if found.link == link.index:
-                        subnets[app] = IPv4Network((found.address, found.prefix_length), strict=False)
-        members: dict[str, dict[str, IPv4Address]] = {}
-        for _, label in bridge.links_of(self._instance, None, links):
-            own = (label.address, address.SUBNET_PREFIX)
-            subnet = subnets.setdefault(label.app, IPv4Network(own, strict=False))
-            if label.address in subnet:
-                members.setdefault(label.app, {})[label.container] = label.address
-        return {app: AppLease(subnet, members.get(app, {})) for app, subnet in sorted(subnets.items())}
+
+def _recovered(instance: str) -> Leases:
+    with kernel("network"):
+        return settle.recover(instance)
 
 
-def _sort_out(
-    app_bridge: Link | None, links: Sequence[tuple[Link, LinkLabel]]
-) -> tuple[frozenset[str], frozenset[str]]:
-    """The containers of these links that are connected to the bridge, and those that are not."""
-    works: set[str] = set()
-    broken: set[str] = set()
-    for link, label in links:
-        on_bridge = app_bridge is not None and link.master == app_bridge.index and link.up
-        (works if on_bridge else broken).add(label.container)
-    return frozenset(works), frozenset(broken)
+def _internal(leases: Mapping[str, NetworkLease]) -> list[str]:
+    return [key for key, lease in leases.items() if lease.internal]

@@ -4,7 +4,7 @@ Pure. The table of all ports of a device is one value, because it is replaced as
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
 from reconciler.errors import BlockedError, ReconcilerError
@@ -18,6 +18,7 @@ PROTOCOLS = {"tcp": 6, "udp": 17}
 class PortMapping:
     """Traffic to `host_ip`:`published` of this host goes to `address`:`target`; host ip 0.0.0.0 means all of them.
 
+    `network` is the key of the network that `address` is in, "" for the app's own, or where that is not known.
     With `balance` it goes to those of the container's replicas that are `serving`, in turn; without, to this one alone.
     """
 
@@ -30,6 +31,7 @@ class PortMapping:
     address: IPv4Address
     balance: bool = False
     serving: bool = True
+    network: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.host_ip}:{self.published}/{self.protocol}"

@@ -112,16 +112,19 @@ def render_hosts(
     extra: Iterable[tuple[str, str]] = (),
     *,
     replicas: bool = False,
+    aliases: Mapping[str, Iterable[str]] = {},
 ) -> bytes:
     """The /etc/hosts of the container `own_name`: loopback, itself by host name, its app's containers, `extra`.
 
-    With `replicas` a member NAME.2 answers to NAME, too, which then has several addresses (host.conf(5)).
+    With `replicas` a member NAME.2 answers to NAME, too, which then has several addresses (host.conf(5)). `aliases` are
+    what members are called beside.
     """
     lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     for name, address in sorted(members.items(), key=lambda item: (item[0] != own_name, item[0])):
         names = [hostname, name] if name == own_name and hostname and hostname != name else [name]
         if replicas and "." in name:
             names.append(name.partition(".")[0])
+        names += [alias for alias in aliases.get(name, ()) if alias not in names]
         lines.append(f"{address}\t{' '.join(names)}")
     return "".join(f"{line}\n" for line in lines).encode() + render_lines(extra)
 

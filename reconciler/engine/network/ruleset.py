@@ -49,6 +49,9 @@ _FROM_BRIDGE = _match(_IN, "@bridges")
 _TO_BRIDGE = _match(_OUT, "@bridges")
 _ADDRESS_PORT = ["ipv4_addr", "inet_proto", "inet_service"]
 _SHARE = [*_ADDRESS_PORT, "ipv4_addr"]  # and the address of the replica
+_FROM_INTERNAL = _match(_IN, "@internal")
+_TO_INTERNAL = _match(_OUT, "@internal")
+_OTHER_BRIDGE = _match(_concat(_IN, _OUT), "@siblings", "!=")
 _SAME_BRIDGE = _match(_concat(_IN, _OUT), "@siblings")
 _TRANSLATED = _match({"ct": {"key": "status"}}, "dnat", "in")
 _ANSWER = _match({"ct": {"key": "state"}}, ["established", "related"], "in")
@@ -97,6 +100,9 @@ _RULES: tuple[tuple[str, tuple[Json, ...]], ...] = (
     # Into a bridge come answers, published ports, and siblings (whose frames br_netfilter shows here too). So apps
     # can't reach each other, and a neighbour that routes a subnet of ours through this host can't reach what isn't
     # published.
+    # Nothing but siblings leaves or enters an internal network, not even an answer.
+    ("forward", (_FROM_INTERNAL, _OTHER_BRIDGE, _DROP)),
+    ("forward", (_TO_INTERNAL, _OTHER_BRIDGE, _DROP)),
     ("forward", (_TO_BRIDGE, {"jump": {"target": "inward"}})),
     ("inward", (_ANSWER, _ACCEPT)),
     ("inward", (_TRANSLATED, _ACCEPT)),
@@ -119,12 +125,18 @@ _SHARED_RULES: tuple[tuple[str, tuple[Json, ...]], ...] = (
 
 
 def render(
-    instance: str, networks: Mapping[str, IPv4Network], ports: PortTable, *, found_forwarding: str = ""
+    instance: str,
+    networks: Mapping[str, IPv4Network],
+    ports: PortTable,
+    *,
+    internal: Iterable[str] = (),
+    found_forwarding: str = "",
 ) -> list[Json]:
     """The commands that replace the table, in one transaction: the same input gives the same bytes.
 
-    `networks` are the subnets by app. `found_forwarding` is what ip_forward was before any instance changed it; it is
-    kept as a mark, so that the last instance to leave can restore it.
+    `networks` are the subnets by key, `internal` the keys of those that are closed. `found_forwarding` is what
+    ip_forward was before any instance changed it; it is kept as a mark, so that the last instance to leave can restore
+    it.
     """
     name = table_name(instance)
     table: Json = {"family": "ip", "name": name}
@@ -137,6 +149,12 @@ def render(
     any_ = [mapping for mapping in ports if mapping.host_ip == ANY and not mapping.balance]
     content = [
         add("set", name="bridges", type="ifname", **_elems([bridge for bridge, _ in bridges])),
+        add(
+            "set",
+            name="internal",
+            type="ifname",
+            **_elems([*sorted(bridge_name(instance, key) for key in internal)]),
+        ),
         add(
             "set",
             name="siblings",

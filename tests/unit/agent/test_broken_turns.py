@@ -22,7 +22,7 @@ from reconciler.plan.steps import Outcome
 from reconciler.source.snapshot import Snapshot
 from reconciler.spec.load import ReadFailure
 from reconciler.state.desired import Port
-from reconciler.state.observed import Network, Observed, Published
+from reconciler.state.observed import Networks, Observed, Published
 from tests.memory_engine import MemoryEngine
 
 PORT = Published("web", "page", Port("0.0.0.0", 80, 80, "tcp"))
@@ -137,7 +137,7 @@ def test_a_failure_that_stays_is_never_a_hot_loop_whatever_wakes_it(tmp_path: Pa
 
 def test_a_network_that_never_gets_right_is_no_hot_loop(tmp_path: Path) -> None:
     case = Case(tmp_path, {})
-    case.world = replace(case.world, network=Network(published=(PORT,)))  # nobody wants it any more
+    case.world = replace(case.world, network=Networks(published=(PORT,)))  # nobody wants it any more
     case.engine.configure_network = lambda *_: None  # type: ignore[method-assign]  # it succeeds, and nothing changes
     thread = threading.Thread(target=case.agent.run)
     thread.start()

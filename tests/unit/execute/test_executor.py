@@ -26,6 +26,7 @@ from reconciler.plan.steps import (
 from reconciler.spec.reference import Digest
 from reconciler.state.desired import Container, Settings
 from reconciler.state.image import Image
+from reconciler.state.network import Network
 from reconciler.state.observed import Published
 
 
@@ -51,7 +52,7 @@ class Recorder:
         if call in self.fail:
             raise self.fail[call]
 
-    def configure_network(self, networks: Sequence[str], published: Sequence[Published]) -> None:
+    def configure_network(self, networks: Sequence[Network], published: Sequence[Published]) -> None:
         self._did("network")
 
     def pull(self, reference: str, image: Image) -> None:
@@ -89,8 +90,11 @@ class Recorder:
     def forget_container(self, name: str) -> None:
         self._did(f"forget {name}")
 
-    def remove_network(self, app: str) -> None:
-        self._did(f"unnetwork {app}")
+    def change_network(self, network: Network) -> None:
+        self._did(f"change network {network.key}")
+
+    def remove_network(self, network: str) -> None:
+        self._did(f"unnetwork {network}")
 
     def collect(self, kind: str, name: str) -> bool:
         self._did(f"collect {kind} {name}")
@@ -246,14 +250,16 @@ def test_an_app_with_a_running_lane_gets_no_second_one(bench: Bench) -> None:
 
 def test_nothing_starts_without_the_rules_that_isolate_it(bench: Bench) -> None:
     bench.engine.fail["network"] = ReconcilerError("nft: not permitted")
-    bench.run(ConfigureNetwork(("a",), ()), StartContainer("a", "web"), RemoveContainer("b", "web", "1"))
+    bench.run(
+        ConfigureNetwork((Network("a"),), ()), StartContainer("a", "web"), RemoveContainer("b", "web", "1")
+    )
     bench.finish()
     assert bench.engine.calls == ["network", "remove 1"]
     assert ("", bench.outcomes[0]) in [(end.app, end.failed) for end in bench.ends]
 
 
 def test_a_network_step_that_nothing_follows_asks_for_the_next_turn(bench: Bench) -> None:
-    bench.run(ConfigureNetwork(("a",), ()))
+    bench.run(ConfigureNetwork((Network("a"),), ()))
     assert bench.wakes == 1
 
 

@@ -11,7 +11,7 @@ from reconciler.plan.steps import CollectGarbage
 from reconciler.state.desired import App, Desired, UnresolvedImage
 from reconciler.state.generation import Generation
 from reconciler.state.image import Image, Unresolved
-from reconciler.state.observed import Container, Network, Store, StoredObject
+from reconciler.state.observed import Container, Networks, Store, StoredObject
 from tests import values
 from tests.values import IMAGES, NOW, generation, later
 
@@ -191,7 +191,7 @@ def test_garbage_is_planned_last_and_a_collected_store_is_left_alone() -> None:
     one = values.container("web", "site", image=IMAGES[1])
     want = values.desired(values.app("web", one))
     store = Store(values.chain_ids(IMAGES[:1]), tuple(documents(IMAGES[0])))
-    have = values.world(store=store, network=Network())
+    have = values.world(store=store, network=Networks())
     made = plan(want, have, NOW)
     assert isinstance(made.steps[-1], CollectGarbage)
     assert plan(want, values.turn(want, have), NOW).steps == ()

@@ -8,7 +8,7 @@ from reconciler.plan.diff import plan
 from reconciler.plan.ports import overlap
 from reconciler.plan.steps import Blocked, ConfigureNetwork, Plan
 from reconciler.state.desired import Container, Port, Settings, replica_name
-from reconciler.state.observed import Listener, Network, Published
+from reconciler.state.observed import Listener, Networks, Published
 from tests import values
 from tests.values import NOW
 
@@ -66,7 +66,7 @@ def test_a_stranger_in_the_way_of_an_old_versions_port_is_not_fought() -> None:
     world = values.world(
         values.found(old),
         images=values.IMAGES[:1],
-        network=Network(frozenset({"a"}), None),
+        network=Networks(frozenset({"a"}), None),
         listeners=(Listener("tcp", "0.0.0.0", 80, "nginx (pid 612)"),),
     )
     assert table(plan(values.desired(values.app("a", new)), world, NOW)) == ()

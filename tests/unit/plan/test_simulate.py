@@ -19,7 +19,7 @@ from reconciler.plan.steps import (
     UpdateContainer,
 )
 from reconciler.state.desired import Desired, Settings, VolumeMount
-from reconciler.state.observed import Created, Exited, Lost, Network, Observed, Running, StoredObject
+from reconciler.state.observed import Created, Exited, Lost, Networks, Observed, Running, StoredObject
 from tests import strategies, values
 from tests.values import IMAGES, NOW
 
@@ -47,10 +47,10 @@ def test_what_must_not_happen_is_refused() -> None:
         (StartContainer("web", "site"), values.world(), "does not exist"),
         (StartContainer("web", "site"), values.world(values.found(SITE, Lost("?"))), "Lost"),
         (StartContainer("web", "site"), values.world(RUNS, created), "one of its name runs"),
-        (StartContainer("web", "site"), values.world(created, network=Network()), "network"),
+        (StartContainer("web", "site"), values.world(created, network=Networks()), "network"),
         (
             UpdateContainer("web", "site", RUNS.id, Settings(), ("network",), reattach=True),
-            values.world(RUNS, network=Network()),
+            values.world(RUNS, network=Networks()),
             "network",
         ),
         (RemoveNetwork("web"), have, "web/site still there"),

@@ -33,7 +33,7 @@ from reconciler.state.observed import (
     Exited,
     Failure,
     Lost,
-    Network,
+    Networks,
     Now,
     Observed,
     Phase,
@@ -86,7 +86,7 @@ def world(*containers: Found, previous: Previous | None = None) -> Observed:
         "boot",
         {"web/page": containers} if containers else {},
         previous={"web/page": previous} if previous is not None else {},
-        network=Network(frozenset({"web"}), (Published("web", "page", PORT),)),
+        network=Networks(frozenset({"web"}), (Published("web", "page", PORT),)),
     )
 
 

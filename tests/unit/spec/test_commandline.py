@@ -149,7 +149,11 @@ def test_every_option_reaches_its_field() -> None:
         ({"stop_signal": "FOO"}, "--stop-signal must be the name of a signal"),
         ({"hostname": "ä_"}, "--hostname must be a host name"),
         ({"network": "container:x"}, "'container:x' is not supported yet"),
-        ({"network": "mine"}, "--network must be bridge, host or none, not 'mine'"),
+        ({"network": "Mine"}, "--network Mine: expected bridge, host, none, or the name of a network"),
+        (
+            {"network": "shop/back"},
+            "--network shop/back: expected bridge, host, none, or the name of a network",
+        ),
         ({"network": "host", "ports": ["80:80"]}, "can't be published with network_mode: host"),
         ({"add_host": ["x"]}, "--add-host"),
         ({"ulimit": ["nofile=many"]}, "--ulimit nofile=many: 'many' is not a whole number"),

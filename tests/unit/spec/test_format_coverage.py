@@ -25,12 +25,23 @@ CONTAINER = [
 ]  # fmt: skip
 LIMITS = ["cpus", "memory", "swap", "pids", "io", "io_weight", "rootfs"]
 
-SUPPORTED_TOP = ["apiVersion", "kind", "name", "containers", "volumes", "configs", "allow_empty", "labels"]
+SUPPORTED_TOP = [
+    "apiVersion",
+    "kind",
+    "name",
+    "containers",
+    "volumes",
+    "networks",
+    "configs",
+    "allow_empty",
+    "labels",
+]
 SUPPORTED_CONTAINER = [
     "image", "entrypoint", "command", "working_dir", "user", "group_add", "environment", "env_from", "configs", "ports",
     "volumes", "tmpfs", "limits", "reserve", "cpuset", "ulimits", "oom_score_adj", "shm_size", "sysctls", "cap_add",
     "cap_drop", "privileged", "no_new_privileges", "devices", "restart", "stop_signal",
-    "stop_grace_period", "init", "read_only", "hostname", "network_mode", "dns", "dns_search", "dns_opt", "extra_hosts",
+    "stop_grace_period", "init", "read_only", "hostname", "network_mode", "networks",
+    "dns", "dns_search", "dns_opt", "extra_hosts",
     "replicas", "depends_on", "labels", "annotations", "logging",
 ]  # fmt: skip
 SUPPORTED_LIMITS = ["cpus", "memory", "swap", "pids", "io", "io_weight"]

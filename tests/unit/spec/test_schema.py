@@ -80,7 +80,7 @@ def test_the_documented_example_of_a_field_loads_and_satisfies_the_schema(key: s
     text = (
         f"apiVersion: reconciler/v1\nkind: App\nname: web\ncontainers:\n  web:\n{lines}"
         f"  db: {{image: '{IMAGE}', limits: {{memory: 64Mi}}}}\n"
-        "volumes: {data: {}}\nconfigs: {app_conf: {content: x}, app_env: {content: A=1}}\n"
+        "volumes: {data: {}}\nnetworks: {back: {}}\nconfigs: {app_conf: {content: x}, app_env: {content: A=1}}\n"
     )
     loaded = load({"web.yaml": text.encode()}, lambda name: b"", terms=ANYTHING)
     assert not loaded.failed

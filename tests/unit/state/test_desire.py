@@ -453,6 +453,7 @@ CHANGES: dict[str, Any] = {
     "restart.factor": 7.0,
     "restart.jitter": 0.7,
     "restart.reset_after": "7s",
+    "networks": ["back"],
     "stop_signal": "SIGINT",
     "stop_grace_period": "7s",
     "init": True,
@@ -475,7 +476,11 @@ def test_the_reference_says_truly_whether_changing_a_field_restarts_the_containe
     if field == "limits.swap":
         fields["limits"] = {"memory": "64Mi", "swap": value}
     images = {REFERENCE: IMAGE, CHANGES["image"]: values.image("two")}
-    more: dict[str, Any] = {"volumes": {"data": {}}, "configs": {"conf": {"content": "A=1"}}}
+    more: dict[str, Any] = {
+        "volumes": {"data": {}},
+        "configs": {"conf": {"content": "A=1"}},
+        "networks": {"back": {}},
+    }
     before = desire(loaded({"site": {}, "db": {}}, **more), images).containers["site"]
     after = desire(loaded({"site": fields, "db": {}}, **more), images).containers["site"]
     assert (before.fingerprint != after.fingerprint) is restart_fields()[field]
@@ -492,7 +497,9 @@ def test_the_reference_says_truly_whether_changing_a_field_restarts_the_containe
         type(step).__name__ for step in values.steps_of(plan(values.desired(app), have, values.NOW), "web")
     ]
     restarts = ["StopContainer", "RemoveContainer", "CreateContainer", "StartContainer"]
-    leaves = ["RemoveNetwork"] if field == "network_mode" else []  # it was the last one in there
+    leaves = (
+        ["RemoveNetwork"] if field in ("network_mode", "networks") else []
+    )  # it was the last one in there
     assert steps == (restarts + leaves if restart_fields()[field] else ["UpdateContainer"])
 
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconciler.state.desired import BindMount, ConfigMount, Device, Identity, Mount, TmpfsMount, VolumeMount
+from reconciler.state.network import Attachment, Network
 from tests.strategies import mounts
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "fingerprint" / "identities.json"
@@ -36,6 +37,10 @@ def identity(value: dict[str, Any]) -> Identity:
         )
     if "devices" in given:
         given["devices"] = tuple(Device(**device) for device in value["devices"])
+    if "networks" in given:
+        given["networks"] = tuple(
+            Attachment(Network(**place["network"]), place.get("address", "")) for place in value["networks"]
+        )
     return Identity(**given)
 
 
@@ -76,12 +81,20 @@ CHANGES: dict[str, Any] = {
     "dns_search": (".",),
     "dns_opt": ("ndots:2",),
     "extra_hosts": (("printer", "192.0.2.7"),),
+    "networks": (Attachment(Network("web", internal=True)),),
 }
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Identity)])
 def test_every_field_counts(name: str) -> None:
     assert replace(BASE, **{name: CHANGES[name]}).fingerprint() != BASE.fingerprint()
+
+
+def test_where_a_container_is_in_networks_counts_and_in_which_order() -> None:
+    front, back = Attachment(Network("web/front")), Attachment(Network("web/back", "10.20.0.0/24"))
+    other = Attachment(back.network, "10.20.0.5")
+    ways = [(), (front,), (front, back), (back, front), (front, other), (other,)]
+    assert len({replace(BASE, networks=way).fingerprint() for way in ways}) == len(ways)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +127,7 @@ def test_different_arguments_never_share_a_fingerprint(one: list[str], other: li
 
 def test_a_field_that_has_its_default_is_not_hashed() -> None:
     """So that a field which a later release adds restarts nothing."""
-    spelled_out = Identity(**{**asdict(BASE), "mounts": ()})
+    spelled_out = Identity(**{**asdict(BASE), "mounts": (), "networks": ()})
     assert spelled_out.fingerprint() == BASE.fingerprint()
     with_mount = replace(BASE, mounts=(VolumeMount("data", "/data", read_only=False),))
     assert with_mount.fingerprint() == replace(BASE, mounts=(VolumeMount("data", "/data"),)).fingerprint()

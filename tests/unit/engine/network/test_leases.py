@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.engine.network.leases import AppLease, LeaseFile, Leases, decode, encode
+from reconciler.engine.network.leases import LeaseFile, Leases, NetworkLease, decode, encode
 from reconciler.errors import BlockedError, ReconcilerError
+from reconciler.state.network import Network
 
 SUBNET = IPv4Network("172.20.5.0/24")
 names = st.text(min_size=1, max_size=8)
@@ -19,9 +20,18 @@ leases = st.dictionaries(
     names,
     st.dictionaries(names, st.integers(2, 254).map(lambda n: SUBNET[n]), max_size=5)
     .filter(lambda found: len(set(found.values())) == len(found))
-    .map(lambda found: AppLease(SUBNET, found)),
+    .map(lambda found: NetworkLease(SUBNET, found)),
     max_size=4,
 )
+DECLARED: Leases = {
+    "web/back": NetworkLease(
+        SUBNET,
+        {"db": SUBNET[9]},
+        Network("web/back", str(SUBNET), str(SUBNET[7]), True, (("db", str(SUBNET[9])),)),
+        {"db": ("database", "store")},
+    ),
+    "/lan": NetworkLease(IPv4Network("10.0.0.0/24"), {"web/db": IPv4Address("10.0.0.5")}),
+}
 
 
 def never() -> Leases:
@@ -35,8 +45,8 @@ def lease_file(directory: Path, recovered: Leases | None = None) -> LeaseFile:
 
 def add(app: str, container: str, last: int) -> Callable[[Leases], IPv4Address]:
     def change(found: Leases) -> IPv4Address:
-        lease = found.get(app, AppLease(SUBNET))
-        found[app] = AppLease(SUBNET, {**lease.addresses, container: SUBNET[last]})
+        lease = found.get(app, NetworkLease(SUBNET))
+        found[app] = NetworkLease(SUBNET, {**lease.addresses, container: SUBNET[last]})
         return SUBNET[last]
 
     return change
@@ -45,6 +55,13 @@ def add(app: str, container: str, last: int) -> Callable[[Leases], IPv4Address]:
 @given(leases)
 def test_what_is_written_is_read_back(wanted: Leases) -> None:
     assert decode(json.dumps(encode(wanted)).encode()) == wanted
+
+
+def test_what_is_declared_and_further_names_are_read_back_too() -> None:
+    assert decode(json.dumps(encode(DECLARED)).encode()) == DECLARED
+    back = DECLARED["web/back"]
+    assert (back.gateway, back.internal, back.fixed) == (SUBNET[7], True, {"db": SUBNET[9]})
+    assert DECLARED["/lan"].gateway == IPv4Address("10.0.0.1")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +99,9 @@ def test_a_change_is_on_disk_when_it_returns(tmp_path: Path) -> None:
     assert file.read() == {}
     assert not (tmp_path / "leases.json").exists(), "reading writes nothing"
     assert file.change(add("web", "server", 2)) == SUBNET[2]
-    assert decode((tmp_path / "leases.json").read_bytes()) == {"web": AppLease(SUBNET, {"server": SUBNET[2]})}
+    assert decode((tmp_path / "leases.json").read_bytes()) == {
+        "web": NetworkLease(SUBNET, {"server": SUBNET[2]})
+    }
     assert lease_file(tmp_path).read() == file.read()
 
 
@@ -106,7 +125,7 @@ def test_a_change_that_fails_leaves_nothing_and_harms_no_other(tmp_path: Path) -
     file = lease_file(tmp_path, {})
 
     def refuse(found: Leases) -> None:
-        found["half"] = AppLease(SUBNET)
+        found["half"] = NetworkLease(SUBNET)
         raise BlockedError("no")
 
     with pytest.raises(BlockedError, match="no"):
@@ -122,7 +141,7 @@ def test_a_directory_that_is_gone_is_an_error_for_every_caller(tmp_path: Path) -
 
 
 def test_a_missing_or_bad_file_is_made_again_from_what_is_recovered(tmp_path: Path) -> None:
-    recovered: Leases = {"old": AppLease(SUBNET, {"x": SUBNET[9]})}
+    recovered: Leases = {"old": NetworkLease(SUBNET, {"x": SUBNET[9]})}
     file = lease_file(tmp_path, recovered)
     assert file.read() == recovered
     file.change(add("web", "server", 2))
@@ -142,11 +161,11 @@ def test_callers_that_wait_share_one_write(tmp_path: Path) -> None:
     def slow(found: Leases) -> None:
         entered.set()
         assert go_on.wait(10)
-        found["slow"] = AppLease(SUBNET)
+        found["slow"] = NetworkLease(SUBNET)
 
     def watch(number: int) -> Callable[[Leases], None]:
         def change(found: Leases) -> None:
-            found[f"app{number}"] = AppLease(SUBNET)
+            found[f"app{number}"] = NetworkLease(SUBNET)
             writes.append((tmp_path / "leases.json").stat().st_ino)
 
         return change

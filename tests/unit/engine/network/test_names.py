@@ -27,7 +27,9 @@ def test_links_fit_into_what_the_kernel_allows(instance: str, app: str, containe
     for name in (bridge_name(instance, app), link_name(instance, app, container, inode)):
         assert len(name) == 15
         assert name.isascii()
-    assert len(str(LinkLabel(instance, app, container, IPv4Address("255.255.255.255"), inode))) < 256
+    address = IPv4Address("255.255.255.255")
+    for network in ("", f"{app[:40]}/{container[:63]}", f"/{container[:63]}"):
+        assert len(str(LinkLabel(instance, app[:40], container, address, inode, network))) < 256
 
 
 @given(st.lists(st.tuples(instances, names, names, inodes), unique=True, min_size=2, max_size=20))
@@ -50,6 +52,11 @@ def test_labels_are_read_back_by_their_own_instance_alone(
 ) -> None:
     label = LinkLabel(instance, app, container, address, inode)
     assert read_link_label(str(label), instance) == label
+    for key in (f"{app}/{container}", f"/{app}"):
+        further = LinkLabel(instance, app, container, address, inode, key)
+        assert read_link_label(str(further), instance) == further
+        assert further.name != label.name
+        assert read_bridge_label(bridge_label(instance, key), instance) == key
     assert read_bridge_label(bridge_label(instance, app), instance) == app
     assert read_bridge_label(str(label), instance) is None
     assert read_link_label(bridge_label(instance, app), instance) is None

@@ -176,7 +176,7 @@ def test_any_other_content_has_another_fingerprint(wanted: list[PortMapping], da
         lambda listing: listing.pop(),
         lambda listing: listing.append({"rule": {"chain": "forward", "expr": [{"accept": None}]}}),
         lambda listing: listing.insert(5, {"chain": {"name": "stranger"}}),
-        lambda listing: listing[4]["map"]["elem"].pop(),
+        lambda listing: listing[5]["map"]["elem"].pop(),
         lambda listing: listing.append({"chain": {"name": "sealed_" + "0" * 24}}),
     ],
 )

@@ -1,0 +1,72 @@
+"""A network that apps share, as people see it: who joins it by hand, who is in it, what can't be had."""
+
+import pytest
+
+from tests.e2e.conftest import reference
+from tests.e2e.device import Device
+from tests.images import Built
+
+pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.network]
+
+
+def spec(name: str, image: str, networks: str, place: str) -> str:
+    return f"""
+apiVersion: reconciler/v1
+kind: App
+name: {name}
+networks: {networks}
+containers:
+  web:
+    image: {image}
+    command: [sh, -c, "mkdir /www; hostname >/www/index.html; exec httpd -f -p 80 -h /www"]
+    networks: {place}
+    limits: {{memory: 16Mi}}
+    stop_grace_period: 0s
+    init: true
+"""
+
+
+def test_a_network_is_shared_by_apps_and_by_hand_and_shown(device: Device, box: Built) -> None:
+    device.configure(bundles=[str(box.layout)], interval="1s")
+    image = reference(box)
+    device.spec("one", spec("one", image, "{lan: {external: true}}", "[default, lan]"))
+    device.start()
+    device.running("one/web")
+    run = ("run", "--rm", "--network", "lan", image, "wget", "-qO-", "http://one-web/")
+    assert device.reconciler(*run).stdout == "one-web\n"
+    refused = device.reconciler("run", "--rm", "--network", "wan", image, "true", check=False)
+    assert refused.returncode == 125
+    assert "network wan: no app shares one of that name" in refused.stderr
+    assert "declare it in the spec of an app: networks: {wan: {external: true}}" in refused.stderr
+
+    device.reconciler("run", "-d", "--name", "hand", "--network", "lan", image, "sleep", "100000")
+    shown = device.reconciler("network", "ls").stdout
+    assert "/lan" in shown
+    assert "hand, one/web" in shown
+    inspected = device.reconciler(
+        "inspect", "one/web", "--format", "{{json .NetworkSettings.Networks}}"
+    ).stdout
+    assert '"one":' in inspected
+    assert '"/lan":' in inspected
+    members = device.reconciler("network", "inspect", "lan", "--format", "{{json .Containers}}").stdout
+    assert '"hand"' in members
+    assert '"one/web"' in members
+    device.reconciler("rm", "-f", "hand")
+
+    # What only the device knows is said by the plan, and everything else goes on
+    device.inside(["ip", "link", "add", "wire", "type", "bridge"])
+    device.inside(["ip", "address", "add", "10.99.0.1/16", "dev", "wire"])
+    device.inside(["ip", "link", "set", "wire", "up"])
+    pid = device.pid("one/web")
+    device.spec("two", spec("two", image, "{back: {subnet: 10.99.7.0/24}}", "[back]"))
+    planned = device.reconciler("plan", str(device.specs), check=False)
+    reason = "network two/back: its subnet 10.99.7.0/24 overlaps the host's route 10.99.0.0/16"
+    assert reason in planned.stdout + planned.stderr
+    device.until(lambda: reason in device.reconciler("status", "two", check=False).stdout or None)
+    device.inside(["ip", "link", "delete", "wire"])
+    device.running("two/web")
+    assert device.pid("one/web") == pid
+
+    # The last app in it takes it along
+    (device.specs / "one.yaml").unlink()
+    device.until(lambda: "/lan" not in device.reconciler("network", "ls").stdout or None)
