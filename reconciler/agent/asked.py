@@ -59,3 +59,11 @@ def map_of(body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{key}: expected an object")
     return value
+
+
+def stdin_of(body: Mapping[str, Any]) -> str:
+    """What becomes of standard input: "" for none, open, or once."""
+    text = text_of(body, "stdin")
+    if text not in ("", "open", "once"):
+        raise UsageError(f"stdin: {text[:40]!r} is not open or once")
+    return text

@@ -134,7 +134,15 @@ def adhoc_app(record: Adhoc, loaded: LoadedApp, image: Image | Unresolved, devic
     (reference,) = references(loaded)
     app = desire(loaded, {str(reference): image}, defaults=device.defaults)
     made = [
-        replace(want, app=ADHOC, name=record.name, mark="", wish=record.wish, id=record.id)
+        replace(
+            want,
+            app=ADHOC,
+            name=record.name,
+            mark="",
+            wish=record.wish,
+            id=record.id,
+            identity=replace(want.identity, tty=record.tty, stdin=record.stdin),
+        )
         for want in app.containers.values()
     ]
     return replace(

@@ -92,6 +92,20 @@ class Picture:
             step.lane != self.lane for step in self.turn.plan.steps
         )
 
+    def longest(self, grace: float | None) -> float:
+        """Seconds that its end may take; `grace` where somebody said so."""
+        if grace is not None:
+            return grace
+        return self.have.settings.stop_grace if self.have is not None else 0.0
+
+    @property
+    def what_follows(self) -> str:
+        """What the loop does once it has ended."""
+        policy = self.have.settings.restart.policy if self.have is not None else "no"
+        if policy == "no":
+            return f"if {self.called} ends by that, it stays ended: its restart policy is no"
+        return f"if {self.called} ends by that, the loop starts it again: its restart policy is {policy}"
+
     def demand(self) -> None:
         """Raise what the last try failed at, or what holds it up."""
         app = self.turn.intent.desired.apps.get(self.lane)

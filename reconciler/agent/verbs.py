@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from reconciler.agent.asked import flag_of, grace_of, map_of, reference_of, signal_of, text_of
+from reconciler.agent import nameless
+from reconciler.agent.asked import flag_of, grace_of, map_of, reference_of, signal_of, stdin_of, text_of
 from reconciler.agent.hand import adhoc_app
 from reconciler.agent.loop import Agent
 from reconciler.agent.names import new_name
@@ -37,7 +38,6 @@ from reconciler.state.desired import lane_of
 from reconciler.state.wish import Goal, Wish
 
 _PATIENCE: Final = 120.0  # seconds that the loop may take for what it is asked for, beside graces
-_SHORT_ID: Final = 12
 
 Answer = dict[str, Any]
 Verb = Callable[[Mapping[str, Any]], Answer]
@@ -109,11 +109,11 @@ class Verbs:
         ports = [*options.ports, *(image.exposed_ports if flag_of(body, "publish_all") else ())]
         networks = self._parts.networks
         options = replace(options, ports=tuple(with_free_port(port, picture, networks) for port in ports))
-        text, said = spec_text(options, str(reference), hostname=identity[:_SHORT_ID])
+        text, said = spec_text(options, str(reference), identity=identity)
         loaded = load_text(text, self._parts.device.defaults, said)
         goal = Goal.RUNNING if flag_of(body, "start", True) else Goal.CREATED
         wish = Wish(goal, auto_remove=flag_of(body, "rm"))
-        record = Adhoc(name, identity, time.time(), text, wish)
+        record = Adhoc(name, identity, time.time(), text, wish, flag_of(body, "tty"), stdin_of(body))
         app = adhoc_app(record, loaded, image, self._parts.device)
         for waiting in app.unresolved:
             raise UsageError(waiting.unresolved.reason.replace("spec says", "command line says"))
@@ -123,12 +123,14 @@ class Verbs:
             raise UsageError("--rm and --restart exclude each other")
         if goal is Goal.RUNNING:
             check_ports(picture, want.settings.ports, networks)
-        self._parts.byhand.add(record)
+        nameless.make(self._parts, want)
         try:
+            self._parts.byhand.add(record)
             done = self._settle(picture, _PATIENCE)
             done.demand()
         except ReconcilerError as error:
             self._take_back(name, error)
+            nameless.take_back(self._parts, want)
             raise
         return {"name": name, "id": identity, "ports": [str(port) for port in want.settings.ports]}
 
@@ -211,7 +213,7 @@ class Verbs:
             self._parts.byhand.put(
                 picture.app, picture.name, Wish(Goal.STOPPED, turn, grace=grace, reason=reason)
             )
-        self._settle(picture, _PATIENCE + _longest(picture, grace))
+        self._settle(picture, _PATIENCE + picture.longest(grace))
         return _done(
             picture,
             f"{picture.called} is held stopped: the loop leaves it alone until: reconciler start {picture.called}",
@@ -224,7 +226,7 @@ class Verbs:
             return replace(record, wish=replace(record.wish, goal=Goal.STOPPED, grace=grace))
 
         self._parts.byhand.change(picture.name, change)
-        self._settle(picture, _PATIENCE + _longest(picture, grace))
+        self._settle(picture, _PATIENCE + picture.longest(grace))
 
     def restart(self, body: Mapping[str, Any]) -> Answer:
         """Stop a container and start it again: an ad-hoc one with its files, a declared one made anew by its spec."""
@@ -243,7 +245,7 @@ class Verbs:
         else:
             self._restart_declared(picture, wish)
         try:
-            self._settle(picture, _PATIENCE + _longest(picture, grace)).demand()
+            self._settle(picture, _PATIENCE + picture.longest(grace)).demand()
         except ReconcilerError:
             if picture.is_adhoc:
                 self._give_up(picture.name)
@@ -267,7 +269,7 @@ class Verbs:
         with Control.connect(self._layout.control_socket(picture.have.id)) as control:
             control.kill(number)
         self._agent.nudge()
-        return _done(picture, "" if picture.is_adhoc else _what_follows(picture))
+        return _done(picture, "" if picture.is_adhoc else picture.what_follows)
 
     def pause(self, body: Mapping[str, Any]) -> Answer:
         """Freeze everything that runs in a container."""
@@ -311,6 +313,8 @@ class Verbs:
                 f"{picture.called}: is {state}",
                 hint=f"run: reconciler stop {picture.called}, or: reconciler rm -f {picture.called}",
             )
+        if picture.have is not None and flag_of(body, "volumes"):
+            nameless.let_go(self._parts, picture.have.id)
         self._parts.byhand.forget(picture.name)
         done = self._wait(picture, lambda p: p.settled and p.have is None, _PATIENCE)
         if done is None:
@@ -405,16 +409,3 @@ class Verbs:
 
 def _done(picture: Picture, message: str = "") -> Answer:
     return {"name": picture.called, "message": message}
-
-
-def _longest(picture: Picture, grace: float | None) -> float:
-    if grace is not None:
-        return grace
-    return picture.have.settings.stop_grace if picture.have is not None else 0.0
-
-
-def _what_follows(picture: Picture) -> str:
-    policy = picture.have.settings.restart.policy if picture.have is not None else "no"
-    if policy == "no":
-        return f"if {picture.called} ends by that, it stays ended: its restart policy is no"
-    return f"if {picture.called} ends by that, the loop starts it again: its restart policy is {policy}"

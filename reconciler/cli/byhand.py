@@ -77,7 +77,9 @@ def _privileges(parser: argparse.ArgumentParser) -> None:
 
 
 def _container(parser: argparse.ArgumentParser) -> None:
-    """What `run` and `create` take. A terminal and standard input (-i, -t) are not offered yet."""
+    """What `run` and `create` take."""
+    parser.add_argument("-i", "--interactive", action="store_true", help="keep its standard input open")
+    parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
     parser.add_argument("--name", default="", metavar="NAME", help="its name (default: a random one)")
     _texts(
         parser,
@@ -95,8 +97,8 @@ def _container(parser: argparse.ArgumentParser) -> None:
         parser,
         "-v",
         "--volume",
-        metavar="SOURCE:PATH[:ro]",
-        help="mount a named volume, or a path of the device",
+        metavar="[SOURCE:]PATH[:ro]",
+        help="mount a named volume, or a path of the device; PATH alone: a volume of its own",
     )
     _texts(
         parser, "--mount", metavar="KEY=VALUE,...", help="the same in words: type, source, target, readonly"
@@ -134,9 +136,25 @@ def _container(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _attachment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--detach-keys",
+        default="",
+        metavar="KEYS",
+        help="what leaves a terminal without ending anything (default ctrl-p,ctrl-q)",
+    )
+    parser.add_argument(
+        "--sig-proxy",
+        default="true",
+        choices=("true", "false"),
+        help="pass signals on, unless what is typed reaches a terminal (default true); false: they leave",
+    )
+
+
 def _run(parser: argparse.ArgumentParser) -> None:
     call(parser, "run:run")
     parser.add_argument("-d", "--detach", action="store_true", help="print its id, and leave it running")
+    _attachment(parser)
     _container(parser)
 
 
@@ -152,7 +170,18 @@ def _names(parser: argparse.ArgumentParser) -> None:
 def _start(parser: argparse.ArgumentParser) -> None:
     call(parser, "run:start")
     parser.add_argument("-a", "--attach", action="store_true", help="show its output, and end as it ends")
+    parser.add_argument(
+        "-i", "--interactive", action="store_true", help="the same, and pass standard input on"
+    )
+    _attachment(parser)
     _names(parser)
+
+
+def _attach(parser: argparse.ArgumentParser) -> None:
+    call(parser, "attaching:attach")
+    parser.add_argument("--no-stdin", action="store_true", help="pass nothing on of what is typed")
+    _attachment(parser)
+    parser.add_argument("name", metavar="NAME", help=_NAME)
 
 
 def _stop(parser: argparse.ArgumentParser) -> None:
@@ -187,7 +216,7 @@ def _rm(parser: argparse.ArgumentParser) -> None:
         "-v",
         "--volumes",
         action="store_true",
-        help="taken as Docker's: only named volumes exist here, and these stay",
+        help="its anonymous volumes too; those with a name stay",
     )
     _names(parser)
 
@@ -218,6 +247,7 @@ VERBS: Final[Verbs] = (
     ("run", "Make an ad-hoc container and start it.", _run),
     ("create", "Make an ad-hoc container, without starting it.", _create),
     ("start", "Start containers that do not run; let go of those that are held.", _start),
+    ("attach", "Show what a running container writes from now on, and pass on what is typed.", _attach),
     ("stop", "Stop containers, and keep them so; a declared one is held.", _stop),
     ("restart", "Stop containers and start them again.", _restart),
     ("kill", "Send a signal to the first process of containers.", _kill),

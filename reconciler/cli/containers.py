@@ -9,6 +9,8 @@ from reconciler.cli.common import find_container, layout_of
 from reconciler.engine import cgroup, instance
 from reconciler.engine.control import Command, Control
 from reconciler.engine.hierarchies import Hierarchies
+from reconciler.engine.layout import Layout
+from reconciler.engine.record import Record
 from reconciler.errors import ReconcilerError, UnreachableError, UsageError
 from reconciler.state.desired import called
 
@@ -38,16 +40,21 @@ def execute(args: argparse.Namespace) -> int:
             f"container {found.full_name}: not running", hint="run: reconciler ps -a"
         ) from error
     with control:
-        group = cgroup.open_existing(Hierarchies.detect(), f"reconciler-{instance.read_id(layout)}", found.id)
-        if group is not None and cgroup.frozen(group):
-            raise PausedError(
-                f"container {found.full_name}: is paused, and a command in it would stand still too",
-                hint=f"run: reconciler unpause {called(found.app, found.name)}",
-            )
+        demand_moving(layout, found)
         if args.tty:
             return terminal.attach(control, wanted, interactive=args.interactive)
         with ExitStack() as stack:
             return control.run(wanted, pipes.standard(stack, interactive=args.interactive))
+
+
+def demand_moving(layout: Layout, found: Record) -> None:
+    """Raise PausedError where all that runs in the container stands still."""
+    group = cgroup.open_existing(Hierarchies.detect(), f"reconciler-{instance.read_id(layout)}", found.id)
+    if group is not None and cgroup.frozen(group):
+        raise PausedError(
+            f"container {found.full_name}: is paused, and whoever waits for it would stand still too",
+            hint=f"run: reconciler unpause {called(found.app, found.name)}",
+        )
 
 
 class NotRunningError(ReconcilerError):

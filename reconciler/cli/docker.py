@@ -47,9 +47,8 @@ COMMANDS: Final[tuple[Command, ...]] = (
     Command(
         "run",
         "run",
-        "no anonymous volumes; `--memory` without `--memory-swap` means no swap; `always` is Docker's "
-        "`unless-stopped`; in the foreground, output comes from the log; standard input and "
-        "terminals not yet; `--device` is `--add-device`",
+        "a VOLUME of the image is no volume; `--memory` without `--memory-swap` means no swap; `always` is Docker's "
+        "`unless-stopped`; output passes through the log; `--device` is `--add-device`",
         "container run",
     ),
     Command("ps", "ps", "a declared container is called APP/CONTAINER", "container ls"),
@@ -77,7 +76,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
         "container cp",
     ),
     Command("stop", "stop", "a declared container is held stopped until `start`", "container stop"),
-    Command("start", "start", "`-a` attaches; also lets go of a held container", "container start"),
+    Command("start", "start", "also lets go of a held container", "container start"),
     Command("restart", "restart", "", "container restart"),
     Command("kill", "kill", "", "container kill"),
     Command("pause", "pause", "", "container pause"),
@@ -95,13 +94,14 @@ COMMANDS: Final[tuple[Command, ...]] = (
     Command(
         "rm",
         "rm",
-        "`-v` has nothing to do: there are no anonymous volumes; a declared container goes with its spec",
+        "a declared container goes with its spec",
         "container rm",
     ),
     Command(
         "attach",
-        "logs",
-        "not yet: `logs -f` follows what it writes, `exec -it` gives a shell",
+        "attach",
+        "also of declared containers, whose output it shows; output passes through the log, so that it takes "
+        "`--log-driver file`",
         "container attach",
     ),
     Command(

@@ -47,7 +47,7 @@ def kill(args: argparse.Namespace) -> int:
 
 def remove(args: argparse.Namespace) -> int:
     """Remove ad-hoc containers."""
-    return each(args, "remove", {"force": args.force})
+    return each(args, "remove", {"force": args.force, "volumes": args.volumes})
 
 
 def pause(args: argparse.Namespace) -> int:

@@ -55,10 +55,12 @@ differences:
   layouts have, is kept as localhost/DIRECTORY:TAG.
 - The restart policy is `no` unless `--restart` says otherwise. `always` is Docker's `unless-stopped`, and
   `on-failure` comes back after a reboot too. What was running with `no` when the device went down stays down.
-- `--memory` without `--memory-swap` means no swap. `-v /path` without a volume's name is refused: there are no
-  anonymous volumes, so `rm -v` has nothing to delete. Named volumes are those of the app `adhoc`.
-- In the foreground, output comes from the container's log, and the third interrupt leaves the container running.
-  Standard input and terminals are not offered yet.
+- `--memory` without `--memory-swap` means no swap. Named volumes are those of the app `adhoc`. `-v /path` makes
+  an anonymous one: `run --rm` and `rm -v` take it away with the container, unless another one mounts it, and so does
+  `volume prune`. What an image declares as a VOLUME is a part of the container instead. A path of the device that
+  `-v` names and that is not there is made, a directory of root's; `--mount` makes none.
+- Output passes through the container's log, also that of a terminal: `logs` has it, and who is slow holds up nobody.
+  Without `-t`, the third interrupt leaves the container running.
 - A start that fails is not tried again, and leaves nothing behind that was never made.
 - A path of the device may be mounted, and a device or a capability given, whether or not the device's own file allows
   it, which is for commits; `/` and `/proc` are never mounted.
@@ -67,6 +69,13 @@ differences:
 `rename` gives one another name while it runs: its process, its id, its files and its address stay, its siblings find it
 by the new name at once, and no longer by the old one. The title of its shim, and the journal's name for it, follow when
 it is started again.
+
+`-i` keeps standard input open, without it it is the null device; `-t` gives the container a terminal of its own, whose
+window follows yours. `run -i` closes the container's standard input where yours ends; with `-d` it stays open for
+`attach`, of which there may be several at once. On a terminal ctrl-p ctrl-q (`--detach-keys`) leaves the container
+running, and so does a signal to the program; everywhere else signals go on to the container (`--sig-proxy`). `attach`
+shows what comes from now on, needs no agent, and ends as the container ends. Only who asked for a terminal gets a
+container's control characters on the own one.
 
 The same verbs do the sane thing to *declared* containers, and say what the loop does next. `stop` holds one: it stays
 stopped, across reboots and newer versions, until `start` lets go of it; the newest version runs then. `restart`, and
@@ -148,6 +157,7 @@ for the back-off of earlier failures.
     reconciler exec --state /srv/state -u 1000 web/db id
     reconciler volume ls && reconciler volume rm old-app/data
     reconciler run --rm registry.example/tools/box:1.37 date
+    reconciler run -it --rm registry.example/tools/box:1.37 sh
     reconciler run -d --name web1 -p 8080:80 -v data:/data registry.example/web:2
     reconciler stop web1 && reconciler start web1 && reconciler rm -f web1
     reconciler stop --reason "disk is being replaced" web/db

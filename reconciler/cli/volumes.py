@@ -24,7 +24,7 @@ _COLUMNS: Final = (
     Column("SIZE", lambda item: size(item["size"])),
     Column("LIMIT", lambda item: "-" if item["size_limit"] is None else size(item["size_limit"])),
     Column("CREATED", lambda item: age(datetime.fromisoformat(item["created"]).timestamp())),
-    Column("USED BY", lambda item: "orphaned" if item["orphaned"] else ", ".join(item["users"])),
+    Column("USED BY", lambda item: _used(item)),
     Column("LABELS", lambda item: ",".join(f"{k}={v}" for k, v in item["labels"].items()), wide=True),
     Column("MOUNTPOINT", lambda item: str(item["mountpoint"]), wide=True),
 )
@@ -71,6 +71,11 @@ def listing(args: argparse.Namespace) -> int:
             items.append(item)
     show(args, "VolumeList", items, _COLUMNS, quiet=lambda item: str(item["name"]))
     return 0
+
+
+def _used(item: Mapping[str, Any]) -> str:
+    text = "orphaned" if item["orphaned"] else ", ".join(item["users"])
+    return f"{text} (anonymous)" if item["anonymous"] else text
 
 
 def _label(item: Mapping[str, Any], value: str) -> bool:

@@ -149,7 +149,7 @@ def _process(desired: Container, nofile_hard: int, held: Collection[str]) -> dic
     identity = desired.identity
     names = capabilities(identity, held)
     return {
-        "terminal": False,
+        "terminal": identity.tty,
         # A placeholder: the raw USER is in the annotation, because its names are those of the container's own passwd,
         # which only the shim can open safely.
         "user": _user(identity),
@@ -378,6 +378,8 @@ def _annotations(
     }
     if identity.init:
         values["init"] = "true"
+    if identity.stdin:
+        values["stdin"] = identity.stdin
     if not desired.networked:
         values["network-mode"] = identity.network_mode
     if identity.extra_hosts:

@@ -33,13 +33,18 @@ class DamagedRecordError(ReconcilerError):
 
 @dataclass(frozen=True, slots=True)
 class Adhoc:
-    """An ad-hoc container: `spec` is the text of a spec file with this one container, `created` wall seconds."""
+    """An ad-hoc container: `spec` is the text of a spec file with this one container, `created` wall seconds.
+
+    `tty` and `stdin` are those of `state.desired.Identity`.
+    """
 
     name: str
     id: str
     created: float
     spec: str
     wish: Wish
+    tty: bool = False
+    stdin: str = ""
 
 
 def adhoc_names(layout: Layout) -> frozenset[str] | None:
@@ -64,6 +69,8 @@ def parse_adhoc(path: Path) -> Adhoc:
             created=float(value["created"]),
             spec=str(value["spec"]),
             wish=_wish(value["wish"]),
+            tty=value.get("tty", False) is True,
+            stdin=str(value.get("stdin", "")),
         )
     except _DAMAGED as error:
         raise DamagedRecordError(
@@ -187,6 +194,8 @@ class ByHand:
             "created": adhoc.created,
             "spec": adhoc.spec,
             "wish": _wish_value(adhoc.wish),
+            **({"tty": True} if adhoc.tty else {}),
+            **({"stdin": adhoc.stdin} if adhoc.stdin else {}),
         }
         replace_json(self._layout.adhoc(adhoc.name), value)
         failpoint("adhoc.written")

@@ -22,6 +22,7 @@ from reconciler.engine.durable import replace_bytes, replace_json
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.networks import Networks
+from reconciler.engine.parting import drop_volumes
 from reconciler.engine.process import end, open_pidfd, read_shim, stop_signal
 from reconciler.engine.serving import sharing, until_served
 from reconciler.engine.snapshot import Uppers, held
@@ -325,7 +326,8 @@ class Containers:
                 previous.keep(layout, self._store, found)
                 failpoint("remove.kept")
             else:
-                self._forget_previous(found)
+                previous.forget(layout, self._store, found)
+                drop_volumes(layout, self._store, found)
                 self._connections.release(found)
         self._discard(container_id)
 
@@ -353,9 +355,6 @@ class Containers:
         if group is not None:
             cgroup.remove(group)
         failpoint("remove.ungrouped")
-
-    def _forget_previous(self, found: record.Record) -> None:
-        self._store.discard(self._layout.previous(found.app, found.name), durable=False)
 
     def sweep(self) -> None:
         """Clear away directories that a crash left without a record, and run directories of nothing."""

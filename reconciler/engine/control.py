@@ -92,6 +92,18 @@ class Control:
         """What the shim knows: "phase" (created, running), "pid", "log" (bytes by stream, "dropped", "error")."""
         return self._ask({"op": "state"})
 
+    def attach(self) -> int:
+        """The master of the container's terminal, or the end that its standard input is written to; the caller's.
+
+        Raise StepError where it has neither, or its input has been closed. Closing this connection detaches.
+        """
+        answer, fds = self._exchange({"op": "attach"}, (), _ANSWER_TIMEOUT)
+        if "error" in answer or len(fds) != 1:
+            for fd in fds:
+                os.close(fd)
+            raise failure(answer.get("error"), str(self._where))
+        return fds[0]
+
     def execute(self, command: Command, stdio: tuple[int, int, int]) -> "Execution":
         """Run `command` on these descriptors; raise CommandError where it can't run. The connection is its own now.
 

@@ -19,7 +19,8 @@ STATE  (/var/lib/reconciler, 0700)
                                  exit.json where the outcome must survive a reboot
   trash/                     directories renamed away on removal; deleted in the background
   previous/<app>/<name>/     log/, identity.json and exit.json of the container that ran before (logs --previous)
-  volumes/<app>/<name>/      volume.json, data/ (what is mounted), pending (no copy-up yet); never removed by a plan
+  volumes/<app>/<name>/      volume.json, data/ (what is mounted), pending (no copy-up yet); never removed by a plan,
+                             but for an anonymous one of which somebody said that it goes with its container
   network/leases.json        subnets and addresses, replaced by rename under network/lock
   network/sysctls.json       values found before we changed them, restored by clean-up
   adhoc/<name>.json          an ad-hoc container: its id, its spec, what people want of it; without one it is removed

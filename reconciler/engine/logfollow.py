@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reconciler.engine import logs
-from reconciler.engine.logs import Changes, Lines, Reader, Record
+from reconciler.engine.logs import Changes, Lines, Reader, Record, Stretches
 from reconciler.errors import NotFoundError
 
 Keep = Callable[[Record], bool]
@@ -29,16 +29,22 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What is wanted of each log: the last `tail` lines that `keep` agrees to, from wall times `since` to `until`."""
+    """What is wanted of each log: the last `tail` lines that `keep` agrees to, from wall times `since` to `until`.
+
+    With `raw` there are no lines: each record is what came at once, and `tail` is None or 0.
+    """
 
     tail: int | None = None
     since: float | None = None
     until: float | None = None
     keep: Keep | None = None
+    raw: bool = False
 
     def newest(self, records: Iterator[Record]) -> Iterator[Record]:
         """The last `tail` of those that are to be kept."""
         kept = records if self.keep is None else filter(self.keep, records)
+        if self.raw:
+            return kept  # from where reading began: nothing of what came since is to be lost
         return iter(kept if self.tail is None else deque(kept, maxlen=max(self.tail, 0)))
 
 
@@ -65,11 +71,19 @@ def follow_all(found: Sequence[Log], window: Window) -> Iterator[tuple[int, Reco
 
     Ends when all have ended or are deleted, each after its last byte, or, with `until`, at that time. What the logs
     hold is in the order of time; what comes is in the order in which it is seen, and by time where several have
-    something at once. A reader so slow that files are rotated away unread goes on with the oldest that is left. Raise
-    NotFoundError where one of them is not there.
+    something at once. With a `tail` of 0 that begins now, and not when the first record is asked for. A reader so slow
+    that files are rotated away unread goes on with the oldest that is left. Raise NotFoundError where one of them is
+    not there.
     """
-    with ExitStack() as stack:
-        followers = [stack.enter_context(_Follower(number, log, window)) for number, log in enumerate(found)]
+    with ExitStack() as undo:
+        followers = [undo.enter_context(_Follower(number, log, window)) for number, log in enumerate(found)]
+        return _follow(followers, window, undo.pop_all())
+
+
+def _follow(
+    followers: Sequence["_Follower"], window: Window, stack: ExitStack
+) -> Iterator[tuple[int, Record]]:
+    with stack:
         yield from _merged([(one.number, one.backlog()) for one in followers])
         poll = select.poll()
         owners: dict[int, _Follower] = {}
@@ -122,9 +136,8 @@ class _Follower:
         )  # the log may be renamed to `previous` while it is being read
         self.changes = Changes(held, log.ended)
         tail = window.tail if window.keep is None else None
-        self.reader = Reader(
-            held, Lines(frozenset(logs.selected(_STREAMS)), window.since, window.until), tail
-        )
+        kind = Stretches if window.raw else Lines
+        self.reader = Reader(held, kind(logs.selected(_STREAMS), window.since, window.until), tail)
 
     def __enter__(self) -> "_Follower":
         return self

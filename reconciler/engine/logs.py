@@ -177,6 +177,16 @@ class Lines:
         yield Record(wall, _NAMES[stream], b"", False, dropped=count)
 
 
+class Stretches(Lines):
+    """Passes on the stretches as they are, each as a `partial` record: for who shows bytes and waits for no newline."""
+
+    def wants(self, entry: Entry) -> bool:
+        return entry[3] in self.streams and self._since <= entry[0] <= self._until
+
+    def feed(self, entry: Entry, data: bytes) -> Iterator[Record]:
+        yield Record(entry[0], _NAMES[entry[3]], data, True)
+
+
 class Reader:
     """A place in the log, and the way on from it."""
 

@@ -12,6 +12,11 @@ from reconciler.engine.store import Store
 from reconciler.failpoint import failpoint
 
 
+def forget(layout: Layout, store: Store, found: record.Record) -> None:
+    """Take away what was kept of the run before; succeeds where nothing was."""
+    store.discard(layout.previous(found.app, found.name), durable=False)
+
+
 def keep(layout: Layout, store: Store, found: record.Record) -> None:
     """Move the log and the records to where `logs --previous` and the back-off look for them.
 

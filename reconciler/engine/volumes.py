@@ -1,4 +1,5 @@
 """Named volumes: directories that outlive every container, app and generation. No plan removes one.
+Only an anonymous one may go with its container (`rm -v`, `run --rm`), because somebody said so.
 
 A volume is made empty with a `pending` mark; the first container that mounts it copies the image's content in and takes
 the mark away (Docker's copy-up). Removal is for people only (`reconciler volume rm`).
@@ -63,9 +64,12 @@ def create(
     *,
     labels: Mapping[str, str] | None = None,
     anonymous: bool = False,
+    goes_with: str = "",
     size_limit: int | None = None,
 ) -> None:
     """Make the volume, durably, or do nothing if it is there; with `size_limit` bytes at most in it.
+
+    `goes_with` is the id of a container whose removal takes it away; "" for none, as ever but for anonymous ones.
 
     Only the record makes it complete: without one (a crash in between) the call starts over and keeps what is there.
     UnsupportedError, and nothing is made, where the file system can't limit it.
@@ -94,6 +98,7 @@ def create(
             "created": time.time(),
             "labels": dict(labels or {}),
             "anonymous": anonymous,
+            **({"goes_with": goes_with} if goes_with else {}),
             **({"project": {"id": project.id, "marked": project.marked}} if project is not None else {}),
         },
     )
@@ -119,6 +124,27 @@ def read(layout: Layout, app: str, name: str) -> Volume:
         return Volume(app, name, float(record["created"]), labels, record.get("anonymous", False) is True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return Volume(app, name, 0.0)
+
+
+def go_with(layout: Layout, app: str, name: str, container_id: str) -> None:
+    """Note, durably, that the volume goes with a container; nothing where its record can't be read."""
+    path = layout.volume_record(app, name)
+    try:
+        value = json.loads(path.read_bytes())
+        value["goes_with"] = container_id
+    except (OSError, ValueError, TypeError, RecursionError):
+        return
+    replace_json(path, value)
+    failpoint("volume.parting")
+
+
+def goes_with(layout: Layout, app: str, name: str) -> str:
+    """The id of the container that the volume goes with, "" for none, and where that can't be told."""
+    try:
+        value = json.loads(layout.volume_record(app, name).read_bytes())
+        return str(value["goes_with"]) if value.get("anonymous") is True else ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return ""
 
 
 def names(layout: Layout) -> dict[str, frozenset[str]]:

@@ -298,6 +298,8 @@ def _config(found: Found, arguments: Sequence[str]) -> dict[str, Any]:
         "StopSignal": found.record.settings.stop_signal,
         "StopTimeout": found.record.settings.stop_grace,
         "Tty": bool(process.get("terminal", False)),
+        "OpenStdin": bool(_annotation(found.config, "stdin")),
+        "StdinOnce": _annotation(found.config, "stdin") == "once",
     }
 
 

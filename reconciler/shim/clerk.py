@@ -6,6 +6,12 @@ A bad request, a client that vanishes or one that never reads costs this process
   {"op": "kill", "signal": 15}                           {"op": "logging", "max_size", "max_files", "compress"}
   {"op": "exec", "args", "env", "user", "cwd", "tty", "size"} with three descriptors, or with tty none
 
+  {"op": "attach"}, as the first of a connection
+
+An attach is answered with {"ok", "tty"} and one descriptor: the master of the container's terminal, to be written to
+and told the window's size, or the end that its standard input is written to. Output is in the log, for whoever is
+behind as well. Hanging up detaches; where annotation `stdin` says `once`, it closes the standard input too.
+
 An exec is answered once the program runs ({"ok", "pid"}, and a terminal's master), or with the error and the code that
 a shell would give. From then on the connection is the program's: {"op": "resize", "size"} comes in, {"code", "signal"}
 goes out at its end, and hanging up kills it.
@@ -20,7 +26,7 @@ import struct
 
 from reconciler.linux import process
 from reconciler.shim import attach, maker, protocol, record
-from reconciler.shim.fields import ConfigError, Section
+from reconciler.shim.fields import PREFIX, ConfigError, Section
 from reconciler.shim.step import StepError
 
 _CREDENTIALS = struct.Struct("iII")
@@ -30,10 +36,11 @@ _SEND_TIMEOUT = 30.0
 def serve(fds: tuple[int, ...], identity: record.Identity, cgroups: tuple[str, ...]) -> int:
     """Serve one client until it or the shim hangs up.
 
-    `fds` are the connection, the channel to the shim, init's pidfd, the open bundle and run directory; `cgroups` are
-    the container's, that of v2 or "" first.
+    `fds` are the connection, the channel to the shim, init's pidfd, the open bundle and run directory, the end that
+    standard input is written to and the terminal's master, -1 for what there is not; `cgroups` are the container's,
+    that of v2 or "" first.
     """
-    process.close_except((0, 1, 2, *fds))
+    process.close_except((0, 1, 2, *(fd for fd in fds if fd >= 0)))
     client = socket.socket(fileno=fds[0])
     credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     if _CREDENTIALS.unpack(credentials)[1] != 0:
@@ -60,7 +67,8 @@ class Clerk:
         cgroups: tuple[str, ...],
     ) -> None:
         self._client = client
-        self._shim, self._pidfd, self._bundle, self._run = fds
+        self._shim, self._pidfd, self._bundle, self._run, *self._inputs = fds
+        self._once = False
         self._identity = identity
         self._pid = identity[2]
         self._cgroups = cgroups
@@ -80,6 +88,11 @@ class Clerk:
 
     def end(self) -> None:
         """Kill the program, if it still runs, with its process group: not reaped yet, its numbers are its own."""
+        if self._once:
+            try:
+                self._ask("eof")
+            except (OSError, ConfigError):
+                pass  # the container has ended
         if self._attached is None:
             return
         signal.pidfd_send_signal(self._attached.pidfd, signal.SIGKILL)
@@ -105,6 +118,7 @@ class Clerk:
         finally:
             for fd in fds:
                 os.close(fd)
+            self._drop()
         if answer is not None:
             protocol.send(self._client, answer)
         return True
@@ -124,6 +138,9 @@ class Clerk:
                     "logging", asked.number("max_size"), asked.number("max_files"), asked.flag("compress")
                 )
                 return {"ok": True}
+            case "attach":
+                self._attach()
+                return None
             case "exec":
                 self._exec(message, fds)
                 return None
@@ -152,6 +169,22 @@ class Clerk:
             raise ConfigError(f"signal {number}: no such signal")
         signal.pidfd_send_signal(self._pidfd, number)
         return {"ok": True}
+
+    def _attach(self) -> None:
+        stdin, terminal = self._inputs or (-1, -1)
+        given = terminal if terminal >= 0 else stdin
+        if given < 0:
+            raise ConfigError("attach: the container has no terminal, and no standard input that is open")
+        annotations = Section(maker.read_config(self._bundle, "config.json"), "annotations")
+        protocol.send(self._client, {"ok": True, "tty": terminal >= 0}, (given,))
+        self._once = terminal < 0 and annotations.text(PREFIX + "stdin") == "once"
+
+    def _drop(self) -> None:
+        """Let go of the inputs: while this process has them, nobody else can close them."""
+        for fd in self._inputs:
+            if fd >= 0:
+                os.close(fd)
+        self._inputs = []
 
     def _exec(self, message: protocol.Message, fds: list[int]) -> None:
         if self._ask("phase")[0] != "running":

@@ -22,6 +22,10 @@ from reconciler.shim.output import Log
 from reconciler.shim.step import Step, StepError
 
 SPARE = "reconciler spare"
+STDIN = (
+    "open",
+    "once",
+)  # annotation `stdin`: whether its end is that of who attached first, outside of a terminal
 _IMPORTANCE = b"-999"
 _LARGEST_ORDER = 65536
 _LARGEST_CONFIG = 4 * 1024 * 1024
@@ -127,6 +131,7 @@ class Maker:
         with Step("bundle", self._bundle):
             bundle = os.open(self._bundle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         config = read_config(bundle, f"{self._bundle}/config.json")
+        annotations = Section(config, "annotations")
         prepared = child.prepare(config, self._bundle)
         name = prepared.name or os.path.basename(self._bundle)
         process.set_title(area, f"{TITLE} {name}")
@@ -134,7 +139,8 @@ class Maker:
             self._run = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         log, logs = self._open_log(config, name)
         listener = self._listen()
-        outputs, stdio = self._open_stdio(prepared.process.terminal)
+        stdin = annotations.text(PREFIX + "stdin") in STDIN and not prepared.process.terminal
+        outputs, stdio, feed = self._open_stdio(prepared.process.terminal, stdin)
         cgroups = (prepared.cgroup_v2 or "", *prepared.cgroup_v1)
         killed = oom.count(cgroups)
         pid, go, error, terminal = self._spawn(prepared, stdio, answer)
@@ -144,7 +150,7 @@ class Maker:
             own = os.pidfd_open(os.getppid())
             network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         titled = _dress(area, name)
-        fds = (self._pidfd, go, error, listener.fileno(), self._run, bundle, terminal, *outputs, *logs)
+        fds = (self._pidfd, go, error, listener.fileno(), self._run, bundle, feed, terminal, *outputs, *logs)
         there = tuple(fd >= 0 for fd in fds)
         made: Made = (titled, identity, cgroups, killed, log, there)
         with Step("answer"):
@@ -229,15 +235,20 @@ class Maker:
             listener.listen(64)
             return listener
 
-    def _open_stdio(self, terminal: bool) -> tuple[tuple[int, int], tuple[int, int, int]]:
-        """Open the output's read ends, and what the program gets as descriptors 0 to 2 unless it has a terminal."""
+    def _open_stdio(self, terminal: bool, stdin: bool) -> tuple[tuple[int, int], tuple[int, int, int], int]:
+        """Open the output's read ends, what the program gets as descriptors 0 to 2 unless it has a terminal, and the
+        end that its standard input is written to, -1 where it has none.
+        """
         with Step("pipe"):
-            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             if terminal:
-                return (-1, -1), (null, null, null)
+                null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+                return (-1, -1), (null, null, null), -1
+            read, feed = (
+                os.pipe2(os.O_CLOEXEC) if stdin else (os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), -1)
+            )
             stdout, stdout_write = pipe()
             stderr, stderr_write = pipe()
-            return (stdout, stderr), (null, stdout_write, stderr_write)
+            return (stdout, stderr), (read, stdout_write, stderr_write), feed
 
     def _spawn(
         self, prepared: child.Prepared, stdio: tuple[int, int, int], answer: socket.socket

@@ -39,10 +39,11 @@ _ROOT = b"\0\0\0\0"
 # What the maker sends: whether it could write the shim's title, who is who, the cgroups (v2 or "", then v1), how many
 # were killed for memory in them, the log, and which of the descriptors are there.
 Made = tuple[bool, record.Identity, tuple[str, ...], int, Log, tuple[bool, ...]]
-# Serves a client in a fork: the connection, the channel to the monitor, init's pidfd, the bundle, the run directory;
-# who is who, and the cgroups. It writes marshalled tuples to the channel, a question each, and reads the answers:
-# ("phase",): phase; ("start",): phase, the child's line, the times of the start; ("state",) and ("logging", max_size,
-# max_files, compress): phase and the counts of the log.
+# Serves a client in a fork: the connection, the channel to the monitor, init's pidfd, the bundle, the run directory,
+# the end that standard input is written to and the terminal's master or -1; who is who, and the cgroups. It writes
+# marshalled tuples to the channel, a question each, and reads the answers: ("phase",) and ("eof",), which closes
+# standard input: phase; ("start",): phase, the child's line, the times of the start; ("state",) and ("logging",
+# max_size, max_files, compress): phase and the counts of the log.
 Clerk = Callable[[tuple[int, ...], record.Identity, tuple[str, ...]], int]
 
 
@@ -133,6 +134,7 @@ class Monitor:
         "_run",
         "_started",
         "_starters",
+        "_stdin",
         "_waiting",
         "clerks",
     )
@@ -142,7 +144,9 @@ class Monitor:
         for number, present in enumerate(there):
             if not present:
                 fds.insert(number, -1)
-        self._pidfd, self._go, self._error, listener, self._run, self._bundle, *self._outputs = fds
+        self._pidfd, self._go, self._error, listener, self._run, self._bundle, self._stdin, *self._outputs = (
+            fds
+        )
         self._listener = Channel(fileno=listener)
         self._line = b""
         self._clerk = clerk
@@ -232,7 +236,8 @@ class Monitor:
         except OSError:
             return  # out of descriptors or processes
         if pid == 0:
-            fds = (client, theirs.fileno(), self._pidfd, self._bundle, self._run)
+            terminal = self._outputs[0] if self._output is None else self._output.terminal
+            fds = (client, theirs.fileno(), self._pidfd, self._bundle, self._run, self._stdin, terminal)
             finish(lambda: self._clerk(fds, self._identity, self._cgroups))
         theirs.close()
         fd = ours.detach()
@@ -255,6 +260,11 @@ class Monitor:
 
     def _answer(self, fd: int, question: tuple[object, ...]) -> None:
         if question[0] == "phase":
+            self._tell(fd, (self._phase,))
+        elif question[0] == "eof":
+            if self._stdin >= 0:
+                os.close(self._stdin)
+                self._stdin = -1
             self._tell(fd, (self._phase,))
         elif question[0] == "start":
             self._start()

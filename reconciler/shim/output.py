@@ -30,11 +30,12 @@ class Output:
     """
 
     log: LogFile | Discard | Journal
+    terminal: int  # its master, -1 where there is none, or nobody has it open any more
 
     def __init__(self, epoll: select.epoll, log: Log, outputs: list[int]) -> None:
         self._epoll = epoll
         self._path, sequence, size, files, compressing = log
-        self._terminal, stdout, stderr, directory, data, index = outputs
+        self.terminal, stdout, stderr, directory, data, index = outputs
         self._pumped = {STDOUT: 0.0, STDERR: 0.0}
         self._pipes: dict[int, int] = {}  # read end: stream
         self._feed = -1
@@ -47,7 +48,7 @@ class Output:
             self.log.configure(size, files, compressing)
         else:
             self.log = Discard()
-        if self._terminal >= 0:  # the log takes from pipes, so a terminal's output goes through one
+        if self.terminal >= 0:  # the log takes from pipes, so a terminal's output goes through one
             stdout, self._feed = pipe()
         for reader, stream in ((stdout, STDOUT), (stderr, STDERR)):
             if reader >= 0:
@@ -57,7 +58,7 @@ class Output:
         """Take what there is at `fd`, which is readable."""
         if fd in self._pipes:
             self._pump(fd)
-        elif fd == self._terminal:
+        elif fd == self.terminal:
             self._pump_terminal()
         elif fd == self._compressor[1]:
             self._compressed()
@@ -65,7 +66,7 @@ class Output:
     def finish(self) -> None:
         """The container has ended: take what is left and close the log."""
         for _ in range(64):
-            if self._terminal < 0:
+            if self.terminal < 0:
                 break
             self._pump_terminal()
         for reader in tuple(self._pipes):
@@ -95,15 +96,15 @@ class Output:
 
     def _pump_terminal(self) -> None:
         try:
-            data = os.read(self._terminal, 16384)
+            data = os.read(self.terminal, 16384)
         except BlockingIOError:
             return
         except OSError:  # EIO: nobody has the terminal open any more
             data = b""
         if not data:
-            self._epoll.unregister(self._terminal)
-            os.close(self._terminal)
-            self._terminal = -1
+            self._epoll.unregister(self.terminal)
+            os.close(self.terminal)
+            self.terminal = -1
             return
         # The pipe is empty here, and never smaller than this: nothing blocks and nothing is cut short.
         os.write(self._feed, data)

@@ -4,6 +4,7 @@ Options are in Docker's words and forms, the spec in ours; what is wrong with a 
 that it came from. Pure: the caller has looked up environments, relative paths and whatever else is not on the line.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ _APP: Final = "by-hand"
 _FILE: Final = "command line"
 _SIZE: Final = re.compile(r"(\d{1,19})([bkmgtBKMGT]?)", re.ASCII)
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SHORT_ID: Final = 12
 _NO_LIMIT: Final = 4_194_304  # processes: the kernel's own most (PID_MAX_LIMIT)
 _NETWORK: Final = re.compile(NAME_PATTERN, re.ASCII)
 _MOUNT_KEYS: Final = {"src": "source", "dst": "target", "destination": "target"}
@@ -98,6 +100,7 @@ class _Draft:
     said: dict[str, str] = field(default_factory=dict)
     volumes: dict[str, Any] = field(default_factory=dict)
     networks: dict[str, Any] = field(default_factory=dict)
+    identity: str = ""
 
     def set(self, name: str, value: Any, option: str) -> None:
         self.fields[name] = value
@@ -110,9 +113,19 @@ class _Draft:
             items.append(parse(text))
 
 
-def spec_text(options: Options, image: str, *, hostname: str) -> tuple[str, Mapping[str, str]]:
-    """The text of a spec with the one container, and the options that its fields came from; UsageError."""
-    draft = _Draft({"image": image})
+def anonymous_name(identity: str, target: str) -> str:
+    """The name of the volume that the container `identity` gets at `target` where its people name none."""
+    return hashlib.sha256(f"{identity}\0{target.rstrip('/')}".encode("utf-8", "surrogateescape")).hexdigest()[
+        :32
+    ]
+
+
+def spec_text(options: Options, image: str, *, identity: str) -> tuple[str, Mapping[str, str]]:
+    """The text of a spec with the one container, and the options that its fields came from; UsageError.
+
+    `identity` is the container's id: its host name, and the names of its anonymous volumes, come from it.
+    """
+    draft = _Draft({"image": image}, identity=identity)
     if options.entrypoint is not None:
         draft.set("entrypoint", [options.entrypoint] if options.entrypoint else [], "--entrypoint")
     if options.command:
@@ -131,7 +144,7 @@ def spec_text(options: Options, image: str, *, hostname: str) -> tuple[str, Mapp
     ):
         if value:
             draft.set(name, value, option)
-    draft.set("hostname", options.hostname or hostname, "--hostname")
+    draft.set("hostname", options.hostname or identity[:_SHORT_ID], "--hostname")
     if options.init:
         draft.set("init", True, "--init")
     if options.read_only:
@@ -218,14 +231,29 @@ def _of_option(message: str, said: Mapping[str, str]) -> str:
 
 
 def _volume(text: str, draft: _Draft) -> object:
-    source, colon, _ = text.partition(":")
+    """Docker's three forms: PATH alone is an anonymous volume, and a path of the device is made where nothing is."""
+    source, colon, rest = text.partition(":")
     if not colon:
-        raise UsageError(
-            f"-v {text}: which volume of the device is to be there", hint=f"write NAME:{text} or /path:{text}"
-        )
+        if not source.startswith("/"):
+            raise UsageError(
+                f"-v {text}: where in the container is it to be", hint=f"write {text}:/path, or /path"
+            )
+        name = anonymous_name(draft.identity, source)
+        draft.volumes.setdefault(name, {})
+        return f"{name}:{source}"
     if not source.startswith(("/", ".", "~")):
         draft.volumes.setdefault(source, {})
-    return text
+        return text
+    target, _, access = rest.partition(":")
+    if not target or access not in ("", "ro", "rw"):
+        return text  # as the spec has it, or what is wrong with it
+    return {
+        "type": "bind",
+        "source": source,
+        "target": target,
+        "read_only": access == "ro",
+        "create_host_path": True,
+    }
 
 
 def _mount(text: str, draft: _Draft) -> object:
@@ -250,7 +278,7 @@ def _mount(text: str, draft: _Draft) -> object:
                 )
     if found["type"] == "volume":
         if not found.get("source"):
-            raise UsageError(f"--mount {text}: a volume needs a name", hint="add source=NAME")
+            found["source"] = anonymous_name(draft.identity, str(found.get("target", "")))
         draft.volumes.setdefault(found["source"], {})
     return found
 

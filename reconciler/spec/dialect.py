@@ -106,7 +106,7 @@ TRANSLATIONS: Final[dict[str, dict[str, str]]] = {
         "links": "not needed: the containers of an app reach each other by name",
         "expose": "it has no effect: the containers of an app reach each other on every port",
         "build": "images are built elsewhere; pin the result by digest under 'image'",
-        "tty": "there is no terminal; use 'reconciler exec -it' to get one",
+        "tty": "what a spec declares has no terminal; use 'reconciler exec -it', or 'run -it'",
         "stdin_open": "standard input is empty; use 'reconciler exec -i'",
         "extends": _NO_MERGING,
         "profiles": _NO_MERGING,

@@ -113,7 +113,8 @@ class Identity:
     vector, `environment` complete `K=V` strings sorted by key, `user` as in Docker's USER ("" is root); names are
     looked up in the image's own passwd when the container is created. `network_mode` is bridge, host or none;
     `networks` the places in networks in the order of the interfaces, () for the app's own with nothing declared;
-    `extra_hosts` are (name, address or host-gateway).
+    `extra_hosts` are (name, address or host-gateway). With `tty` it has a terminal; `stdin` is "" (the null device),
+    open, or once, which closes it when who attached first has left. No spec says these two: they are for people.
     """
 
     image: str
@@ -142,6 +143,8 @@ class Identity:
     dns_opt: tuple[str, ...] = ()
     extra_hosts: tuple[tuple[str, str], ...] = ()
     networks: tuple[Attachment, ...] = ()
+    tty: bool = False
+    stdin: str = ""
 
     def fingerprint(self) -> str:
         """Identify the configuration by content: equal fingerprints need no restart.

@@ -36,6 +36,11 @@ COURSE: Final[tuple[tuple[str, str], ...]] = (
     ("logs -f box", "follows what it writes until it ends"),
     ("exec box sh -c 'echo inside > /note; id -u'", "a second program runs in it"),
     ("exec -it box sh", "a shell on a terminal"),
+    (
+        "run -it --rm --name shell registry.example/busybox sh",
+        "a shell in a container of its own; ctrl-p ctrl-q leaves it, and it goes on",
+    ),
+    ("attach shell", "back in it: `exit` ends it, and with --rm it is gone"),
     ("top box", "its processes"),
     ("stats --no-stream box", "what it uses now"),
     ("diff box", "the file that was written in it"),
@@ -85,6 +90,11 @@ COURSE: Final[tuple[tuple[str, str], ...]] = (
     ),
     ("network ls", "the network that they share"),
     ("network inspect adhoc", "its addresses, and who is in it"),
+    (
+        "run -d --name scratch -v /scratch registry.example/busybox sleep 1000",
+        "a volume without a name, of the container's own",
+    ),
+    ("rm -f -v scratch", "and it goes with the container"),
     ("volume ls", "both volumes"),
     ("volume rm dbdata", "is refused while a container mounts it"),
     ("tag registry.example/busybox localhost/mybox:v1", "a second name of the image"),

@@ -3,10 +3,12 @@
 With an agent and without one, across its death and a reboot, and beside apps that want the same ports.
 """
 
+import json
 import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -184,6 +186,54 @@ def test_options_reach_the_container(hand: Hand) -> None:
     assert hand("run", "--rm", "-v", "data:/data", hand.image, "cat", "/data/file") == "kept"
     assert "adhoc/data" in hand("volume", "ls", "-q")
     hand("volume", "rm", "adhoc/data")
+
+
+def test_a_volume_without_a_name_goes_with_its_container_where_that_is_asked(hand: Hand) -> None:
+    def listed() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(hand("volume", "ls", "-o", "json"))["items"]
+        return found
+
+    hand.detached("one", "sleep", "100000", options=("-v", "/data", "--mount", "target=/more"))
+    hand("exec", "one", "sh", "-c", "echo kept > /data/file; echo more > /more/file")
+    first = listed()
+    assert [item["anonymous"] for item in first] == [True, True]
+    assert "(anonymous)" in hand("volume", "ls")
+    hand("restart", "-t", "0", "one")
+    assert hand.file("one", "/data/file") == "kept"
+    # A second one mounts it by its name, so that it stays when the first one goes with all of its own
+    name = str(
+        next(item["name"] for item in first if "kept" in (Path(item["mountpoint"]) / "file").read_text())
+    )
+    hand.detached(
+        "two", "sleep", "100000", options=("-v", f"{name.removeprefix('adhoc/')}:/data", "-v", "named:/n")
+    )
+    hand("rm", "-f", "-v", "one")
+    assert {item["name"] for item in listed()} == {name, "adhoc/named"}
+    assert hand.file("two", "/data/file") == "kept"
+    hand("rm", "-f", "-v", "two")  # an anonymous one, also where it was mounted by its name
+    assert [item["name"] for item in listed()] == ["adhoc/named"]
+    # Without -v it stays, and a prune takes it; with --rm it goes
+    hand.detached("three", "sleep", "100000", options=("-v", "/data"))
+    hand("rm", "-f", "three")
+    (left,) = (item for item in listed() if item["anonymous"])
+    assert left["orphaned"] is True
+    hand("volume", "prune", "-f")
+    assert hand("run", "--rm", "-v", "/data", hand.image, "sh", "-c", "echo x > /data/x; cat /data/x") == "x"
+    hand.detached("four", "true", options=("--rm", "-v", "/data"))
+    hand.device.until(lambda: hand.state("four") == "none")
+    hand("run", "--rm", "-v", "/data", hand.image, "/no/such", code=127)
+    assert [item["name"] for item in listed()] == ["adhoc/named"]
+    hand("volume", "rm", "named")
+    # A path of the device that is not there
+    missing = hand.device.root / "not" / "there"
+    hand("run", "--rm", "-v", f"{missing}:/here", hand.image, "sh", "-c", "echo in > /here/file")
+    assert (missing / "file").read_text() == "in\n"
+    absent = str(hand.device.root / "absent")
+    said = hand(
+        "run", "--rm", "--mount", f"type=bind,source={absent},target=/here", hand.image, "true", code=125
+    )
+    assert absent in said
+    assert not Path(absent).exists()
 
 
 def test_networks_and_privileges_reach_the_container(hand: Hand) -> None:

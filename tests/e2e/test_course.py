@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.course import COURSE
 from tests.e2e.device import PATIENCE, PROGRAM, Device
-from tests.e2e.test_verbs import terminal
+from tests.e2e.test_verbs import on_terminal, terminal
 from tests.e2e.world import Registry
 from tests.images import Built, busybox, nginx, redis
 
@@ -142,6 +142,15 @@ def the_life(course: Course, box: str) -> None:
         screen.expect("/dev/(pts/[0-9]+|console)")
         screen.expect("inside")
         assert screen.process.wait(10 * PATIENCE) == 5
+    with on_terminal(device, course.words("run -it --rm --name shell registry.example/busybox sh")) as screen:
+        screen.expect("# ")
+        screen.type("\x10\x11")
+        screen.expect("left: ")
+        assert screen.process.wait(10 * PATIENCE) == 0
+    with on_terminal(device, course.words("attach shell")) as screen:
+        screen.type("echo $((40 + 2)) is it; exit 6\n")
+        screen.expect("42 is it")
+        assert screen.process.wait(10 * PATIENCE) == 6
     assert "sh -c trap" in course("top box")
     assert "/ 64.0MiB" in course("stats --no-stream box")
     assert course("diff box").split() == ["A", "/note"]
@@ -207,6 +216,8 @@ def the_data(course: Course) -> None:
     assert [line.split()[0] for line in course("network ls").splitlines()[1:]] == ["adhoc"]
     (network,) = json.loads(course("network inspect adhoc"))
     assert "db" in {one["Name"] for one in network["Containers"].values()}
+    assert len(course("run -d --name scratch -v /scratch registry.example/busybox sleep 1000")) == 32
+    assert course("rm -f -v scratch") == "scratch"
     assert {line.split()[0] for line in course("volume ls").splitlines()[1:]} == {
         "adhoc/data",
         "adhoc/dbdata",

@@ -263,10 +263,19 @@ def _sha256(data: bytes) -> str:
 @contextmanager
 def terminal(device: Device, *args: str, rows: int = 33, columns: int = 77) -> Iterator["Terminal"]:
     """`reconciler exec -t` on a pseudo-terminal of our own."""
+    with on_terminal(device, [*PROGRAM, "exec", *device.places, *args], rows=rows, columns=columns) as made:
+        yield made
+
+
+@contextmanager
+def on_terminal(
+    device: Device, command: list[str], *, rows: int = 33, columns: int = 77
+) -> Iterator["Terminal"]:
+    """A command line of the program on a pseudo-terminal of our own."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     process = subprocess.Popen(
-        ["nsenter", f"--net=/run/netns/{device.namespace}", "--", *PROGRAM, "exec", *device.places, *args],
+        ["nsenter", f"--net=/run/netns/{device.namespace}", "--", *command],
         stdin=slave,
         stdout=slave,
         stderr=slave,

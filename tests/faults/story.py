@@ -107,13 +107,13 @@ class Story:
     def by_hand(self, died: Callable[[], None]) -> None:
         """Somebody runs a container beside the apps, starts it again, removes it, and holds one that a spec has."""
         image = f"box.example/box:1@{self.base.digest}"
-        run = ("run", "-d", "--name", "hand", "--stop-timeout", "0", image, "sleep", "100000")
+        run = ("run", "-d", "--name", "hand", "--stop-timeout", "0", "-v", "/data", image, "sleep", "100000")
         self._ask(died, lambda: self._state("hand") == "running", *run)
         self._ask(died, lambda: self._state("palm") == "running", "rename", "hand", "palm")
         self._ask(died, lambda: self._state("hand") == "running", "rename", "palm", "hand")
         self._ask(died, lambda: self._state("hand") == "exited", "stop", "-t", "0", "hand")
         self._ask(died, lambda: self._state("hand") == "running", "start", "hand")
-        self._ask(died, lambda: self._state("hand") == "none", "rm", "-f", "hand")
+        self._ask(died, lambda: self._state("hand") == "none", "rm", "-f", "-v", "hand")
         self._ask(died, lambda: self._state("job/once") == "held", "stop", "job/once")
 
     def names(self, died: Callable[[], None]) -> None:

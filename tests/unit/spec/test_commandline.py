@@ -1,12 +1,22 @@
 """The options of `run` become the spec that a person would have written, and errors speak of the options."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reconciler.errors import UsageError
 from reconciler.spec.adhoc import is_name
-from reconciler.spec.commandline import CONTAINER, Options, changed_text, load_text, size, spec_text
+from reconciler.spec.commandline import (
+    CONTAINER,
+    Options,
+    anonymous_name,
+    changed_text,
+    load_text,
+    size,
+    spec_text,
+)
 from reconciler.spec.defaults import BUILT_IN
 from reconciler.spec.model import BindMount, Container, TmpfsMount, VolumeMount
 
@@ -14,7 +24,7 @@ IMAGE = "registry.example/box@sha256:" + "1" * 64
 
 
 def made(**options: object) -> Container:
-    text, said = spec_text(Options.parse(options), IMAGE, hostname="0123456789ab")
+    text, said = spec_text(Options.parse(options), IMAGE, identity="0123456789ab" + "0" * 20)
     return load_text(text, BUILT_IN, said).app.containers[CONTAINER]
 
 
@@ -131,10 +141,10 @@ def test_every_option_reaches_its_field() -> None:
         ({"ports": ["80808:80"]}, "-p 80808:80 must be at most 65535, not 80808"),
         ({"ports": ["80:80", "80:81"]}, "published twice by this container"),
         ({"volumes": ["data:rel"]}, "-v data:rel must be an absolute path"),
-        ({"volumes": ["/data"]}, "write NAME:/data or /path:/data"),
+        ({"volumes": ["data"]}, "write data:/path, or /path"),
         ({"volumes": ["a:/x", "b:/x"]}, "-v b:/x is mounted at /x, and so is -v a:/x"),
         ({"volumes": ["/:/host"]}, "the whole device is behind it"),
-        ({"mounts": ["type=volume,target=/x"]}, "a volume needs a name"),
+        ({"mounts": ["type=bind,target=/x"]}, "--mount type=bind,target=/x"),
         ({"mounts": ["type=bind,src=/a,dst=/b,x=y"]}, "'x' is not understood"),
         ({"tmpfs": ["/x:uid=3"]}, "'uid' is not understood"),
         ({"memory": "1k"}, "--memory must be at least 6Mi"),
@@ -175,7 +185,7 @@ def test_what_is_wrong_is_said_of_the_option(options: dict[str, object], said: s
 
 
 def test_update_changes_what_it_names_and_nothing_else() -> None:
-    text, _ = spec_text(Options(command=("a",), memory="64m", cpus="1"), IMAGE, hostname="h")
+    text, _ = spec_text(Options(command=("a",), memory="64m", cpus="1"), IMAGE, identity="h")
     after, _ = changed_text(text, Options(pids_limit="7", memory="32m", restart="always"))
     container = load_text(after, BUILT_IN).app.containers[CONTAINER]
     assert (container.limits.memory, container.limits.cpus, container.limits.pids) == (32 << 20, 1000, 7)
@@ -206,3 +216,23 @@ def test_names_are_dockers_and_never_paths() -> None:
     assert not any(
         is_name(name) for name in ("", ".", "..", "-a", "a/b", "../x", "a b", "ä", "a\n", "x" * 64)
     )
+
+
+@given(st.text(alphabet="0123456789abcdef", min_size=32, max_size=32), st.sampled_from(["/a", "/a/b", "/c"]))
+def test_a_volume_without_a_name_is_called_by_its_container_and_its_place(identity: str, target: str) -> None:
+    text, _ = spec_text(Options(command=("a",), volumes=(target,)), IMAGE, identity=identity)
+    app = load_text(text, BUILT_IN).app
+    (name,) = app.volumes
+    assert name == anonymous_name(identity, target)
+    assert name != anonymous_name(identity, "/other")
+    assert name != anonymous_name(identity[::-1] + "0", target)
+
+
+def test_a_path_of_the_device_is_made_by_v_and_not_by_mount() -> None:
+    options = Options(
+        command=("a",), volumes=("/a:/a", "/b:/b:ro"), mounts=("type=bind,source=/c,target=/c",)
+    )
+    text, _ = spec_text(options, IMAGE, identity="0")
+    fields = json.loads(text)["containers"]["main"]["volumes"]
+    assert [one.get("create_host_path", False) for one in fields] == [True, True, False]
+    assert [one.get("read_only", False) for one in fields] == [False, True, False]

@@ -63,6 +63,8 @@ CHANGES: dict[str, Any] = {
     "user": "0",
     "hostname": "web",
     "mounts": (VolumeMount("data", "/data"),),
+    "tty": True,
+    "stdin": "open",
     "init": True,
     "read_only": True,
     "log_driver": "none",
