@@ -16,13 +16,12 @@ from reconciler.spec.defaults import Defaults
 from reconciler.spec.load import LoadedApp, load
 from reconciler.spec.marks import ERROR
 from reconciler.spec.terms import ANYTHING
+from reconciler.spec.units import seconds, size
 from reconciler.spec.values import NAME_PATTERN
 
 CONTAINER: Final = "main"
 _APP: Final = "by-hand"
 _FILE: Final = "command line"
-_SIZE: Final = re.compile(r"(\d{1,19})([bkmgtBKMGT]?)", re.ASCII)
-_UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SHORT_ID: Final = 12
 _NO_LIMIT: Final = 4_194_304  # processes: the kernel's own most (PID_MAX_LIMIT)
 _NETWORK: Final = re.compile(NAME_PATTERN, re.ASCII)
@@ -426,21 +425,3 @@ def _limits(options: Options, draft: _Draft, before: Mapping[str, Any] | None = 
         limits["swap"] = total - memory
         draft.said["limits.swap"] = "--memory-swap"
     return limits
-
-
-def size(text: str, option: str) -> int:
-    """Bytes in Docker's units, where k, m and g are powers of 1024, or in the spec's Ki, Mi and Gi; UsageError."""
-    plain = text[:-1] if re.fullmatch(r"\d+[kmgtKMGT](i|I)", text, re.ASCII) else text
-    if len(plain) > 1 and plain[-1] in "bB" and plain[-2] in "kmgtKMGT":
-        plain = plain[:-1]
-    match = _SIZE.fullmatch(plain)
-    if match is None:
-        raise UsageError(f"{option}: {text!r} is not a size", hint="for example 64m, 1g, 512Mi")
-    return int(match[1]) * _UNITS[match[2].lower()]
-
-
-def seconds(text: str, option: str) -> str:
-    """A duration of the spec from whole seconds, as Docker takes them, or from a duration; -1 is for ever."""
-    if re.fullmatch(r"-1|\d{1,9}", text, re.ASCII) is None:
-        return text
-    return "365d" if text == "-1" else f"{int(text)}s"

@@ -14,11 +14,11 @@ from reconciler.spec.commandline import (
     anonymous_name,
     changed_text,
     load_text,
-    size,
     spec_text,
 )
 from reconciler.spec.defaults import BUILT_IN
 from reconciler.spec.model import BindMount, Container, TmpfsMount, VolumeMount
+from reconciler.spec.units import size
 
 IMAGE = "registry.example/box@sha256:" + "1" * 64
 
