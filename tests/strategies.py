@@ -142,7 +142,15 @@ def agreed(made: Mapping[str, Container]) -> dict[str, Container]:
     known: dict[str, NetworkOf] = {}
     result = {}
     for name, one in made.items():
-        own = [known.setdefault(place.network.key, place.network) for place in one.places]
+        own = []
+        for place in one.places:
+            taken = any(
+                place.network.overlaps(other) for other in known.values() if other.key != place.network.key
+            )
+            new = (
+                NetworkOf(place.network.key) if taken else place.network
+            )  # no spec declares one subnet twice
+            own.append(known.setdefault(place.network.key, new))
         same = tuple(
             Attachment(n, p.address if n == p.network else "") for n, p in zip(own, one.places, strict=True)
         )

@@ -51,6 +51,7 @@ def _item(app: str, network: AppObserved, ids: Mapping[str, str]) -> dict[str, A
         "gateway": str(network.gateway),
         "bridge": network.bridge,
         "internal": network.declared is not None and network.declared.internal,
+        "labels": dict(network.declared.labels) if network.declared is not None else {},
         "state": "; ".join(network.faults) or "up",
         "containers": [
             {

@@ -302,8 +302,10 @@ def _network(
             continue
         waiting = changing(app, found.get(lane, _NOTHING), observed)
         for key, network in app.networks.items():
-            if key not in conflicts:
-                wanted[key] = observed.network.as_found(key) if key in waiting else network
+            if key not in conflicts and key not in waiting:
+                wanted[key] = network
+            elif key in waiting and key in observed.network.known:
+                wanted[key] = observed.network.as_found(key)
     there = observed.network.published
     if (
         all(_is_right(network, observed) for network in wanted.values())

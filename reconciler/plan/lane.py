@@ -133,12 +133,12 @@ def converge(
     stuck: Mapping[str, str] = {}
     while True:
         allowed, blocked = _allowed(app, works, order, found, desired, observed, taken, unkept, stuck)
-        more = networks.stuck(app, changing, allowed, found)
+        more = networks.stuck(app, changing, allowed, found, observed)
         if more.keys() <= stuck.keys():
             break
         stuck = {**more, **stuck}
     lane.blocked += blocked
-    moving = networks.moving(app, changing, found)
+    moving = networks.moving(app, changing, found, observed)
     first, later = _repairs_first(app, allowed, order, missing, set(volumes), found, moving)
     if gate is not None:
         passed = _let_through(gate, app, allowed, first, found)
@@ -170,7 +170,9 @@ def converge(
             lane.steps += allowed[name].down
     removed = {step.id for step in lane.steps if isinstance(step, RemoveContainer)}
     lane.steps += (
-        ChangeNetwork(network) for key, network in changing.items() if networks.is_left(key, found, removed)
+        ChangeNetwork(network)
+        for network in changing.values()
+        if networks.is_left(networks.around(network, observed), found, removed)
     )
     for name in order:
         if name in following:

@@ -34,30 +34,39 @@ def changing(app: App, found: Found, observed: Observed) -> dict[str, Network]:
     result: dict[str, Network] = {}
     conflicts = dict(observed.network.conflicts)
     for key, network in app.networks.items():
-        if (
-            key not in observed.network.known
-            or key in conflicts
-            or network.same(observed.network.as_found(key))
-        ):
+        there = key in observed.network.known
+        if key in conflicts or (there and network.same(observed.network.as_found(key))):
             continue
-        right = [_is_wanted(app, have) for have in _inside(key, found)]
+        held = around(network, observed) - (frozenset() if there else {key})
+        right = [_is_wanted(app, have) for have in _inside(held, found)]
         if right and not any(right):
             result[key] = network
     return result
 
 
-def moving(app: App, networks: Mapping[str, Network], found: Found) -> set[str]:
+def around(network: Network, observed: Observed) -> frozenset[str]:
+    """Return the keys of the network itself and of those of its app that have its addresses as yet."""
+    others = (
+        other.key
+        for other in observed.network.declared
+        if other.owner == network.owner and other.overlaps(network)
+    )
+    return frozenset((network.key, *others))
+
+
+def moving(app: App, networks: Mapping[str, Network], found: Found, observed: Observed) -> set[str]:
     """Return the names of containers that are in one of these networks, or are to be."""
     wanted = {name for name, want in app.containers.items() if networks.keys() & {*want.networks}}
-    return wanted | {have.name for key in networks for have in _inside(key, found)}
+    keys = frozenset(key for network in networks.values() for key in around(network, observed))
+    return wanted | {have.name for have in _inside(keys, found)}
 
 
-def _inside(key: str, found: Found) -> list[Container]:
+def _inside(keys: Set[str], found: Found) -> list[Container]:
     return [
         have
         for same in found.values()
         for have in same
-        if key in have.networks and isinstance(have.phase, Running | Created)
+        if not keys.isdisjoint(have.networks) and isinstance(have.phase, Running | Created)
     ]
 
 
@@ -66,9 +75,9 @@ def _is_wanted(app: App, have: Container) -> bool:
     return want is not None and want.fingerprint == have.fingerprint
 
 
-def is_left(key: str, found: Found, removed: Set[str]) -> bool:
-    """Return whether nothing runs in the network once the containers with the ids in `removed` are gone."""
-    return all(have.id in removed for have in _inside(key, found))
+def is_left(keys: Set[str], found: Found, removed: Set[str]) -> bool:
+    """Return whether nothing runs in these networks once the containers with the ids in `removed` are gone."""
+    return all(have.id in removed for have in _inside(keys, found))
 
 
 def is_empty(key: str, found: Found, removed: Set[str]) -> bool:
@@ -77,7 +86,11 @@ def is_empty(key: str, found: Found, removed: Set[str]) -> bool:
 
 
 def stuck(
-    app: App, networks: Mapping[str, Network], allowed: Mapping[str, Work], found: Found
+    app: App,
+    networks: Mapping[str, Network],
+    allowed: Mapping[str, Work],
+    found: Found,
+    observed: Observed,
 ) -> dict[str, str]:
     """Return, by name, why containers that may be made now, but for that, can't be: somebody is still in a network of
     theirs that has to change.
@@ -89,8 +102,9 @@ def stuck(
     }
     removed |= {have.id for name, same in found.items() if name not in app.containers for have in same}
     result: dict[str, str] = {}
-    for key in networks:
-        staying = sorted(have.full_name for have in _inside(key, found) if have.id not in removed)
+    for key, network in networks.items():
+        inside = _inside(around(network, observed), found)
+        staying = sorted(have.full_name for have in inside if have.id not in removed)
         if staying:
             reason = f"network {key} is to change, and {staying[0]} is still in it"
             result |= {name: reason for name in allowed if key in app.containers[name].networks}

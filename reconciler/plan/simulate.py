@@ -6,11 +6,12 @@ ImpossibleStepError, which is how a wrong plan is found.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 from typing import assert_never
 
 from reconciler.errors import ReconcilerError
+from reconciler.plan.networks import around
 from reconciler.plan.steps import (
     ChangeNetwork,
     CollectGarbage,
@@ -35,6 +36,7 @@ from reconciler.state.observed import (
     Created,
     Exited,
     Lost,
+    Networks,
     Now,
     Observed,
     Previous,
@@ -88,14 +90,15 @@ def simulate(step: Step, world: Observed, now: Now) -> Observed:
         case ForgetContainer():
             return replace(world, adhoc=(world.adhoc or frozenset()) - {step.container})
         case ChangeNetwork():
+            keys = around(step.network, world)
             inside = [
                 have.full_name
                 for same in world.containers.values()
                 for have in same
-                if step.network.key in have.networks and isinstance(have.phase, Running | Created)
+                if not keys.isdisjoint(have.networks) and isinstance(have.phase, Running | Created)
             ]
             _require(not inside, step, f"{', '.join(inside)} still there")
-            return _network(step.network, world)
+            return _network(step.network, replace(world, network=_without(keys, world.network)))
         case RemoveNetwork():
             return _remove_network(step, world)
         case CollectGarbage():
@@ -290,7 +293,9 @@ def _remove_network(step: RemoveNetwork, world: Observed) -> Observed:
         name for name, same in world.containers.items() if any(step.network in have.networks for have in same)
     ]
     _require(not left, step, f"{', '.join(left)} still there")
-    gone, found = {step.network}, world.network
-    declared = tuple(network for network in found.declared if network.key != step.network)
-    network = replace(found, apps=found.apps - gone, traces=found.traces - gone, declared=declared)
-    return replace(world, network=network)
+    return replace(world, network=_without({step.network}, world.network))
+
+
+def _without(gone: Set[str], found: Networks) -> Networks:
+    declared = tuple(network for network in found.declared if network.key not in gone)
+    return replace(found, apps=found.apps - gone, traces=found.traces - gone, declared=declared)

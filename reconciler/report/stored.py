@@ -116,6 +116,6 @@ def network(item: Mapping[str, Any]) -> dict[str, Any]:
             if one["connected"]
         },
         "Options": {"com.docker.network.bridge.name": item["bridge"]},
-        "Labels": {},
+        "Labels": item["labels"],
         "Reconciler": {"State": item["state"]},
     }

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Annotated, Any, Final, Self
 
-from pydantic import BeforeValidator, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 
 from reconciler.spec.fault import Fault, Faults, not_yet
 from reconciler.spec.fields import AlsoAccepts, Doc, Part
 from reconciler.spec.marks import quote
-from reconciler.spec.values import Name, describe, hostname, name, text
+from reconciler.spec.values import Labels, Name, describe, hostname, name, text
 
 DEFAULT: Final = "default"
 _SHORTEST, _LONGEST = 8, 30  # of a subnet's prefix: two containers need a /29, one a /30
@@ -100,10 +100,21 @@ class Network(Part):
         ),
     ] = False
 
+    labels: Annotated[
+        Labels,
+        Doc(
+            "Labels for people and tools, which `network inspect` shows.",
+            "map",
+            "{zone: inner}",
+            "`{}`",
+            False,
+        ),
+    ] = Field(default_factory=dict)
+
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.external:
-            for said in ("subnet", "gateway", "internal"):
+            for said in ("subnet", "gateway", "internal", "labels"):
                 if getattr(self, said):
                     raise Fault("can't be said of an external network: it is no app's own", path=(said,))
         if self.gateway is not None:

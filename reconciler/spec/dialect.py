@@ -17,7 +17,7 @@ NOT_YET: Final[dict[str, frozenset[str]]] = {
         }
     ),
     "Limits": frozenset({"rootfs"}),
-    "Network": frozenset({"ipv6", "labels"}),
+    "Network": frozenset({"ipv6"}),
     "Place": frozenset({"ipv6_address"}),
     "DeviceFile": frozenset(
         {

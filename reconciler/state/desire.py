@@ -92,6 +92,11 @@ def desire(
             if volume.size_limit is not None
         },
         replicas={name: container.replicas for name, container in sorted(app.containers.items())},
+        network_labels={
+            _key(app, name): tuple(sorted(network.labels.items()))
+            for name, network in app.networks.items()
+            if network.labels
+        },
     )
 
 

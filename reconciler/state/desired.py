@@ -335,10 +335,10 @@ class App:
 
     `containers` is by name. Where `unresolved` is not empty the app waits as it is: nothing of it is changed.
     `volumes` are the names of its declared volumes, `external` those of them that are never made,
-    `volume_limits` the bytes that the others may hold, where that is limited. `stale` says why an
-    older spec than the one in the source is used (the file is broken), or is empty. `only` is the name of the one
-    container of an ad-hoc app. `replicas` says of each declared container how many of it should run, also where that
-    is none, or where its image is not known.
+    `volume_limits` the bytes that the others may hold, where that is limited; `network_labels` are by key. `stale` says
+    why an older spec than the one in the source is used (the file is broken), or is empty. `only` is the name of the
+    one container of an ad-hoc app. `replicas` says of each declared container how many of it should run, also where
+    that is none, or where its image is not known.
     """
 
     name: str
@@ -352,6 +352,7 @@ class App:
     only: str = ""
     volume_limits: Mapping[str, int] = field(default_factory=dict)
     replicas: Mapping[str, int] = field(default_factory=dict)
+    network_labels: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
     @property
     def lane(self) -> str:
@@ -378,7 +379,12 @@ class App:
                 found.setdefault(place.network.key, place.network)
                 if place.address:
                     fixed.setdefault(place.network.key, []).append((name, place.address))
-        return {key: replace(found[key], fixed=tuple(fixed.get(key, ()))) for key in sorted(found)}
+        return {
+            key: replace(
+                found[key], fixed=tuple(fixed.get(key, ())), labels=tuple(self.network_labels.get(key, ()))
+            )
+            for key in sorted(found)
+        }
 
 
 @dataclass(frozen=True)

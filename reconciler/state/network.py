@@ -1,6 +1,7 @@
 """Networks as they are declared, and the places of containers in them. Pure."""
 
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -9,7 +10,7 @@ class Network:
     other of it, and `/name` for one that apps share.
 
     `subnet` and `gateway` are "" where the device chooses. Nothing leaves or enters an `internal` one. `fixed` are the
-    addresses that containers ask for, by name: they may change while the network stays.
+    addresses that containers ask for, by name; these and its `labels` may change while the network stays.
     """
 
     key: str
@@ -17,15 +18,22 @@ class Network:
     gateway: str = ""
     internal: bool = False
     fixed: tuple[tuple[str, str], ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
 
     @property
     def owner(self) -> str:
         """See `owner_of`."""
         return owner_of(self.key)
 
+    def overlaps(self, other: "Network") -> bool:
+        """Return whether both declare a subnet, and the same addresses are in both."""
+        return bool(self.subnet and other.subnet) and IPv4Network(self.subnet).overlaps(
+            IPv4Network(other.subnet)
+        )
+
     def same(self, other: "Network") -> bool:
         """Return whether one can become the other with its containers in it."""
-        return replace(self, fixed=()) == replace(other, fixed=())
+        return replace(self, fixed=(), labels=()) == replace(other, fixed=(), labels=())
 
 
 def owner_of(network: str) -> str:
@@ -35,7 +43,10 @@ def owner_of(network: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A container's place in a network (without its `fixed`): with `address`, or "" for one that is chosen."""
+    """A container's place in a network, which has neither `fixed` nor `labels` here.
+
+    `address` is "" where it is chosen.
+    """
 
     network: Network
     address: str = ""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from reconciler.cli.networks import found
 from reconciler.execute.executor import perform
 from reconciler.plan.diff import plan
 from reconciler.plan.steps import ConfigureNetwork, Step
@@ -126,8 +127,13 @@ def test_two_networks_isolate_and_who_is_in_both_reaches_both(site: Site) -> Non
         "api": {**SERVER, "networks": {"back": {"aliases": ["api-inside"]}, "front": {}}},
         "db": {**SERVER, "networks": {"back": {"aliases": ["store"]}}},
     }
-    site.app("shop", containers, front={}, back={"internal": True})
-    assert site.turn() == ["update shop/db (aliases)"]
+    site.app("shop", containers, front={}, back={"internal": True, "labels": {"zone": "inner"}})
+    assert site.turn() == ["configure network (2 networks, 1 ports)", "update shop/db (aliases)"]
+    [shown] = [
+        item for item in found(site.trials.layout, site.trials.parts.instance) if item["name"] == "shop/back"
+    ]
+    assert (shown["labels"], shown["internal"]) == ({"zone": "inner"}, True)
+    assert [one["name"] for one in shown["containers"] if one["connected"]] == ["shop/api", "shop/db"]
     assert site.reaches("shop/api", "store")
     assert "database" not in api.run("cat", "/etc/hosts")
     assert {name: site.inside(f"shop/{name}").pid for name in before} == before
@@ -196,6 +202,18 @@ def test_a_declared_subnet_is_had_kept_and_changed_under_nobody(site: Site) -> N
     site.turn()
     assert site.address("shop/a") == taken
     assert site.address("shop/b") != taken
+    # The same addresses under another name
+    containers: Containers = {
+        "a": {**SERVER, "networks": {"inner": {"ipv4_address": "10.78.0.9"}}, "ports": ["8080:80"]},
+        "b": {"networks": ["inner"]},
+    }
+    site.app("shop", containers, inner={"subnet": "10.78.0.0/24"})
+    steps = site.turn()
+    assert "change network shop/inner (10.78.0.0/24)" in steps
+    assert steps[-1] == "remove network shop/back"
+    assert site.address("shop/a") == "10.78.0.9"
+    assert answer(8080) == b"hello\n"
+    assert site.observe().network.known == {"shop/inner"}
     # The lease file is lost: what runs stays as it is
     pids = [site.inside(f"shop/{name}").pid for name in ("a", "b")]
     site.trials.layout.leases.unlink()

@@ -107,7 +107,9 @@ def _decode(key: str, entry: Any) -> NetworkLease:
     if said is not None:
         fixed = tuple([(str(name), str(IPv4Address(address))) for name, address in said.get("fixed", ())])
         chosen = str(said.get("gateway", "")) and str(IPv4Address(said["gateway"]))
-        declared = Network(key, str(said.get("subnet", "")), chosen, said.get("internal") is True, fixed)
+        labels = tuple([(str(name), str(label)) for name, label in said.get("labels", ())])
+        subnet_said = str(said.get("subnet", ""))
+        declared = Network(key, subnet_said, chosen, said.get("internal") is True, fixed, labels)
     aliases = {str(name): tuple(map(str, names)) for name, names in entry.get("aliases", {}).items()}
     return NetworkLease(subnet, addresses, declared, aliases)
 

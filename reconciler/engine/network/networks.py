@@ -113,11 +113,23 @@ class Networks(Addresses):
         }
 
     def change(self, network: Network) -> None:
-        """Make the network what is declared now, also with another subnet; no container is in it."""
+        """Make the network what is declared now, also with another subnet.
+
+        No container is in it, nor in another network of its app that has the addresses: that gives way.
+        """
+        rivals = [
+            key
+            for key, lease in self._leases.read().items()
+            if lease.declared is not None
+            and lease.declared.owner == network.owner
+            and lease.declared.overlaps(network)
+        ]
         with kernel(shown(network.key)), netlink.Socket(netlink.ROUTE) as sock:
             # The kernel takes a dead container's link apart some time after its last process
-            for link, _ in bridge.links_of(self._instance, network.key, bridge.links(sock)):
-                bridge.delete(sock, link.name)
+            links = bridge.links(sock)
+            for key in {network.key, *rivals}:
+                for link, _ in bridge.links_of(self._instance, key, links):
+                    bridge.delete(sock, link.name)
         failpoint("network.unlinked")
         self.ensure_all([network])
 
@@ -251,11 +263,16 @@ class Networks(Addresses):
     def conflicts(self, networks: Iterable[Network]) -> tuple[tuple[str, str], ...]:
         """Why declared subnets can't be had now, as (key, reason); of those that are not there yet."""
         leases = self._leases.read()
+        there = self._last.found.apps if self._last is not None else {}
         missing = [
             network
             for network in networks
             if network.subnet
-            and (network.key not in leases or str(leases[network.key].subnet) != network.subnet)
+            and (
+                network.key not in leases
+                or str(leases[network.key].subnet) != network.subnet
+                or (network.key in there and not there[network.key].bridge_present)
+            )
         ]
         if not missing:
             return ()

@@ -14,7 +14,7 @@ from reconciler.engine.network.leases import LeaseFile, Leases, NetworkLease
 from reconciler.engine.network.names import bridge_name, full_name, read_bridge_label, shown
 from reconciler.errors import BlockedError
 from reconciler.linux import netlink
-from reconciler.state.network import Network
+from reconciler.state.network import Network, owner_of
 
 Connected = Callable[[str, str], bool]
 """Whether a member, by network and name, has an address that must not be taken from it."""
@@ -54,7 +54,9 @@ def conflict(
         if address.blocks(route.destination) and route.link not in own and route.destination.overlaps(subnet):
             return f"its subnet {subnet} overlaps the host's route {route.destination}"
     for key, lease in leases.items():
-        if key != network.key and lease.subnet.overlaps(subnet) and host.ports.get(key):
+        if key == network.key or (owner_of(key) == network.owner and lease.network(key).subnet):
+            continue  # which of those that an app declares comes first is for the plan to say
+        if lease.subnet.overlaps(subnet) and host.ports.get(key):
             return f"its subnet {subnet} overlaps {lease.subnet}, in which containers of {shown(key)} are"
     return ""
 

@@ -27,7 +27,9 @@ DECLARED: Leases = {
     "web/back": NetworkLease(
         SUBNET,
         {"db": SUBNET[9]},
-        Network("web/back", str(SUBNET), str(SUBNET[7]), True, (("db", str(SUBNET[9])),)),
+        Network(
+            "web/back", str(SUBNET), str(SUBNET[7]), True, (("db", str(SUBNET[9])),), (("zone", "inner"),)
+        ),
         {"db": ("database", "store")},
     ),
     "/lan": NetworkLease(IPv4Network("10.0.0.0/24"), {"web/db": IPv4Address("10.0.0.5")}),
