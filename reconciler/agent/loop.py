@@ -28,7 +28,7 @@ from reconciler.agent.parts import Parts
 from reconciler.agent.resolver import Resolver
 from reconciler.agent.sweeper import Sweeper
 from reconciler.agent.turn import Listener, Turn
-from reconciler.agent.wanted import Wanted, applied
+from reconciler.agent.wanted import Wanted, applied, left_alone
 from reconciler.engine import leftovers, renaming
 from reconciler.engine.mend import Mended, everything, mend
 from reconciler.engine.process import boot_id
@@ -39,9 +39,8 @@ from reconciler.plan.basis import Basis, basis
 from reconciler.plan.diff import plan as make_plan
 from reconciler.plan.steps import CollectGarbage, ConfigureNetwork, Outcome, Plan, Step
 from reconciler.state.desire import references
-from reconciler.state.desired import Desired, lane_of
+from reconciler.state.desired import Desired
 from reconciler.state.generation import Generation
-from reconciler.state.network import owner_of
 from reconciler.state.observed import Now, Observed
 
 _PAUSE_FIRST = 1.0  # seconds after a turn that came to nothing; doubled each time, up to the interval
@@ -250,6 +249,8 @@ class Agent:
         self._prepare()
         self._drain()
         self._chores.perform(self._executor.busy)
+        if renaming.lanes(self._parts.layout):  # an error, or a crash, came between the two names
+            self._keep("rename", partial(renaming.finish, self._parts.naming))
         if self._untidy and self._executor.idle:  # a sweep would take what a lane is just making
             self._untidy = not self._keep("clean-up", self._clean_up)
         intent = self._reader.read(allow_empty=allow_empty)
@@ -263,7 +264,7 @@ class Agent:
         seen = time.monotonic()
         digests = self._wanted.digests
         self._executor.cancel_older(digests)
-        busy |= self._executor.busy
+        busy |= self._executor.busy | renaming.lanes(self._parts.layout)
         now = Now(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
         self._basis = basis(intent.desired, self._generations, self._retention, self._basis)
         plan = make_plan(
@@ -272,7 +273,7 @@ class Agent:
             now,
             retention=self._retention,
             generations=self._generations,
-            busy=busy | self._left_alone(intent.desired, observed),
+            busy=busy | left_alone(self._only, intent.desired, observed),
             known=self._basis,
         )
         if self._only is not None:
@@ -315,14 +316,6 @@ class Agent:
         self._devices.close()
         with self._changed:
             self._changed.notify_all()
-
-    def _left_alone(self, desired: Desired, observed: Observed) -> frozenset[str]:
-        """The lanes that are not this agent's to work on."""
-        if self._only is None:
-            return frozenset()
-        found = {lane_of(*name.split("/", 1)) for name in observed.containers}
-        lanes = found | desired.apps.keys() | {owner_of(key) or key for key in observed.network.known}
-        return frozenset(lane for lane in lanes if not self._only(lane))
 
     # --- inside a turn ---------------------------------------------------------------------------------------------
 

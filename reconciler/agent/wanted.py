@@ -1,11 +1,12 @@
 """What a desired state asks of every turn, whatever is found, and what a generation remembers of it. Pure."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from reconciler.state.desired import App, Desired
+from reconciler.state.desired import App, Desired, lane_of
 from reconciler.state.generation import AppliedApp
-from reconciler.state.network import Network
-from reconciler.state.observed import Published
+from reconciler.state.network import Network, owner_of
+from reconciler.state.observed import Observed, Published
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +65,12 @@ def applied(app: App) -> AppliedApp:
             sorted({str(d) for image in images.values() for d in (image.index, image.manifest, image.config)})
         ),
     )
+
+
+def left_alone(only: Callable[[str], bool] | None, desired: Desired, observed: Observed) -> frozenset[str]:
+    """The lanes that an agent which works on `only` some has to leave alone; None: it works on all."""
+    if only is None:
+        return frozenset()
+    found = {lane_of(*name.split("/", 1)) for name in observed.containers}
+    lanes = found | desired.apps.keys() | {owner_of(key) or key for key in observed.network.known}
+    return frozenset(lane for lane in lanes if not only(lane))

@@ -5,6 +5,7 @@ finds after a crash, because between the two names a plan would see one containe
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from reconciler.engine import record
@@ -17,6 +18,9 @@ from reconciler.engine.process import alive, read_shim
 from reconciler.errors import ReconcilerError
 from reconciler.failpoint import failpoint
 from reconciler.spec.adhoc import ADHOC
+from reconciler.state.desired import lane_of
+
+_DAMAGED = (ValueError, KeyError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,28 +35,42 @@ class Place:
 
 def rename(place: Place, old: str, new: str) -> None:
     """Call the ad-hoc container `old` by the name `new`, which is free; NotFoundError where it is gone."""
+    finish(place)  # the note has room for one
     place.byhand.read(old)
     replace_json(place.layout.renaming, {"version": 1, "old": old, "new": new})
     failpoint("rename.noted")
     _carry_on(place, old, new)
 
 
+def lanes(layout: Layout) -> frozenset[str]:
+    """The lanes of the two names of a renaming that is not finished: no plan may touch them."""
+    with suppress(*_DAMAGED, OSError):
+        return frozenset(lane_of(ADHOC, name) for name in _noted(layout) or ())
+    return frozenset()
+
+
+def _noted(layout: Layout) -> tuple[str, str] | None:
+    try:
+        value = json.loads(layout.renaming.read_bytes())
+        return str(value["old"]), str(value["new"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def finish(place: Place) -> None:
     """Finish what a crash, or an error, interrupted; nothing where nothing was."""
     path = place.layout.renaming
     try:
-        value = json.loads(path.read_bytes())
-        old, new = str(value["old"]), str(value["new"])
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        noted = _noted(place.layout)
+    except _DAMAGED as error:
         path.rename(
             path.with_name(f"{path.name}.damaged")
         )  # kept for people; the two names tell what was meant
         raise ReconcilerError(
             f"{path}: not the note of a renaming", hint="run: reconciler ps -a; a name may be there twice"
         ) from error
-    _carry_on(place, old, new)
+    if noted is not None:
+        _carry_on(place, *noted)
 
 
 def _carry_on(place: Place, old: str, new: str) -> None:
