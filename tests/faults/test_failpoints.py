@@ -22,7 +22,7 @@ POINTS = sorted(
 BEFORE = {"failures.written": "create.made:1*error"}
 # Passed before there is a loop: the first files of a new state directory.
 START = ("durable.renamed", "durable.writing", "durable.written")
-BATCHES = 12
+BATCHES = 8
 
 
 def test_every_point_has_a_name_of_its_own() -> None:
