@@ -22,10 +22,8 @@ from reconciler.shim.output import Log
 from reconciler.shim.step import Step, StepError
 
 SPARE = "reconciler spare"
-STDIN = (
-    "open",
-    "once",
-)  # annotation `stdin`: whether its end is that of who attached first, outside of a terminal
+# Annotation `stdin`: "once" has its end come with that of who attached first, outside of a terminal.
+STDIN = ("open", "once")
 _IMPORTANCE = b"-999"
 _LARGEST_ORDER = 65536
 _LARGEST_CONFIG = 4 * 1024 * 1024

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, mod
 from reconciler.spec.fault import Fault, Faults, not_yet
 from reconciler.spec.fields import AlsoAccepts, Doc, Part
 from reconciler.spec.marks import quote
-from reconciler.spec.values import Labels, Name, describe, hostname, name, text
+from reconciler.spec.values import Labels, Name, describe, hostname, keys_of, name, text
 
 DEFAULT: Final = "default"
 _SHORTEST, _LONGEST = 8, 30  # of a subnet's prefix: two containers need a /29, one a /30
@@ -173,20 +173,7 @@ def _places(value: object) -> object:
         return {key: {} if item is None else item for key, item in value.items()}
     if not isinstance(value, tuple | list):
         return value
-    found: dict[str, object] = {}
-    faults = []
-    for index, item in enumerate(value):
-        try:
-            key = name(item)
-            if key in found:
-                raise Fault(f"names {quote(key)} a second time")
-            found[key] = {}
-        except Fault as fault:
-            fault.path = (index,)
-            faults.append(fault)
-    if faults:
-        raise Faults(faults)
-    return found
+    return keys_of(value, name)
 
 
 def _declaration(value: object) -> object:

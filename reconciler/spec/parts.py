@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-from reconciler.spec.fault import Fault, Faults, not_yet
+from reconciler.spec.fault import Fault, not_yet
 from reconciler.spec.fields import AlsoAccepts, Doc, Part
 from reconciler.spec.marks import quote
 from reconciler.spec.network import PortSpan, port_span
@@ -28,6 +28,7 @@ from reconciler.spec.values import (
     Target,
     Whole,
     describe,
+    keys_of,
     quoted,
     size,
     text,
@@ -374,20 +375,7 @@ def _depends_on(value: object) -> object:
     """Turn a list of names into the map of the long form."""
     if not isinstance(value, tuple | list):
         return value
-    found: dict[str, object] = {}
-    faults = []
-    for index, item in enumerate(value):
-        try:
-            key = dependency_name(item)
-            if key in found:
-                raise Fault(f"names {quote(key)} a second time")
-            found[key] = {}
-        except Fault as fault:
-            fault.path = (index,)
-            faults.append(fault)
-    if faults:
-        raise Faults(faults)
-    return found
+    return keys_of(value, dependency_name)
 
 
 DependencyName = Annotated[str, PlainValidator(dependency_name), WithJsonSchema({"type": "string"})]

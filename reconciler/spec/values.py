@@ -7,6 +7,7 @@ already. Pure.
 
 import ipaddress
 import re
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, PlainValidator, WithJsonSchema
@@ -236,6 +237,24 @@ def hostname(value: object) -> str:
     found = text(value)
     if _HOSTNAME.fullmatch(found) is None or len(found) > 64:
         raise Fault(f"must be a host name of at most 64 characters, not {quote(found)}")
+    return found
+
+
+def keys_of(items: Iterable[object], read: Callable[[object], str]) -> dict[str, object]:
+    """Turn a list of names, each by `read` and none twice, into the map of a long form, with nothing said of any."""
+    found: dict[str, object] = {}
+    faults = []
+    for index, item in enumerate(items):
+        try:
+            key = read(item)
+            if key in found:
+                raise Fault(f"names {quote(key)} a second time")
+            found[key] = {}
+        except Fault as fault:
+            fault.path = (index,)
+            faults.append(fault)
+    if faults:
+        raise Faults(faults)
     return found
 
 
