@@ -159,6 +159,49 @@ def agreed(made: Mapping[str, Container]) -> dict[str, Container]:
     return result
 
 
+@st.composite
+def joined(draw: st.DrawFn, app: str, made: dict[str, Container]) -> dict[str, Container]:
+    """The same containers; now and then one of them is in the network of another, which waits for none of its app."""
+    able = sorted(name for name, one in made.items() if one.identity.network_mode != "host")
+    if len(able) < 2 or draw(st.integers(0, 2)):
+        return made
+    owner, guest = draw(st.permutations(able))[:2]
+    own = made[owner].settings
+    free = tuple(name for name in own.depends_on if not name.startswith(f"{app}/"))
+    one = made[guest]
+    awaited = tuple(sorted({*one.settings.depends_on, f"{app}/{owner}"}))
+    mode = f"container:{app}/{owner}"
+    return {
+        **made,
+        owner: replace(made[owner], settings=replace(own, depends_on=free)),
+        guest: replace(
+            one,
+            identity=replace(one.identity, network_mode=mode, networks=()),
+            settings=replace(one.settings, ports=(), depends_on=awaited),
+        ),
+    }
+
+
+def in_place(have: Mapping[str, tuple[Found, ...]]) -> dict[str, tuple[Found, ...]]:
+    """The same containers; none is in the network of one that does not run."""
+    meant = {
+        f"{one.app}/{one.id if one.app == ADHOC else one.name}"
+        for same in have.values()
+        for one in same
+        if isinstance(one.phase, Running)
+    }
+    alive = Running | Created
+    return {
+        name: tuple(
+            replace(one, attached=False)
+            if one.joins and one.joins not in meant and isinstance(one.phase, alive)
+            else one
+            for one in same
+        )
+        for name, same in have.items()
+    }
+
+
 sizes = st.sampled_from([1 << 20, 1 << 30])
 
 
@@ -166,7 +209,7 @@ sizes = st.sampled_from([1 << 20, 1 << 30])
 def apps(draw: st.DrawFn, name: str, foreign: bool = False, unresolved: bool = True) -> App:
     """An app; now and then one of its images is not resolved."""
     names = draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=3))
-    made = agreed({n: draw(containers(name, n, foreign, names)) for n in names})
+    made = draw(joined(name, agreed({n: draw(containers(name, n, foreign, names)) for n in names})))
     waiting: tuple[UnresolvedImage, ...] = ()
     if unresolved and made and draw(st.integers(0, 4)) == 0:
         gone = draw(st.sampled_from(sorted(made)))
@@ -297,7 +340,7 @@ def existing(draw: st.DrawFn, app: str, name: str, wanted: Mapping[str, Containe
         if isinstance(phase, Running):
             have = replace(
                 have,
-                attached=not want.networked or draw(st.sampled_from([True, True, False])),
+                attached=not (want.networked or want.joins) or draw(st.sampled_from([True, True, False])),
                 intact=draw(st.sampled_from([True, True, False])),
                 limits=draw(st.sampled_from([have.limits, have.limits, Limits(pids=7)])),
                 paused=draw(st.integers(0, 4)) == 0,
@@ -319,6 +362,7 @@ def worlds(draw: st.DrawFn, want: Desired, *, local: bool = False, listeners: bo
         same = draw(existing(app, name, wanted))
         if same:
             have[f"{app}/{name}"] = same
+    have = in_place(have)
     layers = chain_ids() if local else frozenset(draw(st.sets(st.sampled_from(sorted(chain_ids())))))
     previous = {
         name: Previous(

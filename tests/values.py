@@ -103,6 +103,7 @@ def found(want: Container, phase: Phase | None = None, **changes: object) -> Fou
         limits=want.settings.limits if isinstance(phase, Running) else None,
         created=NOW.wall - 5000.0,
         networks=want.networks,
+        joins=want.joins,
     )
     return replace(have, **changes)  # type: ignore[arg-type]
 

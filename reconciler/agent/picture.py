@@ -5,17 +5,18 @@ What the verbs of single containers go by before they ask for anything. Reads va
 
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from reconciler.agent.turn import Turn
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.observe import listeners_on
-from reconciler.errors import BlockedError, NotFoundError, ReconcilerError
+from reconciler.errors import BlockedError, NotFoundError, ReconcilerError, UsageError
 from reconciler.plan.byhand import rests
 from reconciler.plan.ports import Claims
 from reconciler.spec.adhoc import ADHOC
+from reconciler.spec.modes import JOINS
 from reconciler.state.desired import Container as Wanted
 from reconciler.state.desired import Port, called, lane_of
 from reconciler.state.observed import Container, Created, Failure, Published, Running
@@ -132,6 +133,44 @@ def demand_networks(picture: Picture, want: Wanted) -> None:
         if key != ADHOC and key not in shared | turn.observed.network.known:
             hint = f"declare it in the spec of an app: networks: {{{key[1:]}: {{external: true}}}}"
             raise NotFoundError(f"network {key[1:]}: no app shares one of that name", hint=hint)
+
+
+def joined_network(network: str, find: Callable[[Mapping[str, Any]], Picture]) -> str:
+    """The same network, where it is `container:NAME` with what that means: by its id, an ad-hoc one, as it may get
+    another name. BlockedError and UsageError where that can't be joined: it does not run, or has no network of its own.
+    """
+    if not network.startswith(JOINS):
+        return network
+    other = find({"name": network.removeprefix(JOINS)})
+    if other.have is None or not other.runs:
+        hint = f"run: reconciler start {other.called}"
+        raise BlockedError(f"{other.called}: does not run, so that there is no network to join", hint=hint)
+    if other.wanted is not None and other.wanted.joins:
+        said = "join the same one as that does"
+        raise UsageError(
+            f"--network: {other.called} has no network of its own: it joined another's", hint=said
+        )
+    if other.wanted is not None and other.wanted.identity.network_mode == "host":
+        said = "use --network host"
+        raise UsageError(
+            f"--network: {other.called} has no network of its own: it shares the device's", hint=said
+        )
+    return f"{JOINS}{other.app}/{other.have.id if other.is_adhoc else other.name}"
+
+
+def guests(picture: Picture) -> list[str]:
+    """The names of the ad-hoc containers that join the network of this one, running or not."""
+    if picture.have is None:
+        return []
+    meant = f"{picture.app}/{picture.have.id if picture.is_adhoc else picture.name}"
+    joining = (
+        want.name
+        for app in picture.turn.intent.desired.apps.values()
+        if app.only
+        for want in app.containers.values()
+        if want.joins == meant
+    )
+    return sorted(joining)
 
 
 def check_ports(picture: Picture, ports: Iterable[Port], networks: Networks) -> None:

@@ -20,7 +20,14 @@ from reconciler.agent.hand import adhoc_app
 from reconciler.agent.loop import Agent
 from reconciler.agent.names import new_name
 from reconciler.agent.parts import Parts
-from reconciler.agent.picture import Picture, check_ports, demand_networks, with_free_port
+from reconciler.agent.picture import (
+    Picture,
+    check_ports,
+    demand_networks,
+    guests,
+    joined_network,
+    with_free_port,
+)
 from reconciler.agent.pinning import pinned
 from reconciler.agent.turn import Turn
 from reconciler.engine import renaming
@@ -108,6 +115,7 @@ class Verbs:
         options = Options.parse(map_of(body, "options"))
         ports = [*options.ports, *(image.exposed_ports if flag_of(body, "publish_all") else ())]
         networks = self._parts.networks
+        options = replace(options, network=joined_network(options.network, self._find))
         options = replace(options, ports=tuple(with_free_port(port, picture, networks) for port in ports))
         text, said = spec_text(options, str(reference), identity=identity)
         loaded = load_text(text, self._parts.device.defaults, said)
@@ -312,6 +320,11 @@ class Verbs:
             raise BlockedError(
                 f"{picture.called}: is {state}",
                 hint=f"run: reconciler stop {picture.called}, or: reconciler rm -f {picture.called}",
+            )
+        if not force and (joined := guests(picture)):
+            raise BlockedError(
+                f"{picture.called}: {', '.join(joined)} joined its network, and could not start without it",
+                hint=f"remove that first, or run: reconciler rm -f {picture.called}",
             )
         if picture.have is not None and flag_of(body, "volumes"):
             nameless.let_go(self._parts, picture.have.id)

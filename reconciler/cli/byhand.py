@@ -37,7 +37,8 @@ def _surroundings(parser: argparse.ArgumentParser) -> None:
         "--network",
         default="",
         metavar="NETWORK",
-        help="bridge (the network of all ad-hoc containers), host (the device's own), none, or one that apps share",
+        help="bridge (the network of all ad-hoc containers), host (the device's own), none, one that apps share, or "
+        "container:NAME, that of another container",
     )
     _texts(parser, "--dns", metavar="ADDRESS", help="a server to ask for names of the outside")
     _texts(parser, "--dns-search", metavar="DOMAIN", help="a domain in which short names are looked up")

@@ -64,7 +64,9 @@ differences:
 - A start that fails is not tried again, and leaves nothing behind that was never made.
 - A path of the device may be mounted, and a device or a capability given, whether or not the device's own file allows
   it, which is for commits; `/` and `/proc` are never mounted.
-- `--network` is `bridge`, `host` or `none`; `--log-driver` is `file` (also as `json-file`), `journald` or `none`.
+- `--network` is `bridge`, `host`, `none`, the name of a network that apps share, or `container:NAME`: the network of
+  another container, ad-hoc or declared, with which it then stops and starts; `rm` of one that others joined wants `-f`.
+- `--log-driver` is `file` (also as `json-file`), `journald` or `none`.
 
 `rename` gives one another name while it runs: its process, its id, its files and its address stay, its siblings find it
 by the new name at once, and no longer by the old one. The title of its shim, and the journal's name for it, follow when

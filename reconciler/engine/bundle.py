@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, assert_never
 
 from reconciler.engine.devices import DEFAULT, Node, Rule
+from reconciler.engine.joining import Joined
 from reconciler.engine.layout import Layout
 from reconciler.errors import ReconcilerError
 from reconciler.linux.capability import NAMES
@@ -82,6 +83,7 @@ def render(
     held: Collection[str] = NAMES,
     nodes: Sequence[Node] = (),
     rules: Sequence[Rule] | None = DEFAULT,
+    joined: Joined | None = None,
 ) -> dict[str, Any]:
     """Return the config.json of `desired` as plain JSON values, or raise ReconcilerError for a mount that can't be.
 
@@ -89,17 +91,20 @@ def render(
     is where the shim puts the container, {"v2": directory or None, "v1": [directories]}; `cgroups_path` the same for
     other runtimes. `nofile_hard` is the agent's own hard RLIMIT_NOFILE (-1 for infinity): without CAP_SYS_RESOURCE no
     child can have more, so the default limit, which nobody asked for by name, is clamped to it. `held` are the agent's
-    own capabilities, which ALL means; `nodes` and `rules` are those of engine.devices.
+    own capabilities, which ALL means; `nodes` and `rules` are those of engine.devices. `joined` is the container whose
+    network it is in: the host name and the files in /etc are that one's as well.
     """
     identity = desired.identity
     config: dict[str, Any] = {
         "ociVersion": OCI_VERSION,
         "process": _process(desired, nofile_hard, held),
         "root": {"path": str(layout.rootfs(id)), "readonly": identity.read_only},
-        "mounts": _kernel_mounts(identity) + _own_mounts(desired, id, layout),
+        "mounts": _kernel_mounts(identity) + _own_mounts(desired, id, layout, joined.id if joined else id),
         "linux": {
             "namespaces": [
-                {"type": kind} for kind in NAMESPACES if kind != "network" or identity.network_mode != "host"
+                {"type": kind, **({"path": joined.path} if joined and kind == "network" else {})}
+                for kind in NAMESPACES
+                if kind != "network" or identity.network_mode != "host"
             ],
             "resources": {**_resources(desired.settings.limits), "devices": _device_rules(rules)},
             "cgroupsPath": cgroups_path,
@@ -113,8 +118,8 @@ def render(
         config["linux"]["devices"] = [node.document() for node in nodes]
     if identity.sysctls:
         config["linux"]["sysctl"] = {_sysctl(name): value for name, value in identity.sysctls}
-    if identity.hostname:
-        config["hostname"] = identity.hostname
+    if hostname := joined.hostname if joined else identity.hostname:
+        config["hostname"] = hostname
     return config
 
 
@@ -261,16 +266,18 @@ def _kernel_mounts(identity: Identity) -> list[dict[str, Any]]:
     return [mount for mount in mounts if mount["destination"] not in replaced]
 
 
-def _own_mounts(desired: Container, id: str, layout: Layout) -> list[dict[str, Any]]:
+def _own_mounts(desired: Container, id: str, layout: Layout, etc: str) -> list[dict[str, Any]]:
     """The spec's mounts and the files that we write for /etc, parents before what is mounted inside them.
+
+    `etc` is the id of the container whose files these are: its own, or that of the one whose network it joined.
 
     Where the spec mounts something on /etc/hosts, /etc/resolv.conf or /etc/hostname itself, the spec wins.
     """
     found: dict[str, dict[str, Any]] = {}
     for target, source in (
-        ("/etc/hosts", layout.hosts(id)),
-        ("/etc/resolv.conf", layout.resolv_conf(id)),
-        ("/etc/hostname", layout.hostname(id)),
+        ("/etc/hosts", layout.hosts(etc)),
+        ("/etc/resolv.conf", layout.resolv_conf(etc)),
+        ("/etc/hostname", layout.hostname(etc)),
     ):
         # Writable, as everywhere: programs (and Docker's documentation) edit them; they are this container's own.
         found[target] = _mount(target, "bind", str(source), "bind", *_PRIVATE, *_DATA, "noexec")

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address
 
-from reconciler.engine import etc, record
+from reconciler.engine import etc, joining, record
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.attach import raise_loopback
 from reconciler.engine.network.names import full_name, member
@@ -85,7 +85,13 @@ class Connections:
         return etc.Neighbours(members, gateway, aliases, tuple(pair for pair in further if pair[0]))
 
     def connect(self, found: record.Record) -> None:
-        """Attach a container that is about to start, and tell the others of it; or bring up its loopback."""
+        """Attach a container that is about to start, and tell the others of it; or bring up its loopback.
+
+        One that joined the network of another container must be in that one's still.
+        """
+        if found.joins:
+            joining.demand(self._layout, found)
+            return
         if not found.networks:
             self._in_namespace(found, raise_loopback)
             return

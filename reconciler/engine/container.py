@@ -15,7 +15,18 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from reconciler.engine import bundle, cgroup, cgroup_limits, devices, etc, hostpath, previous, record, trash
+from reconciler.engine import (
+    bundle,
+    cgroup,
+    cgroup_limits,
+    devices,
+    etc,
+    hostpath,
+    joining,
+    previous,
+    record,
+    trash,
+)
 from reconciler.engine.connect import Connections
 from reconciler.engine.control import Control
 from reconciler.engine.durable import replace_bytes, replace_json
@@ -86,8 +97,10 @@ class Containers:
             failpoint("create.directories")
             address = self._connections.lease(desired)
             failpoint("create.leased")
-            neighbours = self._connections.neighbours(desired.app, desired.name, desired.networks)
-            etc.write(layout, container_id, desired, neighbours)
+            joined = joining.find(layout, desired.full_name, desired.joins) if desired.joins else None
+            if joined is None:
+                neighbours = self._connections.neighbours(desired.app, desired.name, desired.networks)
+                etc.write(layout, container_id, desired, neighbours)
             nodes = devices.nodes(desired.identity)
             rules = devices.rules(desired.identity, nodes)
             group = cgroup.create(
@@ -115,6 +128,7 @@ class Containers:
                 held=capability.names(capability.capget()[1]),
                 nodes=nodes,
                 rules=rules,
+                joined=joined,
             )
             replace_json(layout.config(container_id), config, durable=False)
             failpoint("create.configured")
@@ -139,6 +153,7 @@ class Containers:
                         restarts=restarts,
                         turn=desired.wish.turn if desired.wish is not None else 0,
                         networks=desired.networks,
+                        joins=desired.joins,
                     ),
                     durable=bool(desired.id) and not again,
                 )
@@ -146,8 +161,14 @@ class Containers:
             created = self._zygote.create(
                 layout.container(container_id), layout.run_container(container_id), timeout=_CREATE_TIMEOUT
             )
+            inside = os.fstat(created.netns_fd).st_ino
             created.close()
             failpoint("create.made")
+            if joined is not None and inside != joined.inode:  # the pid was another process's by then
+                raise ReconcilerError(
+                    f"{desired.full_name}: the container whose network it joins has just ended",
+                    transient=True,
+                )
             undo.pop_all()
         self._made[desired.app, desired.name] = container_id
         return container_id

@@ -22,6 +22,7 @@ from reconciler.engine.network.observed import NetworkObserved
 from reconciler.engine.process import ProcessId, boot_id, read_exit
 from reconciler.engine.sight import ParsedFile, Sight, exists, read_record
 from reconciler.engine.store import Store
+from reconciler.spec.adhoc import ADHOC
 from reconciler.state import observed as state
 from reconciler.state.desired import Port
 from reconciler.state.network import Network
@@ -154,6 +155,7 @@ class Observer:
         found: dict[str, list[state.Container]] = {}
         sights: dict[str, Sight] = {}
         unreadable: list[str] = []
+        joining = False
         for container_id in _names(self._layout.containers):
             sight = self._sights.get(container_id) or Sight(self._layout, container_id)
             container = sight.look(self._place or place, attached)
@@ -163,9 +165,12 @@ class Observer:
                 # container, and what can't be seen must not be made a second time.
                 continue
             sights[container_id] = sight
+            joining = joining or bool(container.joins)
             found.setdefault(container.full_name, []).append(container)
         self._sights = sights
         self.unreadable = tuple(unreadable)
+        if joining:
+            found = _in_place(found, sights)
         return {
             name: tuple(sorted(same, key=lambda container: (container.created, container.id)))
             for name, same in sorted(found.items())
@@ -189,6 +194,31 @@ class Observer:
                     found[full_name] = previous
         self._previous = files
         return found
+
+
+def _in_place(
+    found: Mapping[str, Sequence[state.Container]], sights: Mapping[str, Sight]
+) -> dict[str, list[state.Container]]:
+    """The same containers; those that joined the network of one which is not in that namespace are not attached."""
+    homes: dict[
+        str, set[int | None]
+    ] = {}  # of the containers that run, by what those that join them call them
+    joined = {have.joins for same in found.values() for have in same}
+    for same in found.values():
+        for have in same:
+            meant = f"{have.app}/{have.id if have.app == ADHOC else have.name}"
+            if meant in joined and isinstance(have.phase, state.Running):
+                homes.setdefault(meant, set()).add(sights[have.id].namespace)
+
+    def place(have: state.Container) -> state.Container:
+        if not have.joins or not isinstance(have.phase, state.Running | state.Created):
+            return have
+        own = sights[have.id].namespace
+        if own is None or own in homes.get(have.joins, ()):
+            return have  # where its process has just ended, its shim is about to say so
+        return replace(have, attached=False)
+
+    return {name: [place(have) for have in same] for name, same in found.items()}
 
 
 def _published(network: NetworkObserved) -> Iterable[state.Published]:

@@ -29,6 +29,7 @@ class Record:
     """identity.json; `turn` is `Wish.turn` of the wish that it was made for.
 
     `networks` are the keys of its networks, in the order of its interfaces, and `address` is that in the first of them.
+    `joins` is the full name of the container whose network it is in, of an ad-hoc one `adhoc/ID`.
 
     `layers` are hex chain ids, bottom first, `image` and `manifest` digests, `created` wall seconds.
     """
@@ -49,6 +50,7 @@ class Record:
     restarts: int = 0
     turn: int = 0
     networks: tuple[str, ...] = ()
+    joins: str = ""
 
     @property
     def full_name(self) -> str:
@@ -106,6 +108,7 @@ def parse(data: bytes, where: str) -> Record:
             turn=int(value.get("turn", 0)),
             # A release that knew one network for each app wrote none
             networks=tuple(map(str, value.get("networks", [value["app"]] if value["address"] else []))),
+            joins=str(value.get("joins", "")),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CorruptRecordError(

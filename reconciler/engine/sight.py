@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from reconciler.engine import cgroup, record
+from reconciler.engine import cgroup, joining, record
 from reconciler.engine.cgroup import Place
 from reconciler.engine.cgroup_limits import LimitFiles
 from reconciler.engine.layout import Layout
@@ -77,18 +77,22 @@ def exists(path: str) -> bool:
 class Life:
     """What a container does, by the records of its shim."""
 
-    __slots__ = ("_exited", "_running", "_settled", "_shim", "shim")
+    __slots__ = ("_exited", "_running", "_settled", "_shim", "init", "shim")
 
     def __init__(self, layout: Layout, container_id: str) -> None:
         self.shim: ProcessId | None = None
+        self.init: ProcessId | None = None
         self._settled = ParsedFile(layout.settled_exit(container_id), read_exit)
         self._exited = ParsedFile(layout.exit_record(container_id), read_exit)
         self._shim = ParsedFile(layout.shim_record(container_id), read_shim)
         self._running: tuple[ShimRecord, state.Running] | None = None
 
     def phase(self) -> tuple[state.Phase, bool]:
-        """The phase, and whether the exit record is kept across a reboot. `shim` is set where one was found alive."""
-        self.shim = None
+        """The phase, and whether the exit record is kept across a reboot.
+
+        `shim` is set where one was found alive, and `init`, which may have ended by then.
+        """
+        self.shim = self.init = None
         settled = self._settled.read()
         exited = self._exited.read() or settled
         if exited is not None:
@@ -104,7 +108,7 @@ class Life:
             if exited is not None:
                 return state.Exited(exited), False
             return state.Lost("its shim ended without a record"), False
-        self.shim = shim.shim
+        self.shim, self.init = shim.shim, shim.init
         if shim.started_boot is None:
             return state.Created(), False
         if self._running is None or self._running[0] is not shim:
@@ -156,12 +160,18 @@ class Sight:
         """Its shim, where the last look found it alive."""
         return self._life.shim
 
+    @property
+    def namespace(self) -> int | None:
+        """The inode of its network namespace as the kernel has it, None where its first process has ended."""
+        init = self._life.init
+        return joining.inode(init) if init is not None else None
+
     def look(self, place: Place, attached: frozenset[tuple[str, str]]) -> state.Container | None:
         """The container as it is now, None where it has no record that can be read. Unchanged, it is the same object.
 
         `place` is where its cgroup would be, `attached` are the links that are right, as (network, full name).
         """
-        self._life.shim = None
+        self._life.shim = self._life.init = None
         found = self._identity.read()
         if found is None:
             return None
@@ -170,7 +180,8 @@ class Sight:
         intact, linked, stopped, paused = True, True, False, False
         if isinstance(phase, state.Running | state.Created):
             limits, intact = self._enforced(place, found.settings.limits)
-            intact = intact and all(map(exists, self._parts))
+            # One that joined another container's network has that one's /etc/hosts
+            intact = intact and all(map(exists, self._parts[:-1] if found.joins else self._parts))
         if isinstance(phase, state.Running):
             linked = all((key, found.full_name) in attached for key in found.networks)
             paused = cgroup.frozen(place.group(self.id))
@@ -204,6 +215,7 @@ class Sight:
                 turn=found.turn,
                 paused=paused,
                 watched=watched,
+                joins=found.joins,
             )
         return self._container
 

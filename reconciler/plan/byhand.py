@@ -136,7 +136,7 @@ def _on(want: Desired, wish: Wish, own: Container, now: Now, boot: str) -> Work:
         case Goal.STOPPED:
             return _halt([own], wish.grace)
         case Goal.CREATED:
-            if isinstance(own.phase, Lost):
+            if isinstance(own.phase, Lost) or (isinstance(own.phase, Created) and not own.attached):
                 return Work(clear(want, own), (CreateContainer(want, 0, own.restarts),), repair=True)
             return Work()
         case Goal.RUNNING:

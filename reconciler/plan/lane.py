@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from reconciler.plan import networks
+from reconciler.plan import joined, networks
 from reconciler.plan.basis import TRY_NOW, unresolved
 from reconciler.plan.byhand import wished
 from reconciler.plan.needs import Found, absent_devices, is_up, lacking_volumes, was_started, within
@@ -152,7 +152,7 @@ def converge(
         later, pulls, volumes, changing = [], [], [], {}
 
     for name in first:
-        lane.steps += allowed[name].down + allowed[name].up
+        lane.steps += joined.once(lane.steps, allowed[name].down + allowed[name].up)
     lane.steps += (PullImage(app.name, reference, image, app.only) for reference, image in pulls)
     lane.steps += (
         CreateVolume(app.name, volume, app.only, app.volume_limits.get(volume)) for volume in volumes
@@ -167,7 +167,7 @@ def converge(
             for container in found[name]:
                 lane.steps += take_down(container, keep_previous=False)
         elif name in replaced - following:
-            lane.steps += allowed[name].down
+            lane.steps += joined.once(lane.steps, allowed[name].down)
     removed = {step.id for step in lane.steps if isinstance(step, RemoveContainer)}
     lane.steps += (
         ChangeNetwork(network)
@@ -176,7 +176,7 @@ def converge(
     )
     for name in order:
         if name in following:
-            lane.steps += allowed[name].down
+            lane.steps += joined.once(lane.steps, allowed[name].down)
         if name in replaced:
             lane.steps += allowed[name].up
     removed = {step.id for step in lane.steps if isinstance(step, RemoveContainer)}
@@ -289,6 +289,8 @@ def _allowed(
         if want is None:
             continue
         todo = works.get(name, Work())
+        if want.joins:
+            todo = joined.follow(want, todo, found.get(name, ()), allowed, app, found)
         if want.full_name in taken:
             blocked.append(_port_taken(app, name, taken[want.full_name]))
         if todo.wait is not None:
@@ -298,6 +300,9 @@ def _allowed(
             continue
         if todo.creates and name in stuck:
             blocked.append(Blocked(app.name, name, stuck[name]))
+            continue
+        if awaited := joined.waits(want, todo, allowed, app, observed):
+            blocked.append(awaited)
             continue
         if todo.starts:
             if want.full_name in taken:
@@ -324,7 +329,7 @@ def _allowed(
                 continue
         if todo.down or todo.up:
             allowed[name] = todo
-    return allowed, blocked
+    return joined.leave(allowed, app, found, observed), blocked
 
 
 def _repairs_first(
@@ -353,6 +358,7 @@ def _repairs_first(
         )
         todo = allowed[name]
         held_up = (todo.starts and (waits or name in moving)) or (todo.creates and needs)
+        held_up = held_up or todo.follows in later
         (first if todo.repair and not held_up else later).append(name)
     return first, later
 
@@ -367,6 +373,7 @@ def _let_through(
             dependency in repairs and dependency not in passed and not was_started(found.get(dependency, ()))
             for dependency in within(app.name, app.containers[name].settings.depends_on)
         )
+        waits = waits or (allowed[name].follows in repairs and allowed[name].follows not in passed)
         if not waits and gate.lets_through(allowed[name]):
             passed.append(name)
     return passed

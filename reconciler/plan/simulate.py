@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from reconciler.errors import ReconcilerError
+from reconciler.plan.joined import owner
 from reconciler.plan.networks import around
 from reconciler.plan.steps import (
     ChangeNetwork,
@@ -29,6 +30,7 @@ from reconciler.plan.steps import (
     StopContainer,
     UpdateContainer,
 )
+from reconciler.spec.adhoc import ADHOC
 from reconciler.state.desired import VolumeMount
 from reconciler.state.network import Network
 from reconciler.state.observed import (
@@ -74,6 +76,7 @@ def simulate(step: Step, world: Observed, now: Now) -> Observed:
             _require(step.volume in have, step, "it does not exist")
             return _limit(world, step.app, step.volume, step.size_limit)
         case StopContainer():
+            world = _abandon(step, world)
             return _change(
                 world, step.app, step.container, step.id, lambda c: _stop(step, c, world.boot, now)
             )
@@ -195,6 +198,24 @@ def _stop(step: StopContainer, have: Container, boot: str, now: Now) -> Containe
     return replace(have, phase=Exited(record), limits=None, attached=True, stopped=True, paused=False)
 
 
+def _abandon(step: StopContainer, world: Observed) -> Observed:
+    """The world in which nobody is in the network namespace of a container that runs and is now stopped."""
+    gone = next(
+        (c for c in world.containers.get(f"{step.app}/{step.container}", ()) if c.id == step.id), None
+    )
+    if gone is None or not isinstance(gone.phase, Running):
+        return world
+    meant = f"{gone.app}/{gone.id if gone.app == ADHOC else gone.name}"
+    containers = {
+        name: tuple(
+            replace(c, attached=False) if c.joins == meant and isinstance(c.phase, Running | Created) else c
+            for c in same
+        )
+        for name, same in world.containers.items()
+    }
+    return replace(world, containers=containers)
+
+
 def _remove(step: RemoveContainer, world: Observed, now: Now) -> Observed:
     full_name = f"{step.app}/{step.container}"
     same = world.containers.get(full_name, ())
@@ -225,6 +246,9 @@ def _create(step: CreateContainer, world: Observed, now: Now) -> Observed:
         there = world.network.as_found(place.network.key)
         known = place.network.key in world.network.known
         _require(not known or place.network.same(there), step, f"its network is {there}")
+    if want.joins:
+        running = [c for c in owner(want.joins, world) if isinstance(c.phase, Running)]
+        _require(bool(running), step, f"{want.joins}, whose network it joins, does not run")
     same = world.containers.get(want.full_name, ())
     if want.id:  # it keeps its place, its files and its log
         for own in (container for container in same if container.id == want.id):
@@ -248,6 +272,7 @@ def _create(step: CreateContainer, world: Observed, now: Now) -> Observed:
         volumes=volumes,
         networks=want.networks,
         turn=want.wish.turn if want.wish is not None else 0,
+        joins=want.joins,
     )
     return _with(world, want.full_name, (*same, container))
 
@@ -262,6 +287,7 @@ def _start(step: StartContainer, world: Observed, now: Now) -> Observed:
     _require(isinstance(newest.phase, Created), step, f"it is {type(newest.phase).__name__}")
     _require(not any(isinstance(c.phase, Running) for c in others), step, "one of its name runs")
     _require(world.network.apps.issuperset(newest.networks), step, "its network is missing")
+    _require(newest.attached, step, "it is not in the network of the container that it joins")
     pid = 1000 + int(newest.id[:6], 16)
     running = replace(newest, phase=Running(pid, now.boottime, now.wall), attached=True)
     return _with(world, full_name, (*others, running))

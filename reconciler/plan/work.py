@@ -33,13 +33,15 @@ class Work:
     """The steps for one container.
 
     `repair` says that they bring back what was there, by the same fingerprint: an app that may not change now (its
-    last lane failed, an image is not resolved) is still repaired. `wait` is set where only time has to pass.
+    last lane failed, an image is not resolved) is still repaired. `wait` is set where only time has to pass. `follows`
+    is the name of the container in the same app that it comes up after, since that one's network is what it joins.
     """
 
     down: tuple[Step, ...] = ()
     up: tuple[Step, ...] = ()
     repair: bool = False
     wait: Blocked | None = None
+    follows: str = ""
 
     @property
     def starts(self) -> bool:
@@ -160,11 +162,11 @@ def converge(want: Desired, have: Container, now: Now, boot: str) -> Work:
     """
     match have.phase:
         case Running():
-            if not have.intact:
+            if not have.intact or (want.joins and not have.attached):
                 return _again(want, have, have.attempt)
             return _update(want, have)
         case Created():
-            if have.intact and have.settings == want.settings:
+            if have.intact and have.attached and have.settings == want.settings:
                 return Work(up=(StartContainer(want.app, want.name),), repair=True)
             return Work(clear(want, have), bring_up(want, have.attempt, have.restarts), repair=True)
         case Exited(record):

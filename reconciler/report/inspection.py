@@ -13,6 +13,8 @@ from typing import Any, Final, assert_never
 
 from reconciler.engine.bundle import CAPABILITIES, PREFIX
 from reconciler.engine.record import Record
+from reconciler.spec.adhoc import ADHOC
+from reconciler.spec.modes import JOINS
 from reconciler.state.image import Image
 from reconciler.state.observed import Created, Exited, Lost, Phase, Running
 
@@ -179,7 +181,7 @@ def _host_config(found: Found, mounts: Sequence[Mapping[str, Any]]) -> dict[str,
         "Init": _annotation(config, "init") == "true",
         "NetworkMode": found.record.networks[0]
         if found.record.networks
-        else _annotation(config, "network-mode"),
+        else _annotation(config, "network-mode").replace(f"{JOINS}{ADHOC}/", JOINS),
         "Dns": [],
         "CapAdd": sorted(set(bounding) - set(CAPABILITIES)),
         "CapDrop": sorted(set(CAPABILITIES) - set(bounding)),

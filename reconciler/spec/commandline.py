@@ -15,6 +15,7 @@ from reconciler.errors import UsageError
 from reconciler.spec.defaults import Defaults
 from reconciler.spec.load import LoadedApp, load
 from reconciler.spec.marks import ERROR
+from reconciler.spec.modes import JOINS
 from reconciler.spec.terms import ANYTHING
 from reconciler.spec.units import seconds, size
 from reconciler.spec.values import NAME_PATTERN
@@ -143,7 +144,8 @@ def spec_text(options: Options, image: str, *, identity: str) -> tuple[str, Mapp
     ):
         if value:
             draft.set(name, value, option)
-    draft.set("hostname", options.hostname or identity[:_SHORT_ID], "--hostname")
+    if options.hostname or not options.network.startswith(JOINS):
+        draft.set("hostname", options.hostname or identity[:_SHORT_ID], "--hostname")
     if options.init:
         draft.set("init", True, "--init")
     if options.read_only:
@@ -309,7 +311,8 @@ def _surroundings(options: Options, draft: _Draft) -> None:
         draft.set("networks", [shared], "--network")
     else:
         raise UsageError(
-            f"--network {options.network}: expected bridge, host, none, or the name of a network that apps share",
+            f"--network {options.network}: expected bridge, host, none, container:NAME, or the name of a network that "
+            "apps share",
             hint="run: reconciler network ls",
         )
     draft.each("dns", options.dns, "--dns", str)

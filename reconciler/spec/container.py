@@ -273,8 +273,9 @@ class Container(Part):
         NetworkMode,
         Doc(
             "`bridge`: its `networks`. `host`: the device's own network, with no ports to publish. `none`: "
-            "nothing but loopback.",
-            "bridge, host, none",
+            "nothing but loopback. `container:NAME`: the network of another container of the app, with its addresses, "
+            "ports, names and loopback; it starts after that one, and anew whenever that one does.",
+            "bridge, host, none, container:NAME",
             "none",
             "bridge",
             True,

@@ -12,9 +12,12 @@ from pydantic import PlainValidator, WithJsonSchema
 
 from reconciler.spec.fault import Fault, Faults, not_yet
 from reconciler.spec.marks import quote
-from reconciler.spec.values import TEXTS, describe, each, hostname, text, whole
+from reconciler.spec.modes import JOINS
+from reconciler.spec.values import NAME_PATTERN, TEXTS, describe, each, hostname, text, whole
 
 HOST_GATEWAY: Final = "host-gateway"
+# By hand also one of another app, or of an ad-hoc one its id; `spec.joining` says which of them a spec may name.
+_JOINED: Final = re.compile(rf"{NAME_PATTERN}(?:/{NAME_PATTERN}(?:\.[1-9][0-9]?)?)?", re.ASCII)
 _MOST_SERVERS: Final = 3  # MAXNS, resolv.h: the C library asks no more
 _OPTION: Final = re.compile(r"[a-z][a-z0-9-]*(?::[0-9]{1,3})?", re.ASCII)
 _SPAN: Final = re.compile(r"([1-9]\d{0,4})(?:-([1-9]\d{0,4}))?", re.ASCII)
@@ -55,12 +58,14 @@ def port_span(value: object) -> Span:
 
 
 def mode(value: object) -> str:
-    """Return bridge, host or none."""
+    """Return bridge, host, none, or container:NAME."""
     found = text(value)
-    if found.startswith(("container:", "service:")):
-        raise not_yet(quote(found))
+    kind, colon, name = found.partition(":")
+    if f"{kind}{colon}" == JOINS and _JOINED.fullmatch(name) is not None:
+        return found
     if found not in ("bridge", "host", "none"):
-        raise Fault(f"must be bridge, host or none, not {quote(found)}")
+        hint = f"write {JOINS}{name}" if kind == "service" and _JOINED.fullmatch(name) is not None else ""
+        raise Fault(f"must be bridge, host, none or container:NAME, not {quote(found)}", hint=hint)
     return found
 
 
@@ -174,7 +179,9 @@ PortSpan = Annotated[
     ),
 ]
 NetworkMode = Annotated[
-    str, PlainValidator(mode), WithJsonSchema({"type": "string", "enum": ["bridge", "host", "none"]})
+    str,
+    PlainValidator(mode),
+    WithJsonSchema({"type": "string", "pattern": rf"^(bridge|host|none|{JOINS}{NAME_PATTERN})$"}),
 ]
 Servers = Annotated[tuple[str, ...], PlainValidator(servers), WithJsonSchema(_LIST)]
 Domains = Annotated[tuple[str, ...], PlainValidator(domains), WithJsonSchema(_LIST)]

@@ -8,6 +8,7 @@ from reconciler.spec.attachment import DEFAULT, Network, first_usable, usable
 from reconciler.spec.finding import Finding
 from reconciler.spec.marks import WARNING
 from reconciler.spec.model import App, Container
+from reconciler.spec.modes import JOINS
 from reconciler.spec.network import HOST_GATEWAY
 from reconciler.spec.places import Path
 
@@ -20,6 +21,8 @@ def check_container(
     """Return what is wrong with the network of one container."""
     if container.network_mode == "bridge":
         yield from _places(container, at, app, declared["networks"])
+        return
+    if container.network_mode.startswith(JOINS):
         return
     mode = f"network_mode: {container.network_mode}"
     if "networks" in container.model_fields_set:

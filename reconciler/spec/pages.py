@@ -240,8 +240,8 @@ def spec_page() -> str:
         "These belong to the format and are refused by name until they are built; none is ignored.\n",
         _later((App, Container, Limits, Network, Place)),
         "Also refused until then: `{secret: ...}` as the value of a variable and in `env_from`; IPv6 "
-        "addresses; `network_mode: container:`; `condition: healthy` and `condition: completed`, `required: false` "
-        "and `restart: true` in `depends_on`.\n",
+        "addresses; `condition: healthy` and `condition: completed`, `required: false` and `restart: true` in "
+        "`depends_on`.\n",
         "## Words of Compose and Kubernetes\n",
         "These are answered with a translation.\n",
         _translations(

@@ -13,6 +13,7 @@ from typing import Final
 from reconciler.spec.circles import knots, way_round
 from reconciler.spec.environment import references
 from reconciler.spec.finding import Finding
+from reconciler.spec.joining import check_joining, joined
 from reconciler.spec.marks import ERROR, WARNING
 from reconciler.spec.model import App, BindMount, Container, VolumeMount
 from reconciler.spec.networking import check_container, check_networks, subnets_between
@@ -46,6 +47,7 @@ def check_app(
         found += _binds(container, at, terms)
         found += _labels(container, at, terms)
         found += check_container(container, at, app, declared)
+        found += check_joining(container, at, app, terms, declared["containers"])
         found += privileges(container, at, terms)
         found += _reserve(container, at)
         if container.limits.memory is None and name not in memory_said:
@@ -332,10 +334,10 @@ def _cycles(apps: Sequence[Known]) -> Iterable[Finding]:
     owner: dict[str, tuple[Known, str]] = {}
     for known in apps:
         for name, container in known.app.containers.items():
-            if container.depends_on:
+            if awaited := _awaited(container, name):
                 full = f"{known.name}/{name}"
                 owner[full] = known, name
-                edges[full] = [o if "/" in o else f"{known.name}/{o}" for o in container.depends_on]
+                edges[full] = [o if "/" in o else f"{known.name}/{o}" for o in awaited]
     for knot in knots(edges):
         partial = any(owner[full][0].partial for full in knot)
         firsts: dict[str, str] = {}  # file -> the first of its containers in this knot
@@ -347,16 +349,19 @@ def _cycles(apps: Sequence[Known]) -> Iterable[Finding]:
             way = way_round(full, knot, edges) if count < _WAYS else way
             known, name = owner[full]
             inside_it = {way[1 % len(way)]} if way[0] == full else knot
+            waiting = known.app.containers[name]
             wanted = [
-                o
-                for o in known.app.containers[name].depends_on
-                if (o if "/" in o else f"{known.name}/{o}") in inside_it
+                o for o in _awaited(waiting, name) if (o if "/" in o else f"{known.name}/{o}") in inside_it
             ]
-            yield Finding(
-                ("containers", name, "depends_on", wanted[0]),
-                f"depends_on goes round in a circle: {_shown(way)}",
-                app=path,
-            )
+            field = ("depends_on", wanted[0]) if wanted[0] in waiting.depends_on else ("network_mode",)
+            message = f"{field[0]} goes round in a circle: {_shown(way)}"
+            yield Finding(("containers", name, *field), message, app=path)
+
+
+def _awaited(container: Container, name: str) -> list[str]:
+    """The containers that must have started before `name`, as the spec names them; of its own network more is said."""
+    other = joined(container)
+    return [*container.depends_on, *([other] if other not in ("", name, *container.depends_on) else [])]
 
 
 def _shown(way: Sequence[str]) -> str:

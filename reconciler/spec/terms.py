@@ -14,6 +14,7 @@ DEVICE_FILE: Final = "/etc/reconciler/device.yaml"
 class Terms:
     """What may be asked for: `binds` are paths that may be mounted with all below, `devices` patterns of paths, `caps`
     full names of capabilities beside the default ones, or ALL. `file` is the file that says all this, for messages.
+    `foreign`: a container may join the network of one outside its app, which whoever asks has looked up.
     """
 
     binds: tuple[str, ...] = ()
@@ -22,6 +23,7 @@ class Terms:
     privileged: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     file: str = DEVICE_FILE
+    foreign: bool = False
 
 
-ANYTHING: Final = Terms(binds=("/",), devices=("/dev",), caps=("ALL",), privileged=True)
+ANYTHING: Final = Terms(binds=("/",), devices=("/dev",), caps=("ALL",), privileged=True, foreign=True)

@@ -8,7 +8,7 @@ can't be had or is for another platform, instead of failing when it starts. Pure
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Network
 
@@ -17,7 +17,9 @@ from reconciler.spec.attachment import DEFAULT, first_usable
 from reconciler.spec.capabilities import DEFAULT_CAPABILITIES
 from reconciler.spec.defaults import BUILT_IN, Defaults, with_defaults
 from reconciler.spec.environment import variables
+from reconciler.spec.joining import joined
 from reconciler.spec.load import LoadedApp
+from reconciler.spec.modes import JOINS
 from reconciler.spec.reference import Reference
 from reconciler.state.desired import (
     App,
@@ -76,7 +78,7 @@ def desire(
             numbers = range(1, spec.replicas + 1)
             unresolved += (UnresolvedImage(replica_name(name, n), str(spec.image), made) for n in numbers)
         else:
-            containers |= {one.name: one for one in _replicated(made, spec)}
+            containers |= {one.name: one for one in _replicated(made, spec, app)}
     return App(
         name=app.name,
         path=loaded.path,
@@ -100,16 +102,20 @@ def desire(
     )
 
 
-def _replicated(first: Container, spec: model.Container) -> Iterator[Container]:
-    """Each of the replicas: they differ in their names only."""
+def _replicated(first: Container, spec: model.Container, app: model.App) -> Iterator[Container]:
+    """Each of the replicas: they differ in their names only, and in whose network they join."""
     for number in range(1, spec.replicas + 1):
         if number == 1:
             yield first
             continue
-        identity = first.identity
-        if not spec.hostname:
+        identity, settings = first.identity, first.settings
+        if first.joins:
+            other = replica_name(first.joins, number)
+            identity = replace(identity, network_mode=f"{JOINS}{other}")
+            settings = replace(settings, depends_on=_awaited(spec.depends_on, app, other))
+        elif not spec.hostname:
             identity = replace(identity, hostname=_hostname(first.app, first.name, f"-{number}"))
-        yield replace(first, name=replica_name(first.name, number), identity=identity)
+        yield replace(first, name=replica_name(first.name, number), identity=identity, settings=settings)
 
 
 def _hostname(app: str, name: str, suffix: str = "") -> str:
@@ -129,7 +135,7 @@ def _container(
         environment=_environment(loaded, spec, image),
         working_dir=spec.working_dir or image.working_dir or "/",
         user=image.user if spec.user is None else spec.user,
-        hostname=spec.hostname or _hostname(app.name, name),
+        hostname="" if joined(spec) else spec.hostname or _hostname(app.name, name),
         mounts=_mounts(loaded, spec),
         init=spec.init,
         read_only=spec.read_only,
@@ -139,7 +145,7 @@ def _container(
         oom_score_adj=spec.oom_score_adj,
         shm_size=spec.shm_size,
         sysctls=tuple(sorted(spec.sysctls.items())),
-        network_mode=spec.network_mode,
+        network_mode=_network_mode(app, spec),
         networks=_places(app, spec),
         dns=spec.dns,
         dns_search=spec.dns_search,
@@ -176,6 +182,12 @@ def _key(app: model.App, name: str) -> str:
     if name == DEFAULT:
         return app.name
     return f"/{name}" if name in app.networks and app.networks[name].external else f"{app.name}/{name}"
+
+
+def _network_mode(app: model.App, spec: model.Container) -> str:
+    """The mode, with the full name of a container that is joined; by hand it is there already."""
+    other = joined(spec)
+    return f"{JOINS}{app.name}/{other}" if other and "/" not in other else spec.network_mode
 
 
 def _places(app: model.App, spec: model.Container) -> tuple[Attachment, ...]:
@@ -283,7 +295,16 @@ def _all_of(app: model.App, name: str) -> list[str]:
     return [f"{app.name}/{replica_name(name, number)}" for number in range(1, count + 1)]
 
 
+def _awaited(names: Iterable[str], app: model.App, other: str = "") -> tuple[str, ...]:
+    """The full names of what must have started before: what `names` say, and `other`, which is one already."""
+    return tuple(
+        sorted({full for name in names for full in _all_of(app, name)} | ({other} if other else set()))
+    )
+
+
 def _settings(app: model.App, spec: model.Container, image: Image) -> Settings:
+    # One that is joined by hand is waited for by the plan itself: it is of no lane that this one could follow.
+    other = f"{app.name}/{joined(spec)}" if joined(spec) and "/" not in joined(spec) else ""
     restart, logging, outward = spec.restart, spec.logging, _outward(app, spec)
     return Settings(
         limits=_limits(spec),
@@ -314,7 +335,7 @@ def _settings(app: model.App, spec: model.Container, image: Image) -> Settings:
                 }
             )
         ),
-        depends_on=tuple(sorted(full for name in spec.depends_on for full in _all_of(app, name))),
+        depends_on=_awaited(spec.depends_on, app, other),
         labels=tuple(sorted({**app.labels, **spec.labels}.items())),
         rotation=Rotation(logging.max_size, logging.max_files, logging.compress),
         annotations=tuple(sorted(spec.annotations.items())),

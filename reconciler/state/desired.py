@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 from reconciler.spec.adhoc import ADHOC
+from reconciler.spec.modes import joined_by
 from reconciler.state.image import Image, Unresolved
 from reconciler.state.network import Attachment, Network
 from reconciler.state.wish import Wish
@@ -111,7 +112,8 @@ class Identity:
 
     `image` is the digest of the image's config document, never of an index or a tag. `arguments` is the whole argument
     vector, `environment` complete `K=V` strings sorted by key, `user` as in Docker's USER ("" is root); names are
-    looked up in the image's own passwd when the container is created. `network_mode` is bridge, host or none;
+    looked up in the image's own passwd when the container is created. `network_mode` is bridge, host, none, or
+    `container:` and the full name of the one whose network it joins (of an ad-hoc one `adhoc/ID`);
     `networks` the places in networks in the order of the interfaces, () for the app's own with nothing declared;
     `extra_hosts` are (name, address or host-gateway). With `tty` it has a terminal; `stdin` is "" (the null device),
     open, or once, which closes it when who attached first has left. No spec says these two: they are for people.
@@ -301,6 +303,11 @@ class Container:
     def networked(self) -> bool:
         """It has an address in a network."""
         return self.identity.network_mode == "bridge"
+
+    @property
+    def joins(self) -> str:
+        """The full name of the container whose network it is in, of an ad-hoc one `adhoc/ID`; "" for none."""
+        return joined_by(self.identity.network_mode)
 
     @property
     def places(self) -> tuple[Attachment, ...]:

@@ -61,7 +61,8 @@ class Container:
     """A container as found. `attempt` counts starts in a row since the last success, `restarts` all since its creation.
 
     `limits` is what the kernel enforces now, None where nothing runs; `attached`: its links are there, on the bridges
-    of `networks`, keys (True where nothing runs, or it has none). `settled` says that the exit record is already kept
+    of `networks`, keys, or it is in the very namespace that the container has which it `joins` (by full name, an ad-hoc
+    one by `adhoc/ID`); True where nothing runs, or it has none. `settled` says that the exit record is already kept
     across a reboot.
     `intact` is False where its directory lost a part that a running container needs for repair (config, log, upper).
     `stopped` says that it ended because a plan stopped it: its restart policy has no say in that end.
@@ -90,6 +91,7 @@ class Container:
     turn: int = 0
     paused: bool = False
     watched: bool = False
+    joins: str = ""
 
     @property
     def networked(self) -> bool:

@@ -1,5 +1,8 @@
 """A network that apps share, as people see it: who joins it by hand, who is in it, what can't be had."""
 
+import os
+import signal
+
 import pytest
 
 from tests.e2e.conftest import reference
@@ -24,6 +27,31 @@ containers:
     stop_grace_period: 0s
     init: true
 """
+
+
+SIDE = """
+    ports: ["8081:81"]
+  side:
+    image: {image}
+    command: [sh, -c, "mkdir /www; echo from the side >/www/index.html; exec httpd -f -p 81 -h /www"]
+    network_mode: container:web
+    limits: {{memory: 16Mi}}
+    stop_grace_period: 0s
+    init: true
+"""
+
+
+def together(device: Device, *names: str) -> set[int]:
+    """The pids of these containers, once they are in one network namespace."""
+
+    def found() -> set[int] | None:
+        pids = {device.pid(name) for name in names}
+        try:
+            return pids if len({os.stat(f"/proc/{pid}/ns/net").st_ino for pid in pids}) == 1 else None
+        except FileNotFoundError:
+            return None  # one of them has just ended
+
+    return device.until(found, message=f"for {names} to share a network")
 
 
 def test_a_network_is_shared_by_apps_and_by_hand_and_shown(device: Device, box: Built) -> None:
@@ -51,7 +79,45 @@ def test_a_network_is_shared_by_apps_and_by_hand_and_shown(device: Device, box: 
     members = device.reconciler("network", "inspect", "lan", "--format", "{{json .Containers}}").stdout
     assert '"hand"' in members
     assert '"one/web"' in members
-    device.reconciler("rm", "-f", "hand")
+
+    # One joins that of another by hand, follows it, and is in the way of its removal
+    device.reconciler("run", "-d", "--name", "guest", "--network", "container:hand", image, "sleep", "100000")
+    before = together(device, "hand", "guest")
+    mode = device.reconciler("inspect", "guest", "--format", "{{.HostConfig.NetworkMode}}").stdout
+    assert mode == f"container:{device.ps()['hand']['id']}\n"
+    device.reconciler("restart", "-t", "0", "hand")
+    device.until(lambda: device.pid("guest") not in before or None)
+    assert not before & together(device, "hand", "guest")
+    device.reconciler("stop", "-t", "0", "hand")
+    refused = device.reconciler("rm", "hand", check=False)
+    assert "hand: guest joined its network, and could not start without it" in refused.stderr
+    device.until(lambda: device.ps()["guest"]["state"] != "running" or None)
+    assert (
+        "waits for hand, whose network it joins" in device.reconciler("status", "adhoc", check=False).stdout
+    )
+    device.reconciler("rm", "guest", "hand")
+    joins = ("run", "--network", "container:nobody", image, "true")
+    assert "container nobody: not found" in device.reconciler(*joins, check=False).stderr
+
+    # One of the same app is reached by the ports of the other, and is made anew with it
+    device.spec(
+        "one", spec("one", image, "{lan: {external: true}}", "[default, lan]") + SIDE.format(image=image)
+    )
+    device.running("one/side")
+    before = together(device, "one/web", "one/side")
+    device.until(lambda: device.curl("http://127.0.0.1:8081/") == "from the side\n" or None)
+    own = ("run", "--rm", "--network", "container:one/side", image, "true")
+    assert "one/side has no network of its own" in device.reconciler(*own, check=False).stderr
+    get = ("run", "--rm", "--network", "container:one/web", image, "wget", "-qO-", "http://127.0.0.1:81/")
+    assert device.reconciler(*get).stdout == "from the side\n"
+    os.kill(device.pid("one/web"), signal.SIGKILL)
+    device.until(
+        lambda: (
+            (device.ps()["one/side"]["state"] == "running" and device.pid("one/side") not in before) or None
+        )
+    )
+    assert not before & together(device, "one/web", "one/side")
+    device.until(lambda: device.curl("http://127.0.0.1:8081/") == "from the side\n" or None)
 
     # What only the device knows is said by the plan, and everything else goes on
     device.inside(["ip", "link", "add", "wire", "type", "bridge"])

@@ -57,6 +57,12 @@ containers:
     stop_grace_period: 0s
     limits: {{pids: {pids}, memory: 16Mi}}
     logging: {{max_size: {size}}}
+  guest:
+    image: box.example/box:1@{base.digest}
+    command: [sleep, "100000"]
+    network_mode: container:page
+    stop_grace_period: 0s
+    limits: {{memory: 16Mi}}
 """
 
 
@@ -205,6 +211,7 @@ class Story:
         device = self.device
         found = {name: (item["state"], item["image"]) for name, item in device.ps().items()}
         assert found == {
+            "web/guest": ("running", f"box.example/box:1@{self.base.digest}"),
             "web/page": ("running", f"box.example/page:1@{self.second.digest}"),
             "web/side": ("running", f"box.example/box:1@{self.base.digest}"),
         }, found
@@ -213,19 +220,21 @@ class Story:
             message=f"for version 2, not {device.curl('http://127.0.0.1:8080/')!r}",
         )
         assert (device.state / "volumes/web/data/data/kept").read_text() == "by hand\n"
+        pids = [device.pid(name) for name in ("web/page", "web/guest")]
+        assert len({os.stat(f"/proc/{pid}/ns/net").st_ino for pid in pids}) == 1
         side = device.ps()["web/side"]["id"]
         limit = next(Path("/sys/fs/cgroup").glob(f"**/reconciler-{device.instance}/{side}/pids.max"))
         assert limit.read_text() == "33\n"
         plan = device.reconciler("plan", str(device.specs), "--detailed-exitcode", check=False)
         assert plan.returncode == 0, plan.stdout
         assert sorted(os.listdir(self.layout.volumes)) == ["web"]
-        assert len(self._processes()) == 2, self._processes()
+        assert len(self._processes()) == 3, self._processes()
 
     def golden_at_first(self) -> None:
         """Assert what the first chapter asks for."""
         found = {name: item["state"] for name, item in self.device.ps().items()}
         assert found.pop("job/once") in ("running", "exited")
-        assert found == {"web/page": "running", "web/side": "running"}
+        assert found == {"web/guest": "running", "web/page": "running", "web/side": "running"}
 
     def _processes(self) -> list[str]:
         """The shims of this device that live, whether or not anybody knows of them."""

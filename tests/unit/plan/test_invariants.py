@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from reconciler.plan.basis import basis
 from reconciler.plan.diff import plan
 from reconciler.plan.garbage import Retention
+from reconciler.plan.joined import owner
 from reconciler.plan.restart import failure_delay
 from reconciler.plan.simulate import simulate
 from reconciler.plan.steps import (
@@ -119,6 +120,7 @@ def test_a_reboot_after_any_step_is_recovered(data: st.DataObject, survived: int
     finished = {
         name for name, same in have.containers.items() if any(isinstance(c.phase, Exited) for c in same)
     }
+    finished |= {f"{item.app}/{item.container}" for item in plan(want, have, NOW).blocked}
     assert names | finished == {c.full_name for app in want.apps.values() for c in app.containers.values()}
 
 
@@ -185,6 +187,13 @@ def test_an_unchanged_running_container_is_never_touched(situation: Situation) -
                 and (c.limits, c.attached, c.intact) == (one.settings.limits, True, True)
             ]:
                 kept = next(c for c in same if isinstance(c.phase, Running))
+                owners = (
+                    [c.id for c in owner(one.joins, have) if isinstance(c.phase, Running)]
+                    if one.joins
+                    else []
+                )
+                if one.joins and (not owners or touched.intersection(owners)):
+                    continue  # it goes with the network that it is in
                 assert kept.id not in touched
                 assert one.full_name not in started
 
@@ -199,8 +208,8 @@ def test_nothing_stops_for_a_change_before_all_that_its_app_needs_is_local(situa
             fingerprints = {c.full_name: c.fingerprint for c in app.containers.values() if c.wish is None}
             by_hand = {c.full_name for c in app.containers.values() if c.wish is not None}
             for c in before.values():
-                if c.full_name in by_hand:
-                    continue  # who asks for a stop by hand gets it at once
+                if c.full_name in by_hand or c.joins:
+                    continue  # who asks for a stop by hand gets it at once; who joined another one goes with that
                 # What was damaged is made again from what is here; what would change keeps running.
                 if c.app == app.name and fingerprints.get(c.full_name) != c.fingerprint:
                     extra = len(situation[1].containers[c.full_name]) > 1

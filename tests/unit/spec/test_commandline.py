@@ -158,11 +158,14 @@ def test_every_option_reaches_its_field() -> None:
         ({"user": "a b"}, "-u must be uid[:gid] or a user name"),
         ({"stop_signal": "FOO"}, "--stop-signal must be the name of a signal"),
         ({"hostname": "ä_"}, "--hostname must be a host name"),
-        ({"network": "container:x"}, "'container:x' is not supported yet"),
-        ({"network": "Mine"}, "--network Mine: expected bridge, host, none, or the name of a network"),
+        (
+            {"network": "container:..x"},
+            "--network must be bridge, host, none or container:NAME, not 'container:..x'",
+        ),
+        ({"network": "Mine"}, "--network Mine: expected bridge, host, none, container:NAME, or the name"),
         (
             {"network": "shop/back"},
-            "--network shop/back: expected bridge, host, none, or the name of a network",
+            "--network shop/back: expected bridge, host, none, container:NAME, or the name",
         ),
         ({"network": "host", "ports": ["80:80"]}, "can't be published with network_mode: host"),
         ({"add_host": ["x"]}, "--add-host"),

@@ -525,6 +525,17 @@ def test_replicas_differ_in_name_and_host_name_only() -> None:
     assert app.containers["client"].settings.depends_on == ("web/site", "web/site.2", "web/site.3")
 
 
+def test_one_in_the_network_of_another_waits_for_it_and_has_no_host_name_of_its_own() -> None:
+    joined = {"network_mode": "container:site", "depends_on": ["db"], "replicas": 2}
+    app = desire(loaded({"site": {"replicas": 2}, "db": {}, "log": joined}), {REFERENCE: IMAGE})
+    first, second = app.containers["log"], app.containers["log.2"]
+    assert (first.joins, second.joins) == ("web/site", "web/site.2")
+    assert (first.identity.hostname, first.networks, first.places) == ("", (), ())
+    assert first.settings.depends_on == ("web/db", "web/site")
+    assert second.settings.depends_on == ("web/db", "web/site.2")
+    assert app.containers["site"].joins == ""
+
+
 def test_replicas_share_the_ports_that_say_so() -> None:
     ports = [{"published": 80, "target": 8080, "balance": True}]
     app = desire(loaded({"site": {"replicas": 2, "ports": ports}}), {REFERENCE: IMAGE})
