@@ -21,8 +21,8 @@ from reconciler.state.desired import Container as Wanted
 from reconciler.state.desired import Port, called, lane_of
 from reconciler.state.observed import Container, Created, Failure, Published, Running
 
-# Docker's forms that leave the port of the device open: `80`, `80/udp`, `127.0.0.1::80`.
-_OPEN: Final = re.compile(r"(?:([0-9.]+)::)?(\d{1,5})(/(?:tcp|udp))?", re.ASCII)
+# Docker's forms that leave the port of the device open: `80`, `80/udp`, `127.0.0.1::80`, `[2001:db8::5]::80`.
+_OPEN: Final = re.compile(r"(?:([0-9.]+|\[[0-9a-fA-F:.]+\])::)?(\d{1,5})(/(?:tcp|udp))?", re.ASCII)
 _TRIES: Final = 50
 
 
@@ -173,6 +173,15 @@ def guests(picture: Picture) -> list[str]:
     return sorted(joining)
 
 
+def has_ipv6(picture: Picture, network: str) -> bool:
+    """Whether the network that apps share by this name has IPv6, or is to have it."""
+    key = f"/{network.removeprefix('/')}"
+    declared = picture.turn.intent.desired.declared.values()
+    return picture.turn.observed.network.as_found(key).ipv6 or any(
+        app.networks[key].ipv6 for app in declared if key in app.networks
+    )
+
+
 def check_ports(picture: Picture, ports: Iterable[Port], networks: Networks) -> None:
     """Raise BlockedError, naming who has it, where another container or a stranger's socket holds one of the ports."""
     wanted = list(ports)
@@ -206,7 +215,7 @@ def with_free_port(text: str, picture: Picture, networks: Networks) -> str:
     match = _OPEN.fullmatch(text)
     if match is None:
         return text
-    address, target, protocol = match[1] or "0.0.0.0", match[2], match[3] or "/tcp"
+    address, target, protocol = (match[1] or "0.0.0.0").strip("[]"), match[2], match[3] or "/tcp"
     for _ in range(_TRIES):
         number = _free(address, protocol[1:])
         port = Port(address, number, int(target), protocol[1:])
@@ -218,9 +227,9 @@ def with_free_port(text: str, picture: Picture, networks: Networks) -> str:
 def _free(address: str, protocol: str) -> int:
     """A port that nobody listens on now, as the kernel chooses them."""
     kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
-    with socket.socket(socket.AF_INET, kind) as probe:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as probe:
         try:
             probe.bind((address, 0))
         except OSError as error:
-            raise BlockedError(f"address {address}: {error.strerror}") from error
+            raise BlockedError(f"address {address}: {error.strerror or error}") from error
         return int(probe.getsockname()[1])

@@ -25,6 +25,7 @@ from reconciler.agent.picture import (
     check_ports,
     demand_networks,
     guests,
+    has_ipv6,
     joined_network,
     with_free_port,
 )
@@ -115,8 +116,12 @@ class Verbs:
         options = Options.parse(map_of(body, "options"))
         ports = [*options.ports, *(image.exposed_ports if flag_of(body, "publish_all") else ())]
         networks = self._parts.networks
-        options = replace(options, network=joined_network(options.network, self._find))
-        options = replace(options, ports=tuple(with_free_port(port, picture, networks) for port in ports))
+        options = replace(
+            options,
+            network=joined_network(options.network, self._find),
+            ports=tuple(with_free_port(port, picture, networks) for port in ports),
+            ipv6=has_ipv6(picture, options.network),
+        )
         text, said = spec_text(options, str(reference), identity=identity)
         loaded = load_text(text, self._parts.device.defaults, said)
         goal = Goal.RUNNING if flag_of(body, "start", True) else Goal.CREATED

@@ -46,9 +46,12 @@ def wanted_devices(desired: Desired) -> frozenset[str]:
 
 
 def wanted_networks(desired: Desired) -> tuple[Network, ...]:
-    """Every network whose subnet a spec declares."""
+    """Every network whose subnet a spec declares, or that is to have IPv6: what this device may not have."""
     return tuple(
-        network for app in desired.apps.values() for network in app.networks.values() if network.subnet
+        network
+        for app in desired.apps.values()
+        for network in app.networks.values()
+        if network.subnet or network.ipv6
     )
 
 

@@ -123,7 +123,18 @@ class Inspector:
             if key in leases and name in leases[key].addresses:
                 lease = leases[key]
                 address, said = str(lease.addresses[name]), lease.aliases.get(name, ())
-                yield key, inspection.Place(address, str(lease.subnet), str(lease.gateway), said)
+                yield (
+                    key,
+                    inspection.Place(
+                        address,
+                        str(lease.subnet),
+                        str(lease.gateway),
+                        said,
+                        str(lease.addresses6.get(name, "")),
+                        str(lease.subnet6 or ""),
+                        str(lease.gateway6 or ""),
+                    ),
+                )
 
     def _row(self, record: Record) -> dict[str, Any]:
         """What the running agent says of the container: health, back-off, whether it is as desired."""

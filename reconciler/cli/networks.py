@@ -25,6 +25,7 @@ _COLUMNS: Final = (
     Column("SUBNET", lambda item: str(item["subnet"])),
     Column("GATEWAY", lambda item: str(item["gateway"])),
     Column("CONTAINERS", lambda item: ", ".join(one["name"] for one in item["containers"])),
+    Column("IPV6 SUBNET", lambda item: str(item["subnet6"]) or "-", wide=True),
     Column("STATE", lambda item: str(item["state"])),
     Column("DRIVER", lambda item: str(item["driver"]), wide=True),
     Column("BRIDGE", lambda item: str(item["bridge"]), wide=True),
@@ -49,6 +50,8 @@ def _item(app: str, network: AppObserved, ids: Mapping[str, str]) -> dict[str, A
         "scope": "local",
         "subnet": str(network.subnet),
         "gateway": str(network.gateway),
+        "subnet6": str(network.subnet6 or ""),
+        "gateway6": str(network.gateway6 or ""),
         "bridge": network.bridge,
         "internal": network.declared is not None and network.declared.internal,
         "labels": dict(network.declared.labels) if network.declared is not None else {},
@@ -58,6 +61,7 @@ def _item(app: str, network: AppObserved, ids: Mapping[str, str]) -> dict[str, A
                 "name": called(*full.split("/", 1)),
                 "id": ids[full],
                 "address": str(address),
+                "address6": str(network.addresses6.get(name, "")),
                 "connected": name in network.attached,
             }
             for name, address in sorted(network.addresses.items())

@@ -8,7 +8,7 @@ its own app has a name for is never also somebody else's.
 import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from reconciler.engine import etc, joining, record
 from reconciler.engine.layout import Layout
@@ -20,6 +20,7 @@ from reconciler.errors import ReconcilerError
 from reconciler.failpoint import failpoint
 from reconciler.spec.adhoc import ADHOC
 from reconciler.state.desired import Container, replicated
+from reconciler.state.network import owner_of
 
 
 class Connections:
@@ -32,7 +33,8 @@ class Connections:
     def lease(self, desired: Container) -> str:
         """Have an address for the container in each of its networks; return that in the first, "" where it has none."""
         found = ""
-        for key in desired.networks:
+        for place in desired.places:
+            key = place.network.key
             aliases = [name for network, name in desired.settings.aliases if network == key]
             address = self._networks.lease(
                 desired.app,
@@ -40,6 +42,7 @@ class Connections:
                 key,
                 aliases,
                 lambda key, other: full_name(key, other) != desired.full_name and self._lives(key, other),
+                place.network.ipv6,
             )
             found = found or str(address)
         return found
@@ -57,9 +60,10 @@ class Connections:
     def neighbours(self, app: str, name: str, networks: Sequence[str]) -> etc.Neighbours:
         """Whom a container in these networks knows."""
         members: dict[str, IPv4Address] = {}
+        members6: dict[str, IPv6Address] = {}
         aliases: dict[str, tuple[str, ...]] = {}
         further: list[tuple[str, str]] = []
-        foreign: list[tuple[str, IPv4Address, tuple[str, ...]]] = []
+        foreign: list[tuple[str, Sequence[IPv4Address | IPv6Address], tuple[str, ...]]] = []
         gateway = None
         inward = True
         for key in networks:
@@ -68,21 +72,27 @@ class Connections:
                 continue
             if gateway is None or (inward and not lease.internal):
                 gateway, inward = lease.gateway, lease.internal
+            addresses6 = lease.addresses6 if member(key, app, name) in lease.addresses6 else {}
             for other, address in lease.addresses.items():
                 owner, _, plain = full_name(key, other).partition("/")
                 said = lease.aliases.get(other, ())
+                both = (address, addresses6[other]) if other in addresses6 else (address,)
                 if owner != app:
-                    foreign.append((plain if owner == ADHOC else f"{owner}-{plain}", address, said))
+                    foreign.append((plain if owner == ADHOC else f"{owner}-{plain}", both, said))
                     continue
                 if plain in members:
-                    further.append((plain, str(address)) if plain == name else ("", ""))
+                    further += [(plain, str(one)) if plain == name else ("", "") for one in both]
+                elif other in addresses6:
+                    members6[plain] = addresses6[other]
                 members.setdefault(plain, address)
                 aliases[plain] = (*aliases.get(plain, ()), *said)
         taken = {*members, *map(replicated, members), *(one for said in aliases.values() for one in said)}
-        for shown, address, said in foreign:
+        for shown, addresses, said in foreign:
             names = [shown] + ([shown.partition(".")[0]] if "." in shown else [])
-            further += [(one, str(address)) for one in (*names, *said) if one not in taken]
-        return etc.Neighbours(members, gateway, aliases, tuple(pair for pair in further if pair[0]))
+            further += [
+                (one, str(address)) for address in addresses for one in (*names, *said) if one not in taken
+            ]
+        return etc.Neighbours(members, gateway, aliases, tuple(pair for pair in further if pair[0]), members6)
 
     def connect(self, found: record.Record) -> None:
         """Attach a container that is about to start, and tell the others of it; or bring up its loopback.
@@ -102,10 +112,11 @@ class Connections:
 
     def attach(self, found: record.Record) -> None:
         """Connect the container's network namespace to its networks; succeeds if it is connected."""
-        for (
-            key
-        ) in found.networks:  # one that asks for an address may have been given that of one that did not run
-            self._networks.lease(found.app, found.name, key, connected=self._lives)
+        for key in found.networks:
+            # One that asks for an address may have been given that of one that did not run. In a network of their own
+            # app all have IPv6 that it has; in a shared one, those that were given it
+            own = owner_of(key) == found.app
+            self._networks.lease(found.app, found.name, key, connected=self._lives, ipv6=own)
         self._in_namespace(
             found,
             lambda namespace: self._networks.attach(found.app, found.name, namespace, found.networks),

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,9 @@ from reconciler.engine.network import ruleset
 from reconciler.engine.network.diagnose import explain
 from reconciler.engine.network.firewall import Firewall
 from reconciler.engine.network.foreign import forward_blockers
+from reconciler.engine.network.leases import decode
 from reconciler.engine.network.ports import PortTable
+from reconciler.engine.network.sysctl import ipv6_fault
 from reconciler.engine.snapshot import file_system_type
 from reconciler.errors import ReconcilerError
 from reconciler.linux import bpf, capability, mount, namespace, netlink, rtnetlink
@@ -74,7 +76,8 @@ def checks(layout: Layout, *, quick: bool = False) -> tuple[Check, ...]:
     if quick:
         return tuple(found)
     if found[1].ok:
-        found += _foreign_firewalls()
+        ipv6 = _has_ipv6(layout)
+        found += [*_foreign_firewalls(ipv6=ipv6), _ipv6(needed=ipv6)]
     return (
         *found,
         _git(),
@@ -239,9 +242,14 @@ def _make_network() -> None:
         raise explain(error, "a bridge with a link") from error
     finally:
         os.close(own)
+    subnets = {"doctor": IPv4Network("198.51.100.0/24")}
+    _make_table(ruleset.IP, ruleset.render("0" * 16, subnets, PortTable([])))
+
+
+def _make_table(family: ruleset.Family, rendered: list[ruleset.Json]) -> None:
     firewall = Firewall("0" * 16)
     try:
-        firewall.replace(ruleset.render("0" * 16, {"doctor": IPv4Network("198.51.100.0/24")}, PortTable([])))
+        firewall.replace({family: rendered})
     finally:
         firewall.close()
 
@@ -261,9 +269,36 @@ def _forwarding() -> Check:
 # --- good to know -------------------------------------------------------------------------------------------------
 
 
-def _foreign_firewalls() -> list[Check]:
+def _ipv6(*, needed: bool) -> Check:
+    """Networks with IPv6 need it switched on, and a table of its own; `needed` says that there are such networks."""
+    fault, remedy = ipv6_fault(), "sysctl net.ipv6.conf.all.disable_ipv6=0, or boot without ipv6.disable=1"
+    if not fault:
+        fault, remedy = _tried(_make_network6), "modprobe -a nf_tables nft_nat nft_masq nft_fib_ipv6"
+    if not fault:
+        return Check("ipv6", True, "on, for the networks that have it")
+    if needed:
+        return Check("ipv6", None, f"{fault}; containers in networks with ipv6 wait", remedy)
+    return Check("ipv6", True, f"{fault}; no network here has ipv6")
+
+
+def _make_network6() -> None:
+    namespace.unshare(namespace.CLONE_NEWNET)
+    subnets = {"doctor": IPv6Network("2001:db8::/64")}
+    _make_table(ruleset.IP6, ruleset.render("0" * 16, subnets, PortTable([]), family=ruleset.IP6))
+
+
+def _has_ipv6(layout: Layout) -> bool:
+    """Whether a network of this state directory has IPv6."""
     try:
-        blockers = forward_blockers(Firewall("0" * 16))
+        leases = decode(layout.leases.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return any(lease.subnet6 is not None for lease in leases.values())
+
+
+def _foreign_firewalls(*, ipv6: bool) -> list[Check]:
+    try:
+        blockers = forward_blockers(Firewall("0" * 16), ipv6=ipv6)
     except ReconcilerError as error:
         return [Check("forwarding", None, str(error), error.hint)]
     if not blockers:

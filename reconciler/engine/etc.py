@@ -10,7 +10,7 @@ container has none, and a full /run stops the host.
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from reconciler.engine import record
@@ -20,7 +20,7 @@ from reconciler.engine.layout import Layout
 from reconciler.engine.network import resolv
 from reconciler.spec.adhoc import ADHOC
 from reconciler.spec.network import HOST_GATEWAY
-from reconciler.state.desired import Container, Identity
+from reconciler.state.desired import Container
 
 _HOSTS = Path("/etc/hosts")
 _LARGEST = 1 << 16
@@ -29,13 +29,14 @@ _LARGEST = 1 << 16
 @dataclass(frozen=True, slots=True)
 class Neighbours:
     """Whom a container knows: those of its app by name, the device's own address there, what members are called beside,
-    and `further` (name, address) pairs.
+    and `further` (name, address) pairs; `members6` are the addresses of IPv6 of those that it reaches by that.
     """
 
     members: Mapping[str, IPv4Address]
     gateway: IPv4Address | None = None
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     further: tuple[tuple[str, str], ...] = ()
+    members6: Mapping[str, IPv6Address] = field(default_factory=dict)
 
 
 def write(layout: Layout, container_id: str, desired: Container, neighbours: Neighbours) -> None:
@@ -43,7 +44,7 @@ def write(layout: Layout, container_id: str, desired: Container, neighbours: Nei
     identity = desired.identity
     for path, content in (
         (layout.hosts(container_id), _hosts(desired, neighbours)),
-        (layout.resolv_conf(container_id), _resolv_conf(identity)),
+        (layout.resolv_conf(container_id), _resolv_conf(desired)),
         (layout.hostname(container_id), identity.hostname.encode() + b"\n"),
     ):
         replace_bytes(path, content, mode=0o644, durable=False)
@@ -70,10 +71,12 @@ def _render(
         [*neighbours.further, *extra],
         replicas=app != ADHOC,
         aliases=neighbours.aliases,
+        members6=neighbours.members6,
     )
 
 
-def _resolv_conf(identity: Identity) -> bytes:
+def _resolv_conf(desired: Container) -> bytes:
+    identity = desired.identity
     asked = resolv.Asked(identity.dns, identity.dns_search, identity.dns_opt)
     if identity.network_mode == "none":
         return resolv.render_resolv_conf([], asked, fallback=())
@@ -81,7 +84,8 @@ def _resolv_conf(identity: Identity) -> bytes:
         # Its loopback is the device's, so that a stub on 127.0.0.53 answers it too
         text = _host_file(resolv.HOST_FILES[0])
         return resolv.render_resolv_conf([text.decode(errors="replace")], asked, stubs=True)
-    return resolv.host_resolv_conf(asked=asked)
+    outward = any(place.network.ipv6 and not place.network.internal for place in desired.places)
+    return resolv.host_resolv_conf(asked=asked, ipv6=outward)
 
 
 def _host_file(path: Path) -> bytes:

@@ -4,7 +4,7 @@ the executor's verbs, delegated to the parts that do them. No logic of its own.
 """
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
 from reconciler.engine import record, volumelimit, volumes
 from reconciler.engine.byhand import ByHand
@@ -46,21 +46,31 @@ class LocalEngine:
         self._byhand = byhand or ByHand(layout)
 
     def configure_network(self, networks: Sequence[Network], published: Sequence[Published]) -> None:
-        leased = [(item.port.network or item.app, item.app, item.container) for item in published]
-        self._networks.ensure_all(networks, leased)
-        self._networks.publish([self._mapping(item) for item in published])
+        leased: dict[int, list[tuple[str, str, str]]] = {4: [], 6: []}
+        for item in published:
+            place = item.port.network or item.app, item.app, item.container
+            leased[ip_address(item.port.host_ip).version].append(place)
+        self._networks.ensure_all(networks, leased[4], leased[6])
+        mappings = (self._mapping(item) for item in published)
+        self._networks.publish([mapping for mapping in mappings if mapping is not None])
         failpoint("network.published")
 
-    def _mapping(self, item: Published) -> PortMapping:
+    def _mapping(self, item: Published) -> PortMapping | None:
+        """The port as the table has it, None for one of IPv6 whose container has no such address as yet."""
         port = item.port
+        host_ip = ip_address(port.host_ip)
+        address = self._networks.lease(item.app, item.container, port.network, ipv6=host_ip.version == 6)
+        address6 = self._networks.address6(item.app, item.container, port.network)
+        if host_ip.version == 6 and address6 is None:
+            return None
         return PortMapping(
             app=item.app,
             container=item.container,
-            host_ip=IPv4Address(port.host_ip),
+            host_ip=host_ip,
             published=port.published,
             target=port.target,
             protocol=port.protocol,
-            address=self._networks.lease(item.app, item.container, port.network),
+            address=address if host_ip.version == 4 or address6 is None else address6,
             balance=port.balance,
             network=port.network,
         )

@@ -19,6 +19,7 @@ from reconciler.engine.network import listeners
 from reconciler.engine.network.names import full_name, member
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.network.observed import NetworkObserved
+from reconciler.engine.network.ports import Address
 from reconciler.engine.process import ProcessId, boot_id, read_exit
 from reconciler.engine.sight import ParsedFile, Sight, exists, read_record
 from reconciler.engine.store import Store
@@ -223,8 +224,11 @@ def _in_place(
 
 def _published(network: NetworkObserved) -> Iterable[state.Published]:
     """The ports that reach the address that their container has; others have to be written again."""
-    holders = {
-        address: (key, name) for key, seen in network.apps.items() for name, address in seen.addresses.items()
+    holders: dict[Address, tuple[str, str]] = {
+        address: (key, name)
+        for key, seen in network.apps.items()
+        for addresses in (seen.addresses, seen.addresses6)
+        for name, address in addresses.items()
     }
     for p in network.ports or ():
         key, name = holders.get(p.address, ("", ""))
@@ -268,9 +272,12 @@ def listeners_on(
 ) -> tuple[state.Listener, ...]:
     """The sockets of this host, and of `others`, that hold one of the wanted ports, each with its holder's name.
 
-    IPv4 only.
+    Those that take nothing of a kind that is wanted are left out.
     """
-    ports = {(port.protocol, port.published) for port in wanted}
+    ports: dict[tuple[str, int], set[int]] = {}
+    for port in wanted:
+        kinds = ports.setdefault((port.protocol, port.published), set())
+        kinds.add(6 if ":" in port.host_ip else 4)
     if not ports:
         return ()
     there = (*listeners.listeners(), *others)
@@ -279,10 +286,10 @@ def listeners_on(
     for found in listeners.identify(mine):
         address: IPv4Address | IPv6Address = found.address
         if isinstance(address, IPv6Address):
-            if address.ipv4_mapped is not None:
-                address = address.ipv4_mapped
-            elif found.v6_only or not address.is_unspecified:
-                continue  # it leaves the IPv4 port free
+            address = address.ipv4_mapped or address
+        both = address.version == 6 and address.is_unspecified and not found.v6_only
+        if not both and address.version not in ports[found.protocol, found.port]:
+            continue
         holder = found.process if found.pid is None and found.process else found.holder
-        result.append(state.Listener(found.protocol, str(address), found.port, holder))
+        result.append(state.Listener(found.protocol, str(address), found.port, holder, found.v6_only))
     return tuple(result)

@@ -12,12 +12,12 @@ from typing import Final
 
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.listeners import read_proc_net
-from reconciler.engine.network.ports import PROTOCOLS, PortMapping, Serves
+from reconciler.engine.network.ports import PROTOCOLS, Address, PortMapping, Serves
 from reconciler.engine.process import alive, read_shim
 from reconciler.engine.record import CorruptRecordError, Record, parse, records
 
 _Names = tuple[str, str]
-_Socket = tuple[str, int]
+_Socket = tuple[str, int, int]  # protocol, port, 4 or 6
 
 _PROC: Final = Path("/proc")
 _PATIENCE: Final = 30.0  # seconds that a program may take to listen before its siblings are turned to
@@ -37,7 +37,7 @@ def look(layout: Layout, ids: Mapping[_Names, Iterable[str]] | None = None) -> S
         if names not in seen:
             found = (sockets(layout, container_id) for container_id in known.get(names, ()))
             seen[names] = frozenset[_Socket]().union(*found)
-        return (mapping.protocol, mapping.target) in seen[names]
+        return (mapping.protocol, mapping.target, mapping.version) in seen[names]
 
     return serves
 
@@ -50,7 +50,10 @@ def _ids(layout: Layout) -> dict[_Names, list[str]]:
 
 
 def sockets(layout: Layout, container_id: str) -> frozenset[_Socket]:
-    """The ports, by protocol, that take what comes from outside; none of a container that is being stopped."""
+    """The ports that take what comes from outside; none of a container that is being stopped.
+
+    What listens on `::` takes both kinds, which nothing here tells from one that takes IPv6 alone.
+    """
     shim = read_shim(layout.shim_record(container_id))
     if shim is None or shim.started_boot is None or layout.stopping(container_id).exists():
         return frozenset()
@@ -60,17 +63,27 @@ def sockets(layout: Layout, container_id: str) -> frozenset[_Socket]:
             with suppress(OSError, ValueError):
                 text = (_PROC / str(shim.init.pid) / "net" / f"{protocol}{family}").read_text("ascii")
                 found |= {
-                    (protocol, listener.port)
+                    (protocol, listener.port, version)
                     for listener in read_proc_net(text, protocol)
                     if not listener.address.is_loopback
+                    for version in _versions(listener.address)
                 }
     # Asked last: as long as it lives, the pid was its own all the time.
     return frozenset(found) if alive(shim.init) else frozenset()
 
 
+def _versions(address: Address) -> tuple[int, ...]:
+    if address.version == 4:
+        return (4,)
+    if address.is_unspecified:
+        return (4, 6)
+    return (6,) if address.ipv4_mapped is None else (4,)
+
+
 def until_served(layout: Layout, found: Record) -> bool:
     """Wait until a container that was just started listens on the ports that it shares, and say whether it shares any.
 
+    One that is shared by IPv4 and by IPv6 need not be listened on by both.
     It returns sooner where the program ends, and after half a minute in any case: it is not held to be broken then,
     but gets no connections until it listens.
     """
@@ -78,7 +91,11 @@ def until_served(layout: Layout, found: Record) -> bool:
     deadline = time.monotonic() + _PATIENCE
     while wanted and time.monotonic() < deadline:
         shim = read_shim(layout.shim_record(found.id))
-        if shim is None or not alive(shim.init) or wanted <= sockets(layout, found.id):
+        if (
+            shim is None
+            or not alive(shim.init)
+            or wanted <= {(protocol, port) for protocol, port, _ in sockets(layout, found.id)}
+        ):
             break
         time.sleep(_AGAIN)
     return bool(wanted)

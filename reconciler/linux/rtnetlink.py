@@ -1,7 +1,7 @@
 """rtnetlink: the messages that make and read bridges, veth pairs, addresses, routes and forwarding entries.
 
-Requests are built and answers read by pure functions; netlink.Socket carries them. IPv4 only. It knows no name, no
-address range and no policy of ours.
+Requests are built and answers read by pure functions; netlink.Socket carries them. An address of four bytes is one of
+IPv4, one of sixteen bytes of IPv6. It knows no name, no address range and no policy of ours.
 """
 
 import socket
@@ -22,16 +22,22 @@ _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_PORT_KIND, _IFLA_INFO_PORT_DATA = 1
 _IFLA_BRPORT_MODE = 4
 _VETH_INFO_PEER = 1
 _IFLA_INET_CONF = 1
+_IFLA_INET6_CONF = 2
 _EXT_SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS, Linux 4.4
 
 IFF_UP = 0x1
 DEVCONF_FORWARDING = 1  # IPV4_DEVCONF_*, linux/ip.h
 DEVCONF_ROUTE_LOCALNET = 26
+DEVCONF6_ACCEPT_RA = 3  # DEVCONF_*, linux/ipv6.h: these count from 0
+DEVCONF6_ACCEPT_REDIRECTS = 4
+DEVCONF6_DISABLE_IPV6 = 26
 
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
+_IFA_F_NODAD = 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
 _NDA_DST, _NDA_LLADDR = 1, 2
 
+_RTM_F_CLONED = 0x200
 _RTPROT_BOOT = 3
 _SCOPE_UNIVERSE = 0
 _RTN_UNICAST = 1
@@ -48,9 +54,12 @@ _NDMSG = struct.Struct("=BxxxiHBB")
 
 
 class Link:
-    """A network interface as the kernel describes it; `devconf` holds its IPv4 settings by DEVCONF_ number."""
+    """A network interface as the kernel describes it; `devconf` holds its IPv4 settings by DEVCONF_ number, `devconf6`
 
-    __slots__ = ("address", "alias", "devconf", "index", "kind", "master", "mtu", "name", "up")
+    those of IPv6 by DEVCONF6_ number.
+    """
+
+    __slots__ = ("address", "alias", "devconf", "devconf6", "index", "kind", "master", "mtu", "name", "up")
 
     def __init__(
         self,
@@ -64,6 +73,7 @@ class Link:
         address: bytes,
         alias: str,
         devconf: tuple[int, ...],
+        devconf6: tuple[int, ...] = (),
     ) -> None:
         self.index = index
         self.name = name
@@ -74,14 +84,19 @@ class Link:
         self.address = address
         self.alias = alias
         self.devconf = devconf
+        self.devconf6 = devconf6
 
     def setting(self, number: int) -> int | None:
         """One IPv4 setting of this link, by its DEVCONF_ number, or None where IPv4 is off on it."""
         return self.devconf[number - 1] if number <= len(self.devconf) else None
 
+    def setting6(self, number: int) -> int | None:
+        """One IPv6 setting of this link, by its DEVCONF6_ number, or None where the kernel has no IPv6 on it."""
+        return self.devconf6[number] if number < len(self.devconf6) else None
+
 
 class Address:
-    """An IPv4 address of a link, as four bytes, with its prefix length."""
+    """An address of a link, as four or sixteen bytes, with its prefix length."""
 
     __slots__ = ("address", "index", "prefix_length")
 
@@ -92,9 +107,12 @@ class Address:
 
 
 class Route:
-    """An IPv4 route: destination as four bytes and a length, the link it leaves by (0: none) and its table."""
+    """A route: destination as four or sixteen bytes and a length, the link it leaves by (0: none) and its table.
 
-    __slots__ = ("destination", "gateway", "link", "metric", "prefix_length", "table", "unicast")
+    One that is `cloned` is what the kernel learned of a single destination.
+    """
+
+    __slots__ = ("cloned", "destination", "gateway", "link", "metric", "prefix_length", "table", "unicast")
 
     def __init__(
         self,
@@ -106,6 +124,7 @@ class Route:
         metric: int,
         table: int,
         unicast: bool,
+        cloned: bool = False,
     ) -> None:
         self.destination = destination
         self.prefix_length = prefix_length
@@ -114,6 +133,7 @@ class Route:
         self.metric = metric
         self.table = table
         self.unicast = unicast
+        self.cloned = cloned
 
 
 # --- links ----------------------------------------------------------------------------------------------------------
@@ -215,9 +235,9 @@ def read_link(body: bytes) -> Link:
     _, _, index, flags, _ = _IFINFO.unpack_from(body)
     found = netlink.attributes(body, _IFINFO.size)
     kind = netlink.attributes(found.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND, b"")
-    settings = netlink.attributes(
-        netlink.attributes(found.get(_IFLA_AF_SPEC, b"")).get(int(socket.AF_INET), b"")
-    ).get(_IFLA_INET_CONF, b"")
+    families = netlink.attributes(found.get(_IFLA_AF_SPEC, b""))
+    settings = netlink.attributes(families.get(int(socket.AF_INET), b"")).get(_IFLA_INET_CONF, b"")
+    settings6 = netlink.attributes(families.get(int(socket.AF_INET6), b"")).get(_IFLA_INET6_CONF, b"")
     return Link(
         index=index,
         name=netlink.string(found.get(_IFLA_IFNAME, b"")),
@@ -228,6 +248,7 @@ def read_link(body: bytes) -> Link:
         address=found.get(_IFLA_ADDRESS, b""),
         alias=netlink.string(found.get(_IFLA_IFALIAS, b"")),
         devconf=struct.unpack(f"={len(settings) // 4}i", settings),
+        devconf6=struct.unpack(f"={len(settings6) // 4}i", settings6),
     )
 
 
@@ -290,9 +311,22 @@ def _steady_parts(body: bytes) -> tuple[tuple[int, int, bytes], ...]:
 
 # --- addresses, routes, forwarding entries ----------------------------------------------------------------------------
 
+_IPV6 = 16  # bytes
+
+
+def _family(address: bytes) -> int:
+    return int(socket.AF_INET6 if len(address) == _IPV6 else socket.AF_INET)
+
 
 def new_address(index: int, address: bytes, prefix_length: int) -> bytes:
-    """Give the link an IPv4 address; succeeds if it has it already."""
+    """Give the link an address; succeeds if it has it already. One of IPv6 can be used at once, without a question
+
+    whether somebody has it (RFC 4862, 5.4: DAD), because who leases it knows.
+    """
+    if len(address) == _IPV6:
+        body = _IFADDR.pack(socket.AF_INET6, prefix_length, _IFA_F_NODAD, _SCOPE_UNIVERSE, index)
+        body += attribute(_IFA_LOCAL, address) + attribute(_IFA_ADDRESS, address)
+        return message(_NEWADDR, CREATE | REPLACE, body)
     host_bits = (1 << (32 - prefix_length)) - 1
     broadcast = (int.from_bytes(address, "big") | host_bits).to_bytes(4, "big")
     body = _IFADDR.pack(socket.AF_INET, prefix_length, 0, _SCOPE_UNIVERSE, index)
@@ -301,9 +335,9 @@ def new_address(index: int, address: bytes, prefix_length: int) -> bytes:
     return message(_NEWADDR, CREATE | REPLACE, body)
 
 
-def get_addresses() -> bytes:
-    """Ask for every IPv4 address of every link (a dump)."""
-    return message(_GETADDR, 0, _IFADDR.pack(socket.AF_INET, 0, 0, 0, 0))
+def get_addresses(family: int = socket.AF_INET) -> bytes:
+    """Ask for every address of this family of every link (a dump)."""
+    return message(_GETADDR, 0, _IFADDR.pack(family, 0, 0, 0, 0))
 
 
 def read_address(body: bytes) -> Address:
@@ -315,28 +349,29 @@ def read_address(body: bytes) -> Address:
 def new_default_route(gateway: bytes, index: int) -> bytes:
     """Send everything without a better route to `gateway` through the link; replaces another default route."""
     body = _RTMSG.pack(
-        socket.AF_INET, 0, 0, 0, TABLE_MAIN, _RTPROT_BOOT, _SCOPE_UNIVERSE, _RTN_UNICAST, 0
+        _family(gateway), 0, 0, 0, TABLE_MAIN, _RTPROT_BOOT, _SCOPE_UNIVERSE, _RTN_UNICAST, 0
     )  # family, dst length, src length, tos, table, protocol, scope, type, flags
     body += attribute(_RTA_GATEWAY, gateway) + u32(_RTA_OIF, index)
     return message(_NEWROUTE, CREATE | REPLACE, body)
 
 
-def get_routes() -> bytes:
-    """Ask for every IPv4 route of every table (a dump)."""
-    return message(_GETROUTE, 0, _RTMSG.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0))
+def get_routes(family: int = socket.AF_INET) -> bytes:
+    """Ask for every route of this family of every table (a dump)."""
+    return message(_GETROUTE, 0, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
 
 
 def read_route(body: bytes) -> Route:
-    _, prefix_length, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(body)
+    family, prefix_length, _, _, table, _, _, kind, flags = _RTMSG.unpack_from(body)
     found = netlink.attributes(body, _RTMSG.size)
     return Route(
-        destination=found.get(_RTA_DST, b"\0\0\0\0"),
+        destination=found.get(_RTA_DST, b"\0" * (_IPV6 if family == socket.AF_INET6 else 4)),
         prefix_length=prefix_length,
         gateway=found.get(_RTA_GATEWAY, b""),
         link=netlink.number(found.get(_RTA_OIF, b"")),
         metric=netlink.number(found.get(_RTA_PRIORITY, b"")),
         table=netlink.number(found[_RTA_TABLE]) if _RTA_TABLE in found else table,
         unicast=kind == _RTN_UNICAST,
+        cloned=bool(flags & _RTM_F_CLONED),
     )
 
 
@@ -351,7 +386,7 @@ def new_forwarding_entry(port: int, mac: bytes) -> bytes:
 
 def new_neighbour(index: int, address: bytes, mac: bytes) -> bytes:
     """Tell the host that `address` is at `mac` on this link, as if it had just answered; it ages like any other."""
-    body = _NDMSG.pack(socket.AF_INET, index, _NUD_REACHABLE, 0, 0)
+    body = _NDMSG.pack(_family(address), index, _NUD_REACHABLE, 0, 0)
     return message(
         _NEWNEIGH, CREATE | REPLACE, body + attribute(_NDA_DST, address) + attribute(_NDA_LLADDR, mac)
     )

@@ -13,7 +13,7 @@ from reconciler.plan.basis import Basis, basis
 from reconciler.plan.byhand import discard, rests
 from reconciler.plan.garbage import Retention, explain, garbage, next_expiry
 from reconciler.plan.lane import Lane, failure_gate
-from reconciler.plan.networks import changing
+from reconciler.plan.networks import changing, publishable, shared
 from reconciler.plan.ports import Claims, order
 from reconciler.plan.steps import Blocked, CollectGarbage, ConfigureNetwork, Plan, RemoveNetwork, Step
 from reconciler.spec.adhoc import ADHOC
@@ -288,25 +288,30 @@ def _network(
     owners = {_owner(lane)[0] for lane in found.keys() | untouched}
     used = {key for own in found.values() for same in own.values() for have in same for key in have.networks}
     networks = {key for key in observed.network.apps if owner_of(key) in owners or key in used}
-    networks |= {
+    kept = {
         key
         for lane in found.keys() & untouched
         for same in found[lane].values()
         for have in same
         for key in have.networks
     }
-    wanted = {key: observed.network.as_found(key) for key in networks}
+    wanted = {key: observed.network.as_found(key) for key in networks | kept}
+    common: dict[str, Network] = {}
     conflicts = dict(observed.network.conflicts)
     for lane, app in desired.apps.items():
         if lane in untouched or not app.networks or not (lane in found or _may_start(app, observed)):
             continue
         waiting = changing(app, found.get(lane, _NOTHING), observed)
         for key, network in app.networks.items():
-            if key not in conflicts and key not in waiting:
+            if not network.owner:
+                common[key] = common.get(key) or shared(key, desired, observed, kept=key in kept)
+            elif key not in conflicts and key not in waiting:
                 wanted[key] = network
             elif key in waiting and key in observed.network.known:
                 wanted[key] = observed.network.as_found(key)
+    wanted |= common
     there = observed.network.published
+    table = publishable(table, wanted)
     if (
         all(_is_right(network, observed) for network in wanted.values())
         and observed.network.balanced

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Set
 from reconciler.plan.needs import Found
 from reconciler.plan.steps import RemoveContainer
 from reconciler.plan.work import Work
-from reconciler.state.desired import App
+from reconciler.state.desired import App, Desired
 from reconciler.state.desired import Container as Wanted
 from reconciler.state.network import Network, owner_of
-from reconciler.state.observed import Container, Created, Observed, Running
+from reconciler.state.observed import Container, Created, Observed, Published, Running
 
 
 def owned(app: str, observed: Observed) -> set[str]:
@@ -114,4 +114,30 @@ def stuck(
 def conflict(want: Wanted, observed: Observed) -> str:
     """Return why a network that the container needs can't be had, or an empty string."""
     reasons = dict(observed.network.conflicts)
-    return next((f"network {key}: {reasons[key]}" for key in want.networks if key in reasons), "")
+    needed = [place.network for place in want.places if place.network.key in reasons]
+    # One that apps share has no subnet of its own to be had: what it may lack is IPv6
+    lacking = (network.key for network in needed if network.owner or network.ipv6)
+    return next((f"network {key}: {reasons[key]}" for key in lacking), "")
+
+
+def shared(key: str, desired: Desired, observed: Observed, *, kept: bool) -> Network:
+    """Return a network that apps share as it is to be: with IPv6 as long as one of them says so.
+
+    With `kept` there are containers in it that are left as they are, and it loses nothing.
+    """
+    if key in dict(observed.network.conflicts):
+        return Network(key)
+    asked = (app.networks[key].ipv6 for app in desired.apps.values() if key in app.networks)
+    return Network(key, ipv6=any(asked) or (kept and observed.network.as_found(key).ipv6))
+
+
+def publishable(table: tuple[Published, ...], networks: Mapping[str, Network]) -> tuple[Published, ...]:
+    """Return the ports without those of IPv6 whose network has none as yet: it is to change, or is not there."""
+    if not any(":" in row.port.host_ip for row in table):
+        return table
+    return tuple(
+        row
+        for row in table
+        if ":" not in row.port.host_ip
+        or ((key := row.port.network or row.app) in networks and networks[key].ipv6)
+    )

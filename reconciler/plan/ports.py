@@ -14,17 +14,22 @@ Key = tuple[str, int]
 
 
 def overlap(one: str, other: str) -> bool:
-    """Return whether sockets at both addresses would take each other's packets.
-
-    `::` is taken for both families, as Linux does unless the socket asks for IPV6_V6ONLY.
-    """
+    """Return whether ports published on both addresses would take each other's packets; `::` is IPv6 alone."""
     first, second = _address(one), _address(other)
-    if first == second:
+    if first.version != second.version:
+        return False
+    return first == second or first.is_unspecified or second.is_unspecified
+
+
+def blocks(listener: Listener, host_ip: str) -> bool:
+    """Return whether the socket takes packets to a port that is published on this address.
+
+    On `::` it takes those of both kinds, as Linux does unless it asks for IPV6_V6ONLY.
+    """
+    address = _address(listener.address)
+    if address.version == 6 and address.is_unspecified and not listener.v6_only:
         return True
-    for wildcard, address in ((first, second), (second, first)):
-        if wildcard.is_unspecified and (wildcard.version == 6 or address.version == 4):
-            return True
-    return False
+    return overlap(host_ip, listener.address)
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:
@@ -61,7 +66,7 @@ class Claims:
             return f"port {_describe(row)} already used by {other.app}/{other.container}"
         if row not in self.published:
             for listener in self.listeners.get((row.port.protocol, row.port.published), ()):
-                if overlap(row.port.host_ip, listener.address):
+                if blocks(listener, row.port.host_ip):
                     return f"port {_describe(row)} already used by {listener.process}"
         self.keep(row)
         return ""
@@ -91,7 +96,7 @@ class Claims:
         if any(other.app != row.app or other in self.published for other in same_port):
             return
         if row not in self.published and any(
-            overlap(row.port.host_ip, listener.address) for listener in self.listeners.get(key, ())
+            blocks(listener, row.port.host_ip) for listener in self.listeners.get(key, ())
         ):
             return
         self.rows[key] = [other for other in claims if other not in same_port]

@@ -218,7 +218,8 @@ class ChangeNetwork:
         return self.network.owner
 
     def __str__(self) -> str:
-        words = [self.network.subnet, "internal" if self.network.internal else ""]
+        ipv6 = self.network.subnet6 or ("ipv6" if self.network.ipv6 else "")
+        words = [self.network.subnet, ipv6, "internal" if self.network.internal else ""]
         said = ", ".join(word for word in words if word)
         return f"change network {self.network.key}{f' ({said})' if said else ''}"
 

@@ -49,6 +49,9 @@ class Place:
     subnet: str
     gateway: str
     aliases: tuple[str, ...] = ()
+    address6: str = ""
+    subnet6: str = ""
+    gateway6: str = ""
 
 
 def rfc3339(wall: float | None, precision: str = "microseconds") -> str:
@@ -319,22 +322,29 @@ def _network(found: Found) -> dict[str, Any]:
     running = isinstance(found.phase, Running)
     exposed = {str(port): None for port in (found.image.exposed_ports if found.image is not None else ())}
     networks = {key: _place(found.networks[key]) for key in found.record.networks if key in found.networks}
-    first = next(iter(networks.values()), {"IPPrefixLen": 0})
+    # As Docker does, what is said outside of `Networks` is of the first
+    first = next(iter(networks.values()), _place(Place("", "", "")))
     return {
         "IPAddress": found.record.address,
         "IPPrefixLen": first["IPPrefixLen"],
+        "GlobalIPv6Address": first["GlobalIPv6Address"],
+        "GlobalIPv6PrefixLen": first["GlobalIPv6PrefixLen"],
+        "IPv6Gateway": first["IPv6Gateway"],
         "Ports": {**exposed, **(_bindings(found) if running else {})},
         "Networks": networks,
     }
 
 
 def _place(place: Place) -> dict[str, Any]:
-    length = place.subnet.partition("/")[2]
+    length, length6 = (subnet.partition("/")[2] for subnet in (place.subnet, place.subnet6))
     return {
         "IPAddress": place.address,
         "IPPrefixLen": int(length) if length.isdigit() else 0,
         "Subnet": place.subnet,
         "Gateway": place.gateway,
+        "GlobalIPv6Address": place.address6,
+        "GlobalIPv6PrefixLen": int(length6) if place.address6 and length6.isdigit() else 0,
+        "IPv6Gateway": place.gateway6 if place.address6 else "",
         "Aliases": list(place.aliases),
     }
 

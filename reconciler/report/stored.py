@@ -95,23 +95,30 @@ def volume(
 
 def network(item: Mapping[str, Any]) -> dict[str, Any]:
     """One network, from what `network ls` knows of it; only containers that are connected are told, as with Docker."""
-    length = str(item["subnet"]).partition("/")[2]
+    length, length6 = (str(item[key]).partition("/")[2] for key in ("subnet", "subnet6"))
+    ipam = [{"Subnet": item["subnet"], "Gateway": item["gateway"]}]
+    if item["subnet6"]:
+        ipam.append({"Subnet": item["subnet6"], "Gateway": item["gateway6"]})
     return {
         "Name": item["name"],
         "Id": item["bridge"],
         "Scope": item["scope"],
         "Driver": item["driver"],
-        "EnableIPv6": False,
+        "EnableIPv6": bool(item["subnet6"]),
         "IPAM": {
             "Driver": "default",
             "Options": None,
-            "Config": [{"Subnet": item["subnet"], "Gateway": item["gateway"]}],
+            "Config": ipam,
         },
         "Internal": item["internal"],
         "Attachable": False,
         "Ingress": False,
         "Containers": {
-            one["id"]: {"Name": one["name"], "IPv4Address": f"{one['address']}/{length}", "IPv6Address": ""}
+            one["id"]: {
+                "Name": one["name"],
+                "IPv4Address": f"{one['address']}/{length}",
+                "IPv6Address": f"{one['address6']}/{length6}" if one["address6"] else "",
+            }
             for one in item["containers"]
             if one["connected"]
         },

@@ -1,36 +1,46 @@
 """The networks of an app, and the places of its containers in them. Pure."""
 
 import ipaddress
-from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Annotated, Any, Final, Self
 
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 
-from reconciler.spec.fault import Fault, Faults, not_yet
+from reconciler.spec.fault import Fault, Faults
 from reconciler.spec.fields import AlsoAccepts, Doc, Part
 from reconciler.spec.marks import quote
-from reconciler.spec.values import Labels, Name, describe, hostname, keys_of, name, text
+from reconciler.spec.values import Labels, Name, describe, each, hostname, keys_of, name, text
 
 DEFAULT: Final = "default"
-_SHORTEST, _LONGEST = 8, 30  # of a subnet's prefix: two containers need a /29, one a /30
+# Of a subnet's prefix, by version: two containers need a /29, one a /30. Nobody has more of IPv6 than a /32.
+_LENGTHS: Final = {4: (8, 30), 6: (32, 126)}
+_TAKEN: Final = tuple(
+    ipaddress.ip_network(taken)
+    for taken in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3", "::/8", "fe80::/10", "ff00::/8")
+)
 _MOST = 16
+
+_Network = IPv4Network | IPv6Network
+_AnyAddress = IPv4Address | IPv6Address
 
 
 def subnet(value: object) -> str:
-    """Return an IPv4 subnet that containers may have, as `address/length`."""
+    """Return a subnet that containers may have, as `address/length`."""
     found = text(value)
     try:
         network = ipaddress.ip_network(found, strict=False)
     except ValueError as error:
-        raise Fault(f"must be a subnet such as 10.20.0.0/24, not {quote(found)}") from error
-    if network.version == 6:
-        raise not_yet(f"the IPv6 subnet {quote(found)}")
-    if "/" not in found or not _SHORTEST <= network.prefixlen <= _LONGEST:
-        raise Fault(f"must be a subnet of /{_SHORTEST} to /{_LONGEST}, not {quote(found)}")
-    if str(network.network_address) != found.partition("/")[0]:
+        raise Fault(
+            f"must be a subnet such as 10.20.0.0/24 or fd12:3456:789a::/64, not {quote(found)}"
+        ) from error
+    shortest, longest = _LENGTHS[network.version]
+    if "/" not in found or not shortest <= network.prefixlen <= longest:
+        kind = "an IPv6 subnet" if network.version == 6 else "a subnet"
+        raise Fault(f"must be {kind} of /{shortest} to /{longest}, not {quote(found)}")
+    if network.network_address != ipaddress.ip_address(found.partition("/")[0]):
         raise Fault(f"has bits beside its length: {quote(found)}", hint=f"write {network}")
-    if any(network.overlaps(IPv4Network(taken)) for taken in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3")):
+    if any(network.version == taken.version and network.overlaps(taken) for taken in _TAKEN):
         raise Fault(f"can't be {quote(found)}: no container may have such an address")
     return str(network)
 
@@ -44,41 +54,104 @@ def address(value: object) -> str:
         raise Fault(f"must be an IPv4 address, not {quote(found)}") from error
 
 
-_Subnet = Annotated[
-    str | None, PlainValidator(subnet), WithJsonSchema({"type": "string", "pattern": r"^[0-9.]+/[0-9]+$"})
+def address6(value: object) -> str:
+    """Return an IPv6 address in its usual spelling, without a link."""
+    found = text(value)
+    try:
+        read = IPv6Address(found)
+    except ValueError as error:
+        raise Fault(f"must be an IPv6 address, not {quote(found)}") from error
+    if read.scope_id is not None:
+        raise Fault(f"must be an IPv6 address without a link, not {quote(found)}")
+    return str(read)
+
+
+def _either(value: object) -> str:
+    return address6(value) if isinstance(value, str) and ":" in value else address(value)
+
+
+def _both(value: object, read: Callable[[object], str]) -> tuple[str, ...]:
+    """Return one of IPv4, or one of IPv6, or one of each in this order, from one or from a list."""
+    found = each(value, read) if isinstance(value, tuple | list) else [read(value)]
+    if not 0 < len(found) <= 2 or len({":" in one for one in found}) < len(found):
+        raise Fault("must be one of IPv4, one of IPv6, or a list of one and the other")
+    return tuple(sorted(found, key=lambda one: ":" in one))
+
+
+def subnets(value: object) -> tuple[str, ...]:
+    """Return the subnets of a network."""
+    return _both(value, subnet)
+
+
+def gateways(value: object) -> tuple[str, ...]:
+    """Return the device's own addresses in a network."""
+    return _both(value, _either)
+
+
+def _one_or_both(**schema: object) -> WithJsonSchema:
+    one = {"type": "string", **schema}
+    both = {"type": "array", "items": one, "minItems": 1, "maxItems": 2}
+    return WithJsonSchema({"anyOf": [one, both]})
+
+
+_Subnets = Annotated[
+    tuple[str, ...], PlainValidator(subnets), _one_or_both(pattern=r"^[0-9a-fA-F:.]+/[0-9]+$")
 ]
+_Gateways = Annotated[tuple[str, ...], PlainValidator(gateways), _one_or_both(pattern=r"^[0-9a-fA-F:.]+$")]
 _Address = Annotated[
     str | None, PlainValidator(address), WithJsonSchema({"type": "string", "format": "ipv4"})
 ]
+_Address6 = Annotated[
+    str | None, PlainValidator(address6), WithJsonSchema({"type": "string", "format": "ipv6"})
+]
 
 
-def first_usable(network: IPv4Network) -> IPv4Address:
+def first_usable(network: _Network) -> _AnyAddress:
     """Return the device's own address in a subnet where nothing else is said."""
     return network.network_address + 1
 
 
-def usable(network: IPv4Network, found: IPv4Address) -> bool:
+def usable(network: _Network, found: _AnyAddress) -> bool:
     """Return whether a host may have this address in the subnet."""
-    return found in network and found not in (network.network_address, network.broadcast_address)
+    reserved = [network.network_address] + ([network.broadcast_address] if network.version == 4 else [])
+    return found in network and found not in reserved
 
 
 class Network(Part):
     """A network: a bridge of the device, with a subnet of its own."""
 
     subnet: Annotated[
-        _Subnet,
+        _Subnets,
         Doc(
-            "Its IPv4 subnet, /8 to /30. None of another network, and none that the device routes elsewhere.",
-            "subnet",
+            "Its subnet, /8 to /30, or with `ipv6` one of /32 to /126, or a list of both. None of another network, and "
+            "none that the device routes elsewhere.",
+            "subnet, or list of two",
             "10.20.0.0/24",
             "one that is free",
             True,
         ),
-    ] = None
+    ] = ()
     gateway: Annotated[
-        _Address,
-        Doc("The device's own address in it; needs `subnet`.", "address", "10.20.0.254", "the first", True),
-    ] = None
+        _Gateways,
+        Doc(
+            "The device's own address in it, or a list of that of IPv4 and that of IPv6; each needs its `subnet`.",
+            "address, or list of two",
+            "10.20.0.254",
+            "the first",
+            True,
+        ),
+    ] = ()
+    ipv6: Annotated[
+        bool,
+        Doc(
+            "It has a subnet of IPv6 beside that of IPv4: a /64 of the device's own unique local ones (RFC 4193), "
+            "unless `subnet` says which. An external network has one as long as an app says so, for that app.",
+            "boolean",
+            "true",
+            "",
+            True,
+        ),
+    ] = False
     internal: Annotated[
         bool,
         Doc(
@@ -117,12 +190,35 @@ class Network(Part):
             for said in ("subnet", "gateway", "internal", "labels"):
                 if getattr(self, said):
                     raise Fault("can't be said of an external network: it is no app's own", path=(said,))
-        if self.gateway is not None:
-            if self.subnet is None:
-                raise Fault("needs 'subnet' beside it", path=("gateway",))
-            if not usable(IPv4Network(self.subnet), IPv4Address(self.gateway)):
-                raise Fault(f"is no address of a host in {self.subnet}", path=("gateway",))
+        if self.subnet6 and not self.ipv6:
+            raise Fault("needs 'ipv6: true' beside it, for its IPv6 subnet", path=("subnet",))
+        for own, other in ((self.gateway4, self.subnet4), (self.gateway6, self.subnet6)):
+            if own and not other:
+                kind = "an IPv6 'subnet'" if ":" in own else "'subnet'"
+                raise Fault(f"needs {kind} beside it", path=("gateway",))
+            if own and not usable(ipaddress.ip_network(other), ipaddress.ip_address(own)):
+                raise Fault(f"is no address of a host in {other}", path=("gateway",))
         return self
+
+    @property
+    def subnet4(self) -> str:
+        """The subnet of IPv4 that it declares, or an empty string."""
+        return next((one for one in self.subnet if ":" not in one), "")
+
+    @property
+    def subnet6(self) -> str:
+        """The subnet of IPv6 that it declares, or an empty string."""
+        return next((one for one in self.subnet if ":" in one), "")
+
+    @property
+    def gateway4(self) -> str:
+        """The device's address of IPv4 that it declares, or an empty string."""
+        return next((one for one in self.gateway if ":" not in one), "")
+
+    @property
+    def gateway6(self) -> str:
+        """The device's address of IPv6 that it declares, or an empty string."""
+        return next((one for one in self.gateway if ":" in one), "")
 
 
 def _aliases(value: object) -> tuple[str, ...]:
@@ -158,6 +254,16 @@ class Place(Part):
             "Its address there; the network must have a `subnet`, and the container one replica.",
             "address",
             "10.20.0.5",
+            "one that is free",
+            True,
+        ),
+    ] = None
+    ipv6_address: Annotated[
+        _Address6,
+        Doc(
+            "The same for IPv6; the network must have an IPv6 `subnet`.",
+            "address",
+            '"fd12:3456:789a::5"',
             "one that is free",
             True,
         ),

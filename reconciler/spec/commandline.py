@@ -31,7 +31,10 @@ _MOUNT_KEYS: Final = {"src": "source", "dst": "target", "destination": "target"}
 
 @dataclass(frozen=True)
 class Options:
-    """What a command line says of a container. Texts are as people write them, "" and None for what they left out."""
+    """What a command line says of a container. Texts are as people write them, "" and None for what they left out.
+
+    `ipv6` nobody writes: it says that the network has that.
+    """
 
     command: tuple[str, ...] = ()
     entrypoint: str | None = None
@@ -54,6 +57,7 @@ class Options:
     cpus: str = ""
     pids_limit: str = ""
     network: str = ""
+    ipv6: bool = False
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
     dns_option: tuple[str, ...] = ()
@@ -307,7 +311,7 @@ def _surroundings(options: Options, draft: _Draft) -> None:
             mode = "bridge" if options.network == "default" else options.network
             draft.set("network_mode", mode, "--network")
     elif _NETWORK.fullmatch(shared):
-        draft.networks[shared] = {"external": True}
+        draft.networks[shared] = {"external": True, **({"ipv6": True} if options.ipv6 else {})}
         draft.set("networks", [shared], "--network")
     else:
         raise UsageError(

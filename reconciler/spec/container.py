@@ -116,7 +116,7 @@ class Container(Part):
     ports: Annotated[
         Ports,
         Doc(
-            'Published ports. Short form: `"[host_ip:]published:target[/protocol]"`.',
+            'Published ports. Short form: `"[host_ip:]published:target[/protocol]"`, with an IPv6 address in brackets.',
             "list",
             '["8080:80"]',
             "`[]`",
@@ -287,7 +287,7 @@ class Container(Part):
             "The networks that it is in: its interfaces are eth0 and so on in this order, and what it sends outside, "
             "and what its published ports receive, goes by the first that is not internal. Short form: a list. A "
             "change of `aliases` alone restarts nothing.",
-            "list, or map to {aliases, ipv4_address}",
+            "list, or map to {aliases, ipv4_address, ipv6_address}",
             "[default, back]",
             "`[default]`",
             True,

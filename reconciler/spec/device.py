@@ -21,7 +21,7 @@ from reconciler.spec.values import (
     AbsolutePath,
     Bytes,
     Duration,
-    HostIp,
+    Ipv4HostIp,
     Labels,
     OptionalPath,
     Percent,
@@ -89,7 +89,7 @@ class DeviceDefaults(Part):
     """What a container gets where its spec says nothing."""
 
     host_ip: Annotated[
-        HostIp, Doc("The address that published ports listen on.", "IPv4 address", "127.0.0.1")
+        Ipv4HostIp, Doc("The address that published ports listen on.", "IPv4 address", "127.0.0.1")
     ] = "0.0.0.0"
     logging: Annotated[Logging, Doc("As in a container.", "map", "{max_size: 1Mi}")] = Logging()
     restart: Annotated[RestartPolicy, Doc("As in a container.", "string or map", "{max_delay: 1m}")] = (

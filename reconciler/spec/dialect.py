@@ -17,8 +17,6 @@ NOT_YET: Final[dict[str, frozenset[str]]] = {
         }
     ),
     "Limits": frozenset({"rootfs"}),
-    "Network": frozenset({"ipv6"}),
-    "Place": frozenset({"ipv6_address"}),
     "DeviceFile": frozenset(
         {
             "sources", "trust", "windows", "locks", "network", "disk", "notify", "peers", "limits", "store",
@@ -155,6 +153,7 @@ TRANSLATIONS: Final[dict[str, dict[str, str]]] = {
     "Place": {
         "alias": "aliases",
         "ip": "ipv4_address",
+        "ip6": "ipv6_address",
         "priority": "not needed: the interfaces are in the order of the networks",
         "mac_address": "not needed: it follows from the address",
     },

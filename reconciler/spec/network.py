@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 from pydantic import PlainValidator, WithJsonSchema
 
-from reconciler.spec.fault import Fault, Faults, not_yet
+from reconciler.spec.fault import Fault, Faults
 from reconciler.spec.marks import quote
 from reconciler.spec.modes import JOINS
 from reconciler.spec.values import NAME_PATTERN, TEXTS, describe, each, hostname, text, whole
@@ -70,15 +70,12 @@ def mode(value: object) -> str:
 
 
 def server(value: object) -> str:
-    """Return the IPv4 address of a name server."""
+    """Return the address of a name server."""
     found = text(value)
     try:
-        address = ipaddress.ip_address(found)
+        return str(ipaddress.ip_address(found))
     except ValueError as error:
-        raise Fault(f"must be an IPv4 address, not {quote(found)}") from error
-    if address.version == 6:
-        raise not_yet(f"the IPv6 address {quote(found)}")
-    return str(address)
+        raise Fault(f"must be an IP address, not {quote(found)}") from error
 
 
 def _items(value: object) -> tuple[object, ...]:

@@ -1,13 +1,14 @@
 """Rules about networks: of a container, within an app, and between apps. Pure."""
 
+import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
 from reconciler.spec.attachment import DEFAULT, Network, first_usable, usable
 from reconciler.spec.finding import Finding
 from reconciler.spec.marks import WARNING
-from reconciler.spec.model import App, Container
+from reconciler.spec.model import App, Container, Port
 from reconciler.spec.modes import JOINS
 from reconciler.spec.network import HOST_GATEWAY
 from reconciler.spec.places import Path
@@ -63,32 +64,78 @@ def _places(container: Container, at: Path, app: App, declared: frozenset[str]) 
             hint = f"add at the top level: networks: {{{name}: {{}}}}"
             yield Finding(where, f"the network '{name}' is not declared", hint=hint)
             continue
-        if place.ipv4_address is None or (name in declared and name not in app.networks):
+        if name in declared and name not in app.networks:
             continue
-        where = (*where, "ipv4_address")
-        address = IPv4Address(place.ipv4_address)
-        if network.subnet is None:
-            what = (
-                "is external: nobody here may say who has which address"
-                if network.external
-                else "has no 'subnet'"
-            )
-            yield Finding(where, f"ipv4_address: the network '{name}' {what}")
-            continue
-        subnet = IPv4Network(network.subnet)
-        gateway = IPv4Address(network.gateway) if network.gateway else first_usable(subnet)
-        if not usable(subnet, address):
-            yield Finding(where, f"ipv4_address: {address} is no address of a host in {subnet}")
-        elif address == gateway:
-            yield Finding(
-                where, f"ipv4_address: {address} is the gateway of '{name}', the device's own address"
-            )
-        if container.replicas > 1:
-            yield Finding(where, f"ipv4_address: {container.replicas} replicas can't have one address")
+        for said, key in ((place.ipv4_address, "ipv4_address"), (place.ipv6_address, "ipv6_address")):
+            if said is not None:
+                yield from _fixed(ipaddress.ip_address(said), name, network, container, (*where, key))
     if container.ports and not open_ones:
         hint = "have it in another network too"
         message = "ports can't be published: all networks of the container are internal"
         yield Finding((*at, "ports"), message, at_key=True, hint=hint)
+    elif not has_ipv6(app, container) and all(
+        name not in declared or name in app.networks for name in container.networks
+    ):
+        for index, port in enumerate(container.ports):
+            if ":" in port.host_ip:
+                message = f"{port.host_ip} is an IPv6 address: no network by which the container is reached has IPv6"
+                hint = (
+                    f"write at the top level: networks: {{{next(iter(container.networks))}: {{ipv6: true}}}}"
+                )
+                yield Finding((*at, "ports", index), message, hint=hint)
+    ipv6 = any(app.networks.get(name, Network()).ipv6 for name in container.networks)
+    for index, server in enumerate(container.dns):
+        if ":" in server and not ipv6:
+            message = f"the name server {server} can't be reached: no network of the container has IPv6"
+            yield Finding((*at, "dns", index), message, WARNING)
+    if ipv6:
+        for name in _NO_IPV6:
+            if container.sysctls.get(name, "0") != "0":
+                message = f"the sysctl '{name}' would take the IPv6 that a network of the container has"
+                yield Finding((*at, "sysctls", name), message, at_key=True)
+
+
+def _fixed(
+    address: IPv4Address | IPv6Address, name: str, network: Network, container: Container, where: Path
+) -> Iterable[Finding]:
+    """Return what is wrong with an address that the container asks for in the network that is called `name`."""
+    key = where[-1]
+    kind = "IPv6 'subnet'" if address.version == 6 else "'subnet'"
+    declared = network.subnet6 if address.version == 6 else network.subnet4
+    if not declared:
+        what = f"has no {kind}" if network.ipv6 or address.version == 4 else "has no IPv6"
+        if network.external:
+            what = "is external: nobody here may say who has which address"
+        hint = "" if network.ipv6 or network.external or address.version == 4 else "write 'ipv6: true' in it"
+        yield Finding(where, f"{key}: the network '{name}' {what}", hint=hint)
+        return
+    subnet = ipaddress.ip_network(declared)
+    said = network.gateway6 if address.version == 6 else network.gateway4
+    gateway = ipaddress.ip_address(said) if said else first_usable(subnet)
+    if not usable(subnet, address):
+        yield Finding(where, f"{key}: {address} is no address of a host in {subnet}")
+    elif address == gateway:
+        yield Finding(where, f"{key}: {address} is the gateway of '{name}', the device's own address")
+    if container.replicas > 1:
+        yield Finding(where, f"{key}: {container.replicas} replicas can't have one address")
+
+
+def has_ipv6(app: App, container: Container) -> bool:
+    """Return whether the container is reached from outside, and reaches it, by IPv6."""
+    said = (app.networks.get(name, Network()) for name in container.networks)
+    return container.network_mode == "bridge" and any(one.ipv6 and not one.internal for one in said)
+
+
+def host_ips(port: Port, *, ipv6: bool) -> tuple[str, ...]:
+    """Return the addresses that a port of a container is published on, which has IPv6 or not."""
+    if ipv6 and port.host_ip == _ANY and "host_ip" not in port.model_fields_set:
+        return (_ANY, ANY6)
+    return (port.host_ip,)
+
+
+_NO_IPV6: Final = tuple(f"net.ipv6.conf.{which}.disable_ipv6" for which in ("all", "default"))
+_ANY: Final = "0.0.0.0"
+ANY6: Final = "::"
 
 
 def check_networks(app: App, *, partial: bool) -> Iterable[Finding]:
@@ -114,21 +161,23 @@ def _default(networks: Mapping[str, Network]) -> Iterable[Finding]:
 
 
 def _overlap(one: Network, other: Network) -> bool:
-    if one.subnet is None or other.subnet is None:
-        return False
-    return IPv4Network(one.subnet).overlaps(IPv4Network(other.subnet))
+    pairs = ((one.subnet4, other.subnet4), (one.subnet6, other.subnet6))
+    return any(
+        mine and its and ipaddress.ip_network(mine).overlaps(ipaddress.ip_network(its)) for mine, its in pairs
+    )
 
 
 def _same_addresses(app: App) -> Iterable[Finding]:
     holders: dict[tuple[str, str], str] = {}
     for name, container in app.containers.items():
         for network, place in container.networks.items():
-            if place.ipv4_address is None:
-                continue
-            holder = holders.setdefault((network, place.ipv4_address), name)
-            if holder != name:
-                path = ("containers", name, "networks", network, "ipv4_address")
-                yield Finding(path, f"ipv4_address: {place.ipv4_address} is that of '{holder}' already")
+            for key, said in (("ipv4_address", place.ipv4_address), ("ipv6_address", place.ipv6_address)):
+                if said is None:
+                    continue
+                holder = holders.setdefault((network, said), name)
+                if holder != name:
+                    path = ("containers", name, "networks", network, key)
+                    yield Finding(path, f"{key}: {said} is that of '{holder}' already")
 
 
 def subnets_between(apps: Sequence[tuple[str, str, App, bool]]) -> Iterable[Finding]:
@@ -137,25 +186,29 @@ def subnets_between(apps: Sequence[tuple[str, str, App, bool]]) -> Iterable[Find
     Apps whose file is whole don't get to hear of those whose file is not, or they would suffer from it.
     """
     declared = [
-        (IPv4Network(network.subnet), key, name, path, partial)
+        (ipaddress.ip_network(subnet), key, name, path, partial)
         for name, path, app, partial in apps
         for key, network in sorted(app.networks.items())
-        if network.subnet is not None
+        for subnet in network.subnet
     ]
-    declared.sort(key=lambda one: (int(one[0].network_address), one[0].prefixlen))
-    rivals: dict[tuple[str, str], list[str]] = {}
-    open_ones: list[tuple[IPv4Network, str, str, str, bool]] = []
+    # By version first, so that those of one end before those of the other begin
+    declared.sort(key=lambda one: (one[0].version, int(one[0].network_address), one[0].prefixlen))
+    rivals: dict[tuple[str, str, int], list[str]] = {}
+    open_ones: list[tuple[IPv4Network | IPv6Network, str, str, str, bool]] = []
     for one in declared:
-        open_ones = [other for other in open_ones if other[0].broadcast_address >= one[0].network_address]
+        begins = one[0].version, int(one[0].network_address)
+        open_ones = [
+            other for other in open_ones if (other[0].version, int(other[0].broadcast_address)) >= begins
+        ]
         for other in open_ones:
             if other[3] == one[3]:
                 continue
             for mine, its in ((one, other), (other, one)):
                 if mine[4] or not its[4]:
-                    rivals.setdefault((mine[3], mine[1]), []).append(f"{its[2]}/{its[1]}")
+                    rivals.setdefault((mine[3], mine[1], mine[0].version), []).append(f"{its[2]}/{its[1]}")
         open_ones = [*open_ones, one][-_MOST_OPEN:]
     for subnet, key, _, path, _ in declared:
-        others = sorted(rivals.get((path, key), ()))
+        others = sorted(rivals.get((path, key, subnet.version), ()))
         if others:
             more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
             message = f"the subnet {subnet} of '{key}' overlaps that of {', '.join(others[:_NAMED])}{more}"

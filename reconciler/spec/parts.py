@@ -4,6 +4,7 @@ Each has one long form, which is what the rest of the program sees; short forms 
 Pure.
 """
 
+import ipaddress
 import re
 from typing import Annotated, Final, Literal, Self
 
@@ -39,6 +40,13 @@ _LEAST_LOG: Final = 4 << 10
 _LEAST_TMPFS: Final = 4 << 10
 
 
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == 6
+    except ValueError:
+        return False
+
+
 def _port(value: object) -> object:
     """Turn `[host_ip:]published:target[/protocol]` into the long form."""
     if isinstance(value, WrittenInt):
@@ -49,9 +57,12 @@ def _port(value: object) -> object:
     if not isinstance(value, str):
         return value
     rest, slash, protocol = value.partition("/")
-    if "[" in rest or "::" in rest:
-        raise not_yet(f"the IPv6 address in {quote(value)}")
     parts = rest.split(":")
+    if bracketed := re.fullmatch(r"(\[[^\[\]]*\]):(.*)", rest, re.DOTALL):
+        parts = [bracketed[1], *bracketed[2].split(":")]
+    elif len(parts) > 3 and _is_ipv6(":".join(parts[:-2])):
+        hint = f'write "[{":".join(parts[:-2])}]:{parts[-2]}:{parts[-1]}{slash}{protocol}"'
+        raise Fault(f"must have its IPv6 address in brackets, not {quote(value)}", hint=hint)
     if len(parts) == 1:
         raise Fault(
             f"must say which port of the device is published, not only {quote(value)}",
@@ -84,9 +95,10 @@ class Port(Part):
         HostIp,
         Doc(
             "The device's address that listens.",
-            "IPv4 address",
+            "IP address",
             "127.0.0.1",
-            "the device's `defaults.host_ip`",
+            "the device's `defaults.host_ip`; where that is all of IPv4, and a network of the container has IPv6, all "
+            "of that, too",
         ),
     ] = "0.0.0.0"
     published: Annotated[PortSpan, Doc("The port of the device, or a range.", "1-65535, or A-B", "8080")]

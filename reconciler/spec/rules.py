@@ -16,7 +16,14 @@ from reconciler.spec.finding import Finding
 from reconciler.spec.joining import check_joining, joined
 from reconciler.spec.marks import ERROR, WARNING
 from reconciler.spec.model import App, BindMount, Container, VolumeMount
-from reconciler.spec.networking import check_container, check_networks, subnets_between
+from reconciler.spec.networking import (
+    ANY6,
+    check_container,
+    check_networks,
+    has_ipv6,
+    host_ips,
+    subnets_between,
+)
 from reconciler.spec.places import Path
 from reconciler.spec.privileges import privileges
 from reconciler.spec.process import FromDevice
@@ -228,17 +235,21 @@ def check_apps(
 
 
 def _ports(apps: Sequence[Known]) -> Iterable[Finding]:
-    taken: dict[tuple[int, str], list[_Published]] = defaultdict(list)
+    taken: dict[tuple[int, str, str], list[_Published]] = defaultdict(list)
     for known in apps:
         for name, container in known.app.containers.items():
+            ipv6 = bool(container.ports) and has_ipv6(known.app, container)
             for index, port in enumerate(container.ports):
-                place = _Published(known, name, index, port.host_ip)
-                for published in range(port.published.first, port.published.last + 1):
-                    taken[published, port.protocol].append(place)
-    for (published, protocol), places in taken.items():
+                for host_ip in host_ips(port, ipv6=ipv6):
+                    place = _Published(known, name, index, host_ip)
+                    anywhere = ANY6 if ":" in host_ip else _ANY
+                    for published in range(port.published.first, port.published.last + 1):
+                        taken[published, port.protocol, anywhere].append(place)
+    said: set[tuple[str, str, int]] = set()
+    for (published, protocol, anywhere), places in taken.items():
         if len(places) < 2:
             continue
-        rivals = _Rivals(places)
+        rivals = _Rivals(places, anywhere)
         for one in places:
             others, more = rivals.of(one)
             if not others:
@@ -247,7 +258,10 @@ def _ports(apps: Sequence[Known]) -> Iterable[Finding]:
             shown = ", ".join(others) + (f" and {more} more" if more else "")
             twice = "twice by this container" if others == [one.full_name] else f"by {shown} too"
             path = ("containers", one.container, "ports", one.index)
-            yield Finding(path, f"{mine} is published {twice}", app=one.known.path)
+            about = one.full_name, f"{mine} {twice}", one.index
+            if about not in said:  # by IPv4 and by IPv6
+                yield Finding(path, f"{mine} is published {twice}", app=one.known.path)
+            said.add(about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +282,8 @@ class _Rivals:
     Apps whose file is whole don't get to hear of those whose file is not, or they would suffer from it.
     """
 
-    def __init__(self, places: Sequence[_Published]) -> None:
+    def __init__(self, places: Sequence[_Published], anywhere: str) -> None:
+        self._any = anywhere
         self._at: dict[tuple[str, bool], Counter[str]] = defaultdict(Counter)
         self._all: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
         for place in places:
@@ -282,8 +297,8 @@ class _Rivals:
         """Return how many names publish on addresses that overlap with this one, and the first of them."""
         key = (host_ip, partial)
         if key not in self._known:
-            here, anywhere = self._at[key], self._at[_ANY, partial]
-            if host_ip == _ANY:
+            here, anywhere = self._at[key], self._at[self._any, partial]
+            if host_ip == self._any:
                 here, anywhere = self._all[partial], Counter()
             count = len(anywhere) + sum(name not in anywhere for name in here)
             first = nsmallest(_NAMED + 1, {*nsmallest(_NAMED + 1, here), *nsmallest(_NAMED + 1, anywhere)})
@@ -294,10 +309,10 @@ class _Rivals:
         """Return the first rivals by name, and how many more there are."""
         partial = one.known.partial
         count, first = self._union(one.host_ip, partial)
-        own = self._all[partial] if one.host_ip == _ANY else self._at[one.host_ip, partial]
+        own = self._all[partial] if one.host_ip == self._any else self._at[one.host_ip, partial]
         times = own[one.full_name]
-        if one.host_ip != _ANY:
-            times += self._at[_ANY, partial][one.full_name]
+        if one.host_ip != self._any:
+            times += self._at[self._any, partial][one.full_name]
         alone = times == 1
         others = [name for name in first if not (alone and name == one.full_name)][:_NAMED]
         return others, count - alone - len(others)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator, PlainValidator, WithJsonSchema
 
 from reconciler.spec.adhoc import ADHOC
-from reconciler.spec.fault import Fault, Faults, not_yet
+from reconciler.spec.fault import Fault, Faults
 from reconciler.spec.marks import quote
 from reconciler.spec.quantity import parse_bytes, parse_cpus, parse_duration, parse_percent
 from reconciler.spec.reference import InvalidReferenceError, Reference
@@ -280,15 +280,37 @@ def directory_mode(value: object) -> int:
 
 
 def host_ip(value: object) -> str:
-    """Return an IPv4 address in its usual spelling."""
+    """Return an address of the device that a port may be published on, in its usual spelling."""
     found = text(value)
     try:
         address = ipaddress.ip_address(found.removeprefix("[").removesuffix("]"))
     except ValueError as error:
-        raise Fault(f"must be an IPv4 address, not {quote(found)}") from error
-    if address.version == 6:
-        raise not_yet(f"the IPv6 address {quote(found)}")
+        raise Fault(f"must be an IP address, not {quote(found)}") from error
+    if address.version == 4:
+        return str(address)
+    if address.is_loopback:
+        raise Fault(
+            "can't be ::1: the kernel leads nothing from there into a container",
+            hint="write 127.0.0.1, which programs that are asked for localhost try, too",
+        )
+    if address.ipv4_mapped is not None:
+        raise Fault(
+            f"must be an address as it is written, not {quote(found)}", hint=f"write {address.ipv4_mapped}"
+        )
+    if address.is_link_local or address.is_multicast:
+        raise Fault(f"can't be {quote(found)}: nothing at such an address is led into a container")
     return str(address)
+
+
+def ipv4_host_ip(value: object) -> str:
+    """Return an IPv4 address of the device, in its usual spelling."""
+    found = host_ip(value)
+    if ":" in found:
+        raise Fault(
+            f"must be an IPv4 address, not {quote(found)}",
+            hint="with 0.0.0.0 a container that has IPv6 is published on that, too",
+        )
+    return found
 
 
 def duration(value: object) -> float:
@@ -369,7 +391,10 @@ Hostname = Annotated[
 ]
 FileMode = Annotated[int, PlainValidator(file_mode), _string("^0?[0-7]{3}$")]
 DirectoryMode = Annotated[int, PlainValidator(directory_mode), _string("^[01]?[0-7]{3}$")]
-HostIp = Annotated[str, PlainValidator(host_ip), WithJsonSchema({"type": "string", "format": "ipv4"})]
+HostIp = Annotated[str, PlainValidator(host_ip), WithJsonSchema({"type": "string"})]
+Ipv4HostIp = Annotated[
+    str, PlainValidator(ipv4_host_ip), WithJsonSchema({"type": "string", "format": "ipv4"})
+]
 Duration = Annotated[float, PlainValidator(duration), _string(DURATION_PATTERN)]
 PositiveDuration = Annotated[float, PlainValidator(positive_duration), _string(DURATION_PATTERN)]
 OptionalName = Annotated[str | None, PlainValidator(name), _string(f"^{NAME_PATTERN}$")]

@@ -8,9 +8,9 @@ can't be had or is for another platform, instead of failing when it starts. Pure
 """
 
 import hashlib
+import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Network
 
 from reconciler.spec import model
 from reconciler.spec.attachment import DEFAULT, first_usable
@@ -20,6 +20,7 @@ from reconciler.spec.environment import variables
 from reconciler.spec.joining import joined
 from reconciler.spec.load import LoadedApp
 from reconciler.spec.modes import JOINS
+from reconciler.spec.networking import has_ipv6, host_ips
 from reconciler.spec.reference import Reference
 from reconciler.state.desired import (
     App,
@@ -197,18 +198,29 @@ def _places(app: model.App, spec: model.Container) -> tuple[Attachment, ...]:
     found = []
     for name, place in spec.networks.items():
         said = app.networks.get(name, model.Network())
-        subnet, gateway = said.subnet or "", said.gateway or ""
-        if subnet and gateway == str(first_usable(IPv4Network(subnet))):
-            gateway = ""
-        network = Network(_key(app, name), subnet, gateway, said.internal)
-        found.append(Attachment(network, place.ipv4_address or ""))
+        network = Network(
+            _key(app, name),
+            said.subnet4,
+            _gateway(said.subnet4, said.gateway4),
+            said.internal,
+            ipv6=said.ipv6,
+            subnet6=said.subnet6,
+            gateway6=_gateway(said.subnet6, said.gateway6),
+        )
+        found.append(Attachment(network, place.ipv4_address or "", place.ipv6_address or ""))
     return () if found == [Attachment(Network(app.name))] else tuple(found)
 
 
-def _outward(app: model.App, spec: model.Container) -> str:
-    """The network by which the container is reached from outside, as `Port` has it."""
+def _gateway(subnet: str, said: str) -> str:
+    """The device's own address as it is declared, "" where that is the one that it has anyway."""
+    return "" if subnet and said == str(first_usable(ipaddress.ip_network(subnet))) else said
+
+
+def _outward(app: model.App, spec: model.Container, *, ipv6: bool = False) -> str:
+    """The network by which the container is reached from outside, as `Port` has it; with `ipv6` by that."""
     for name in spec.networks:
-        if name not in app.networks or not app.networks[name].internal:
+        network = app.networks.get(name, model.Network())
+        if not network.internal and (network.ipv6 or not ipv6):
             return "" if name == DEFAULT else _key(app, name)
     return ""
 
@@ -305,7 +317,8 @@ def _awaited(names: Iterable[str], app: model.App, other: str = "") -> tuple[str
 def _settings(app: model.App, spec: model.Container, image: Image) -> Settings:
     # One that is joined by hand is waited for by the plan itself: it is of no lane that this one could follow.
     other = f"{app.name}/{joined(spec)}" if joined(spec) and "/" not in joined(spec) else ""
-    restart, logging, outward = spec.restart, spec.logging, _outward(app, spec)
+    restart, logging, ipv6 = spec.restart, spec.logging, has_ipv6(app, spec)
+    outward = {6: _outward(app, spec, ipv6=True), 4: _outward(app, spec)}
     return Settings(
         limits=_limits(spec),
         restart=RestartPolicy(
@@ -323,14 +336,15 @@ def _settings(app: model.App, spec: model.Container, image: Image) -> Settings:
             sorted(
                 {
                     Port(
-                        port.host_ip,
+                        host_ip,
                         port.published.first + step,
                         port.target.first + step,
                         port.protocol,
                         port.balance,
-                        outward,
+                        outward[6 if ":" in host_ip else 4],
                     )
                     for port in spec.ports
+                    for host_ip in host_ips(port, ipv6=ipv6)
                     for step in range(port.published.count)
                 }
             )

@@ -252,7 +252,8 @@ class Port:
     network: str = ""
 
     def __str__(self) -> str:
-        return f"{self.host_ip}:{self.published}->{self.target}/{self.protocol}"
+        host_ip = f"[{self.host_ip}]" if ":" in self.host_ip else self.host_ip
+        return f"{host_ip}:{self.published}->{self.target}/{self.protocol}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,14 +382,20 @@ class App:
         """The networks that its containers are in, by key, with the addresses that they ask for."""
         found: dict[str, Network] = {}
         fixed: dict[str, list[tuple[str, str]]] = {}
+        fixed6: dict[str, list[tuple[str, str]]] = {}
         for name, container in sorted(self.containers.items()):
             for place in container.places:
                 found.setdefault(place.network.key, place.network)
                 if place.address:
                     fixed.setdefault(place.network.key, []).append((name, place.address))
+                if place.address6:
+                    fixed6.setdefault(place.network.key, []).append((name, place.address6))
         return {
             key: replace(
-                found[key], fixed=tuple(fixed.get(key, ())), labels=tuple(self.network_labels.get(key, ()))
+                found[key],
+                fixed=tuple(fixed.get(key, ())),
+                fixed6=tuple(fixed6.get(key, ())),
+                labels=tuple(self.network_labels.get(key, ())),
             )
             for key in sorted(found)
         }

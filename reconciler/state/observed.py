@@ -167,12 +167,16 @@ class Networks:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A socket of somebody else's that holds a port: `process` reads `nginx (pid 612)`."""
+    """A socket of somebody else's that holds a port: `process` reads `nginx (pid 612)`.
+
+    One on `::` takes what comes by IPv4, too, unless it is `v6_only`.
+    """
 
     protocol: str
     address: str
     port: int
     process: str
+    v6_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

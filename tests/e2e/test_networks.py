@@ -1,7 +1,9 @@
 """A network that apps share, as people see it: who joins it by hand, who is in it, what can't be had."""
 
+import json
 import os
 import signal
+import sys
 
 import pytest
 
@@ -12,7 +14,7 @@ from tests.images import Built
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.network]
 
 
-def spec(name: str, image: str, networks: str, place: str) -> str:
+def spec(name: str, image: str, networks: str, place: str, more: str = "") -> str:
     return f"""
 apiVersion: reconciler/v1
 kind: App
@@ -26,7 +28,7 @@ containers:
     limits: {{memory: 16Mi}}
     stop_grace_period: 0s
     init: true
-"""
+{more}"""
 
 
 SIDE = """
@@ -119,11 +121,13 @@ def test_a_network_is_shared_by_apps_and_by_hand_and_shown(device: Device, box: 
     assert not before & together(device, "one/web", "one/side")
     device.until(lambda: device.curl("http://127.0.0.1:8081/") == "from the side\n" or None)
 
+    by_ipv6(device, image)
+    pid = device.pid("one/web")
+
     # What only the device knows is said by the plan, and everything else goes on
     device.inside(["ip", "link", "add", "wire", "type", "bridge"])
     device.inside(["ip", "address", "add", "10.99.0.1/16", "dev", "wire"])
     device.inside(["ip", "link", "set", "wire", "up"])
-    pid = device.pid("one/web")
     device.spec("two", spec("two", image, "{back: {subnet: 10.99.7.0/24}}", "[back]"))
     planned = device.reconciler("plan", str(device.specs), check=False)
     reason = "network two/back: its subnet 10.99.7.0/24 overlaps the host's route 10.99.0.0/16"
@@ -136,3 +140,64 @@ def test_a_network_is_shared_by_apps_and_by_hand_and_shown(device: Device, box: 
     # The last app in it takes it along
     (device.specs / "one.yaml").unlink()
     device.until(lambda: "/lan" not in device.reconciler("network", "ls").stdout or None)
+
+
+PORT = '    ports: ["8085:80"]\n'
+
+
+def by_ipv6(device: Device, image: str) -> None:
+    """An app with IPv6 in a network of its own and in the shared one, which gets it in place; and without it again."""
+    networks = "{default: {ipv6: true}, lan: {external: true, ipv6: true}}"
+    device.spec("six", spec("six", image, networks, "[default, lan]", PORT))
+    device.running("six/web")
+    said = device.reconciler("inspect", "six/web", "--format", "{{json .NetworkSettings}}").stdout
+    own, shared = (json.loads(said)["Networks"][key] for key in ("six", "/lan"))
+    assert own["GlobalIPv6Address"].startswith("fd")
+    assert own["GlobalIPv6PrefixLen"] == 64
+    gateway = own["IPv6Gateway"]
+    assert device.reconciler("port", "six/web").stdout.split("\n")[:2] == [
+        "80/tcp -> 0.0.0.0:8085",
+        "80/tcp -> [::]:8085",
+    ]
+    for address in ("127.0.0.1", f"[{gateway}]"):
+        assert device.curl(f"http://{address}:8085/", "-g") == "six-web\n"
+    assert (
+        f"{own['GlobalIPv6Address']}\tsix-web web"
+        in device.reconciler("exec", "six/web", "cat", "/etc/hosts").stdout
+    )
+    # By hand too, by the name and by a port that is published on both
+    run = ("run", "--rm", "--network", "lan", image)
+    found = device.reconciler(
+        *run, "sh", "-c", "cat /etc/hosts; wget -qO- http://[$0]/", shared["GlobalIPv6Address"]
+    ).stdout
+    assert f"{shared['GlobalIPv6Address']}\tsix-web\n" in found
+    assert found.endswith("six-web\n")
+    refused = device.reconciler(
+        "run", "--rm", "-p", "[::]:8085:80", "--network", "lan", image, "true", check=False
+    )
+    assert "port [::]:8085/tcp already used by six/web" in refused.stderr
+    listen = (
+        "import socket, time; s = socket.create_server(('::', 8086), family=socket.AF_INET6); time.sleep(600)"
+    )
+    device.spawn([sys.executable, "-c", listen])
+    device.until(lambda: ":8086" in device.inside(["ss", "-Hltn6"]).stdout or None)
+    for port in ("8086:80", "[::]:8086:80"):
+        refused = device.reconciler("run", "--rm", "-p", port, "--network", "lan", image, "true", check=False)
+        assert "8086/tcp already used by python" in refused.stderr
+    shown = device.reconciler("network", "inspect", "six").stdout
+    assert json.loads(shown)[0]["EnableIPv6"] is True
+    # What somebody takes away comes back
+    bridge = json.loads(shown)[0]["Id"]
+    device.inside(["ip", "-6", "address", "flush", "dev", bridge, "scope", "global"])
+    device.until(
+        lambda: gateway in device.inside(["ip", "-6", "address", "show", "dev", bridge]).stdout or None
+    )
+    assert device.curl(f"http://[{gateway}]:8085/", "-g") == "six-web\n"
+
+    before = device.pid("six/web")
+    device.spec("six", spec("six", image, "{lan: {external: true}}", "[default, lan]", PORT))
+    device.until(lambda: device.pid("six/web") not in (0, before) or None)
+    device.until(lambda: "ip6" not in device.inside(["nft", "list", "tables"]).stdout or None)
+    assert "inet6 fd" not in device.inside(["ip", "-6", "address"]).stdout
+    device.until(lambda: device.curl("http://127.0.0.1:8085/") == "six-web\n" or None)
+    (device.specs / "six.yaml").unlink()

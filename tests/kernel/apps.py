@@ -1,7 +1,7 @@
 """A host with an instance's networks and containers that answer on ports, for the network tests."""
 
 from contextlib import ExitStack
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 
 from reconciler.engine.layout import Layout
@@ -34,13 +34,13 @@ class Apps(World):
         self.networks = self.agent(INSTANCE, self.layout)
         return self.networks
 
-    def start(self, app: str, name: str, answer: str = "") -> Namespace:
-        """Start a container whose servers answer with its name."""
+    def start(self, app: str, name: str, answer: str = "", *, ipv6: bool = False) -> Namespace:
+        """Start a container whose servers answer with its name; with `ipv6` in a network that has that, by both."""
         self.networks.ensure(app)
-        self.networks.lease(app, name)
+        self.networks.lease(app, name, ipv6=ipv6)
         namespace = self.namespace()
         self.networks.attach(app, name, namespace.fd)
-        self.serve(namespace, answer or f"{app}/{name}", *SERVED)
+        self.serve(namespace, answer or f"{app}/{name}", *SERVED, address="::" if ipv6 else ANY)
         self.containers[f"{app}/{name}"] = namespace
         return namespace
 
@@ -50,11 +50,20 @@ class Apps(World):
     def mapping(
         self, app: str, name: str, host_ip: str, published: int, target: int, protocol: str
     ) -> PortMapping:
+        where = ip_address(host_ip)
         address = self.networks.lease(app, name)
-        return PortMapping(app, name, IPv4Address(host_ip), published, target, protocol, address)
+        address6 = self.networks.address6(app, name)
+        to = address if where.version == 4 or address6 is None else address6
+        return PortMapping(app, name, where, published, target, protocol, to)
 
     def address(self, app: str, name: str) -> str:
         return str(self.networks.lease(app, name))
+
+    def address6(self, app: str, name: str) -> str:
+        return str(self.networks.address6(app, name))
+
+    def gateway6(self, app: str) -> str:
+        return str(self.networks.ensure(app).gateway6)
 
     def gateway(self, app: str) -> str:
         return str(self.networks.ensure(app).gateway)

@@ -56,9 +56,10 @@ class Namespace:
         )
         return done.stdout
 
-    def socket(self, kind: socket.SocketKind) -> socket.socket:
-        """A socket that belongs to this namespace."""
-        return self.do(lambda: socket.socket(socket.AF_INET, kind))
+    def socket(self, kind: socket.SocketKind, address: str = "") -> socket.socket:
+        """A socket that belongs to this namespace, for addresses such as this one."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return self.do(lambda: socket.socket(family, kind))
 
     def close(self) -> None:
         os.close(self.fd)
@@ -87,7 +88,10 @@ def private_network() -> Iterator[Namespace]:
 
 
 class Server:
-    """Answers every TCP connection and UDP packet on its ports with `NAME <client's address>`, until closed."""
+    """Answers every TCP connection and UDP packet on its ports with `NAME <client's address>`, until closed.
+
+    On `::` it answers IPv4, too, with the client's address as IPv4 has it.
+    """
 
     def __init__(
         self, namespace: Namespace, name: str, *ports: tuple[str, int], address: str = "0.0.0.0"
@@ -99,7 +103,7 @@ class Server:
         self._selector.register(self._stop, selectors.EVENT_READ)
         for protocol, port in ports:
             kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
-            sock = namespace.socket(kind)
+            sock = namespace.socket(kind, address)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((address, port))
             if kind == socket.SOCK_STREAM:
@@ -118,10 +122,13 @@ class Server:
                 if sock.type == socket.SOCK_STREAM:
                     connection, peer = sock.accept()
                     with connection:
-                        connection.sendall(f"{self._name} {peer[0]}".encode())
+                        connection.sendall(self._answer(peer))
                 else:
                     _, peer = sock.recvfrom(100)
-                    sock.sendto(f"{self._name} {peer[0]}".encode(), peer)
+                    sock.sendto(self._answer(peer), peer)
+
+    def _answer(self, peer: tuple[str, int]) -> bytes:
+        return f"{self._name} {peer[0].removeprefix('::ffff:')}".encode()
 
     def close(self) -> None:
         os.write(self._stopping, b"x")
@@ -147,7 +154,7 @@ def ask(
 ) -> str | None:
     """What answers at this port when asked from this namespace; None where nothing does."""
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
-    with namespace.socket(kind) as sock:
+    with namespace.socket(kind, address) as sock:
         sock.settimeout(wait)
         try:
             sock.connect((address, port))
@@ -168,6 +175,8 @@ class World:
 
     HOST = "192.0.2.1"
     OUTSIDE = "192.0.2.2"
+    HOST6 = "2001:db8::1"
+    OUTSIDE6 = "2001:db8::2"
     UPLINK = "up0"
 
     def __init__(self, stack: ExitStack, *, mtu: int = 1400) -> None:
@@ -183,6 +192,15 @@ class World:
         self.host.run("ip", "route", "add", "default", "via", self.OUTSIDE)
         self.outside.run("ip", "address", "add", f"{self.OUTSIDE}/24", "dev", "eth0")
         self.outside.run("ip", "link", "set", "eth0", "up", "mtu", str(mtu))
+
+    def give_ipv6(self) -> None:
+        """Addresses of IPv6 on the link between the host and its neighbour, as static as those of IPv4."""
+        for namespace, link, address in (
+            (self.host, self.UPLINK, self.HOST6),
+            (self.outside, "eth0", self.OUTSIDE6),
+        ):
+            namespace.run("ip", "address", "add", f"{address}/64", "dev", link, "nodad")
+        self.host.run("ip", "-6", "route", "add", "default", "via", self.OUTSIDE6)
 
     def namespace(self) -> Namespace:
         made = Namespace.make()

@@ -5,7 +5,7 @@ A lease is durable before anything uses it. Safe to use from several threads.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from reconciler.engine.network import bridge, flows, settle
 from reconciler.engine.network.bridge import HostRoute
@@ -30,15 +30,17 @@ class Addresses:
         network: str = "",
         aliases: Sequence[str] | None = None,
         connected: Connected | None = None,
+        ipv6: bool = False,
     ) -> IPv4Address:
         """The container's address in a network (its app's own, or the one with that key), durable when this returns.
 
         Always the same until `release`, but for one that it, or another, asks for: then it is that once the holder is
-        not `connected` any more. With `aliases` these are its further names there.
+        not `connected` any more. With `aliases` these are its further names there, with `ipv6` it has one of IPv6, too,
+        where the network has that.
         """
         key = network or app
         name = member(key, app, container)
-        found = self._leased(key, [name], connected)
+        found = self._leased(key, [name], connected, ipv6=ipv6)
         if aliases is not None:
             self.call(app, container, key, aliases)
         return found[name]
@@ -48,7 +50,7 @@ class Addresses:
         return self._leased(app, tuple(containers))
 
     def _leased(
-        self, key: str, names: Sequence[str], connected: Connected | None = None
+        self, key: str, names: Sequence[str], connected: Connected | None = None, *, ipv6: bool = False
     ) -> Mapping[str, IPv4Address]:
         routes: list[HostRoute] = []
         known = self._leases.read().get(key)
@@ -56,7 +58,7 @@ class Addresses:
         if known is None:
             with kernel(shown(key)), netlink.Socket(netlink.ROUTE) as sock:
                 routes = bridge.routes(sock)
-        wanted = {key: Wish(members=names)}
+        wanted = {key: Wish(members=names, members6=names if ipv6 else ())}
         lease = settle.lease_all(self._leases, self._instance, wanted, routes, connected=connected)[key]
         return {name: lease.addresses[name] for name in names}
 
@@ -87,14 +89,17 @@ class Addresses:
         name, lease = member(key, app, container), self._leases.read().get(key)
         if lease is None or name not in lease.addresses:
             return
-        flows.forget_addresses([lease.addresses[name]])
+        flows.forget_addresses(lease.addresses_of([name]))
 
         def drop(leases: Leases) -> None:
             found = leases.get(key)
             if found is not None:
-                kept = {other: leased for other, leased in found.addresses.items() if other != name}
-                aliases = {other: said for other, said in found.aliases.items() if other != name}
-                leases[key] = replace(found, addresses=kept, aliases=aliases)
+                leases[key] = replace(
+                    found,
+                    addresses={other: leased for other, leased in found.addresses.items() if other != name},
+                    addresses6={other: leased for other, leased in found.addresses6.items() if other != name},
+                    aliases={other: said for other, said in found.aliases.items() if other != name},
+                )
 
         self._leases.change(drop)
 
@@ -102,6 +107,12 @@ class Addresses:
         """The addresses of the network's members, by name."""
         lease = self._leases.read().get(network)
         return {} if lease is None else dict(lease.addresses)
+
+    def address6(self, app: str, container: str, network: str = "") -> IPv6Address | None:
+        """The container's address of IPv6 in a network, None where it has none there."""
+        key = network or app
+        lease = self._leases.read().get(key)
+        return None if lease is None else lease.addresses6.get(member(key, app, container))
 
     def lease_of(self, network: str) -> NetworkLease | None:
         """All that is leased of the network with this key, None where nothing is."""

@@ -8,12 +8,15 @@ their namespace. It leases nothing and knows no files.
 import errno
 import os
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TypeVar
 
 from reconciler.engine.network import bridge
 from reconciler.engine.network.names import LinkLabel, hardware_address
+from reconciler.engine.network.sysctl import exists, write_value
 from reconciler.errors import BlockedError, ReconcilerError
 from reconciler.linux import netlink, rtnetlink
 from reconciler.linux.namespace import CLONE_NEWNET, setns
@@ -28,6 +31,7 @@ class Attachment:
     """A container's place in a network: `network` is its key, unless it is the app's own.
 
     `gateway` is where everything without a better route goes, None where this is not the network for that.
+    `address6` and its like are of IPv6, None where it has none there.
     """
 
     instance: str
@@ -38,6 +42,9 @@ class Attachment:
     gateway: IPv4Address | None = None
     network: str = ""
     interface: str = INSIDE
+    address6: IPv6Address | None = None
+    subnet6: IPv6Network | None = None
+    gateway6: IPv6Address | None = None
 
     def label(self, namespace: int) -> LinkLabel:
         return LinkLabel(self.instance, self.app, self.container, self.address, namespace, self.network)
@@ -76,10 +83,14 @@ def attach(sock: netlink.Socket, app_bridge: Link, wanted: Attachment, namespace
             undo.callback(_take_back, sock, host.index)
             if labelled is not None:
                 raise labelled
-            sock.request(*bridge.neighbour_entries(app_bridge.index, host.index, label.address))
+            sock.request(
+                *bridge.neighbour_entries(app_bridge.index, host.index, label.address, wanted.address6)
+            )
         else:
             sock.request(rtnetlink.set_link(host.index, alias=str(label)))
             bridge.connect(sock, app_bridge.index, host, label.address)
+        if wanted.address6 is not None:
+            do_inside(namespace, lambda: _prepare_ipv6(wanted))
         _configure(inside, wanted)
         undo.pop_all()  # complete: keep everything
 
@@ -96,8 +107,20 @@ def _configure(inside: netlink.Socket, wanted: Attachment) -> None:
         rtnetlink.set_link(link.index, up=True),
         rtnetlink.new_address(link.index, wanted.address.packed, wanted.subnet.prefixlen),
     )
-    if wanted.gateway is not None:
-        inside.request(rtnetlink.new_default_route(wanted.gateway.packed, link.index))
+    if wanted.address6 is not None and wanted.subnet6 is not None:
+        inside.request(rtnetlink.new_address(link.index, wanted.address6.packed, wanted.subnet6.prefixlen))
+    for gateway in (wanted.gateway, wanted.gateway6):
+        if gateway is not None:
+            inside.request(rtnetlink.new_default_route(gateway.packed, link.index))
+
+
+def _prepare_ipv6(wanted: Attachment) -> None:
+    """Have the inner end take the address that it is given and no other, at once, and believe no router but ours."""
+    settings = f"net/ipv6/conf/{wanted.interface}"
+    if not exists(settings):
+        raise ReconcilerError(f"{wanted}: {wanted.interface} has no IPv6", transient=True)
+    for name in ("accept_ra", "accept_redirects", "accept_dad", "disable_ipv6"):
+        write_value(f"{settings}/{name}", "0")
 
 
 def raise_loopback(namespace: int) -> None:
@@ -122,19 +145,27 @@ def open_inside(namespace: int) -> netlink.Socket:
     A thread of its own joins the namespace, opens the socket and ends: a socket stays where it was opened (setns(2)
     changes the calling thread alone).
     """
-    opened: list[netlink.Socket] = []
-    failed: list[OSError] = []
+    return do_inside(namespace, lambda: netlink.Socket(netlink.ROUTE))
 
-    def open_there() -> None:
+
+_T = TypeVar("_T")
+
+
+def do_inside(namespace: int, work: Callable[[], _T]) -> _T:
+    """What `work` returns in a thread that has joined the namespace: its /proc/sys/net is that of the namespace."""
+    done: list[_T] = []
+    failed: list[OSError | ReconcilerError] = []
+
+    def join_and_work() -> None:
         try:
             setns(namespace, CLONE_NEWNET)
-            opened.append(netlink.Socket(netlink.ROUTE))
-        except OSError as error:
+            done.append(work())
+        except (OSError, ReconcilerError) as error:
             failed.append(error)
 
-    thread = threading.Thread(target=open_there, name="join-netns")
+    thread = threading.Thread(target=join_and_work, name="join-netns")
     thread.start()
     thread.join()
     if failed:
         raise failed[0]
-    return opened[0]
+    return done[0]

@@ -2,14 +2,15 @@
 
 Reading comes first and changes nothing. A bridge has a fixed hardware address, the gateway's IPv4 address, and lets
 the host reach its containers from 127.0.0.1 (route_localnet, on the bridge alone; the ruleset guards it). IPv6 is off
-on it: containers have none in this release, and a container's router advertisement must not change the host's routes
+on it where its network has none; a container's router advertisement must never change the host's routes
 (CVE-2020-10749).
 """
 
 import errno
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from reconciler.engine.network.names import (
     LinkLabel,
@@ -19,29 +20,38 @@ from reconciler.engine.network.names import (
     read_link_label,
     shown,
 )
-from reconciler.engine.network.sysctl import exists, write_value
+from reconciler.engine.network.sysctl import NO_KERNEL_IPV6, exists, write_value
 from reconciler.errors import BlockedError
 from reconciler.linux import netlink, rtnetlink
-from reconciler.linux.rtnetlink import DEVCONF_FORWARDING, DEVCONF_ROUTE_LOCALNET, Link
+from reconciler.linux.rtnetlink import (
+    DEVCONF6_ACCEPT_RA,
+    DEVCONF6_ACCEPT_REDIRECTS,
+    DEVCONF6_DISABLE_IPV6,
+    DEVCONF_FORWARDING,
+    DEVCONF_ROUTE_LOCALNET,
+    Link,
+)
 
 _DEFAULT_MTU = 1500
+_EVERYTHING = IPv4Network("0.0.0.0/0")
 _SMALLEST_MTU = 576  # RFC 791: what every host must accept; less on the way out is somebody's mistake
+_SMALLEST_MTU6 = 1280  # RFC 8200, 5: the kernel takes IPv6 off a link with less
 
 
 @dataclass(frozen=True, slots=True)
 class HostAddress:
-    """An IPv4 address of a link of this host."""
+    """An address of a link of this host."""
 
     link: int
-    address: IPv4Address
+    address: IPv4Address | IPv6Address
     prefix_length: int
 
 
 @dataclass(frozen=True, slots=True)
 class HostRoute:
-    """A unicast IPv4 route of this host, of any table but `local`."""
+    """A unicast route of this host, of any table but `local`."""
 
-    destination: IPv4Network
+    destination: IPv4Network | IPv6Network
     link: int
     metric: int
     main: bool
@@ -49,13 +59,15 @@ class HostRoute:
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """What the bridge of the network with this key must be."""
+    """What the bridge of the network with this key must be; `subnet6` is None where it has no IPv6."""
 
     instance: str
     network: str
     subnet: IPv4Network
     mtu: int
     gateway: IPv4Address
+    subnet6: IPv6Network | None = None
+    gateway6: IPv6Address | None = None
 
     @property
     def name(self) -> str:
@@ -64,11 +76,15 @@ class Bridge:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """This host's links and addresses at one moment: by name, and the host's ends of an instance's links by network."""
+    """This host's links and addresses at one moment: by name, and the host's ends of an instance's links by network.
+
+    `addresses6` are those of IPv6, as far as they were asked for.
+    """
 
     links: Mapping[str, Link]
     addresses: Sequence[HostAddress]
     ports: Mapping[str, Sequence[tuple[Link, LinkLabel]]]
+    addresses6: Sequence[HostAddress] = ()
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -86,7 +102,7 @@ class AddressList:
     def read(self, bodies: list[bytes]) -> list[HostAddress]:
         if bodies != self._bodies:
             found = (rtnetlink.read_address(body) for body in bodies)
-            now = [HostAddress(a.index, IPv4Address(a.address), a.prefix_length) for a in found if a.address]
+            now = [HostAddress(a.index, ip_address(a.address), a.prefix_length) for a in found if a.address]
             self._bodies = bodies
             if now != self._last:  # a lease of DHCP runs down in each answer
                 self._last = now
@@ -96,29 +112,38 @@ class AddressList:
 class Before:
     """What `look` saw before, so that it need not take apart again what is the same. For one instance."""
 
-    __slots__ = ("addresses", "found", "links")
+    __slots__ = ("addresses", "addresses6", "found", "links")
 
     def __init__(self) -> None:
         self.links = rtnetlink.LinkList()
         self.addresses = AddressList()
+        self.addresses6 = AddressList()
         self.found: tuple[Sequence[Link], Found] | None = None
 
 
-def look(sock: netlink.Socket, instance: str, before: Before | None = None) -> Found:
-    """What there is, by one pass over the links and one over the addresses.
+def look(sock: netlink.Socket, instance: str, before: Before | None = None, *, ipv6: bool = False) -> Found:
+    """What there is, by one pass over the links and one over the addresses; with `ipv6` another over those of IPv6.
 
     With `before` it is the very object of last time where the kernel says the same.
     """
     before = before or Before()
     host_links = before.links.read(sock.dump(rtnetlink.get_links()))
     host_addresses = before.addresses.read(sock.dump(rtnetlink.get_addresses()))
+    host_addresses6 = before.addresses6.read(
+        sock.dump(rtnetlink.get_addresses(socket.AF_INET6)) if ipv6 else []
+    )
     last = before.found
-    if last is not None and last[0] is host_links and last[1].addresses is host_addresses:
+    if (
+        last is not None
+        and last[0] is host_links
+        and last[1].addresses is host_addresses
+        and last[1].addresses6 is host_addresses6
+    ):
         return last[1]
     ports: dict[str, list[tuple[Link, LinkLabel]]] = {}
     for link, label in links_of(instance, None, host_links):
         ports.setdefault(label.key, []).append((link, label))
-    found = Found({link.name: link for link in host_links}, host_addresses, ports)
+    found = Found({link.name: link for link in host_links}, host_addresses, ports, host_addresses6)
     before.found = host_links, found
     return found
 
@@ -137,21 +162,24 @@ def find(sock: netlink.Socket, name: str) -> Link | None:
         raise
 
 
-def addresses(sock: netlink.Socket) -> list[HostAddress]:
-    return AddressList().read(sock.dump(rtnetlink.get_addresses()))
+def addresses(sock: netlink.Socket, family: int = socket.AF_INET) -> list[HostAddress]:
+    return AddressList().read(sock.dump(rtnetlink.get_addresses(family)))
 
 
-def routes(sock: netlink.Socket) -> list[HostRoute]:
-    found = (rtnetlink.read_route(body) for body in sock.dump(rtnetlink.get_routes()))
+def routes(sock: netlink.Socket, *, ipv6: bool = False) -> list[HostRoute]:
+    """The host's routes of IPv4, and with `ipv6` those of IPv6 after them."""
+    bodies = sock.dump(rtnetlink.get_routes())
+    if ipv6:
+        bodies += sock.dump(rtnetlink.get_routes(socket.AF_INET6))
     return [
         HostRoute(
-            IPv4Network((route.destination, route.prefix_length)),
+            ip_network((route.destination, route.prefix_length)),
             route.link,
             route.metric,
             route.table == rtnetlink.TABLE_MAIN,
         )
-        for route in found
-        if route.unicast and route.table != rtnetlink.TABLE_LOCAL
+        for route in map(rtnetlink.read_route, bodies)
+        if route.unicast and not route.cloned and route.table != rtnetlink.TABLE_LOCAL
     ]
 
 
@@ -163,7 +191,7 @@ def uplink_mtu(sock: netlink.Socket, known_routes: Sequence[HostRoute] | None = 
     defaults = [
         route
         for route in (routes(sock) if known_routes is None else known_routes)
-        if route.main and route.destination.prefixlen == 0 and route.link
+        if route.main and route.destination == _EVERYTHING and route.link
     ]
     for route in sorted(defaults, key=lambda route: route.metric):
         try:
@@ -176,7 +204,17 @@ def uplink_mtu(sock: netlink.Socket, known_routes: Sequence[HostRoute] | None = 
     return _DEFAULT_MTU
 
 
-def faults(wanted: Bridge, link: Link | None, host_addresses: Sequence[HostAddress]) -> tuple[str, ...]:
+def mtu_for(uplink: int, *, ipv6: bool) -> int:
+    """The MTU of a bridge beside an uplink with that."""
+    return max(uplink, _SMALLEST_MTU6) if ipv6 else uplink
+
+
+def faults(
+    wanted: Bridge,
+    link: Link | None,
+    host_addresses: Sequence[HostAddress],
+    host_addresses6: Sequence[HostAddress] = (),
+) -> tuple[str, ...]:
     """What is wrong with the bridge as found, in words; nothing where it is right."""
     if link is None:
         return ("bridge is missing",)
@@ -195,6 +233,16 @@ def faults(wanted: Bridge, link: Link | None, host_addresses: Sequence[HostAddre
     for number, name in ((DEVCONF_ROUTE_LOCALNET, "route_localnet"), (DEVCONF_FORWARDING, "forwarding")):
         if link.setting(number) != 1:
             found.append(f"bridge has {name} off")
+    if wanted.subnet6 is not None:
+        mine = [(a.address, a.prefix_length) for a in host_addresses6 if a.link == link.index]
+        if (wanted.gateway6, wanted.subnet6.prefixlen) not in mine:
+            found.append(f"bridge has no address {wanted.gateway6}")
+        if link.setting6(DEVCONF6_DISABLE_IPV6) != 0:
+            found.append("bridge has IPv6 off")
+        elif link.setting6(DEVCONF6_ACCEPT_RA) != 0 or link.setting6(DEVCONF6_ACCEPT_REDIRECTS) != 0:
+            found.append("bridge believes router advertisements or redirects")
+    elif link.setting6(DEVCONF6_DISABLE_IPV6) == 0:
+        found.append("bridge has IPv6 on")
     return tuple(found)
 
 
@@ -225,7 +273,8 @@ def ensure(sock: netlink.Socket, wanted: Bridge, host: Found) -> None:
             f"{shown(wanted.network)}: the name {wanted.name} is taken by a {link.kind or 'device'} of somebody else",
             hint=f"remove it: ip link delete {wanted.name}",
         )
-    if link is not None and not faults(wanted, link, host.addresses) and link.mtu == wanted.mtu:
+    right = link is not None and not faults(wanted, link, host.addresses, host.addresses6)
+    if right and link is not None and link.mtu == wanted.mtu:
         return
     mac = hardware_address(wanted.gateway)
     if link is None:
@@ -233,9 +282,10 @@ def ensure(sock: netlink.Socket, wanted: Bridge, host: Found) -> None:
         link = find(sock, wanted.name)
         if link is None:
             raise OSError(errno.ENODEV, f"bridge {wanted.name} vanished while it was made")
-    no_ipv6 = f"net/ipv6/conf/{wanted.name}/disable_ipv6"
-    if exists(no_ipv6):  # not on a kernel without IPv6
-        write_value(no_ipv6, "1")
+    _set_ipv6(wanted)
+    own = [rtnetlink.new_address(link.index, wanted.gateway.packed, wanted.subnet.prefixlen)]
+    if wanted.subnet6 is not None and wanted.gateway6 is not None:
+        own.append(rtnetlink.new_address(link.index, wanted.gateway6.packed, wanted.subnet6.prefixlen))
     sock.request(
         rtnetlink.set_link(
             link.index,
@@ -244,7 +294,7 @@ def ensure(sock: netlink.Socket, wanted: Bridge, host: Found) -> None:
             alias=bridge_label(wanted.instance, wanted.network),
             devconf={DEVCONF_ROUTE_LOCALNET: 1, DEVCONF_FORWARDING: 1},
         ),
-        rtnetlink.new_address(link.index, wanted.gateway.packed, wanted.subnet.prefixlen),
+        *own,
         rtnetlink.set_link(link.index, up=True),
     )
     for port, label in host.ports.get(wanted.network, ()):
@@ -254,6 +304,24 @@ def ensure(sock: netlink.Socket, wanted: Bridge, host: Found) -> None:
             except OSError as error:
                 if error.errno != errno.ENODEV:  # its container ended meanwhile
                     raise
+
+
+def _set_ipv6(wanted: Bridge) -> None:
+    """Turn IPv6 on or off on a bridge, before it is up: off takes away the addresses, too.
+
+    It believes nobody there who says that he is a router. Its addresses are not asked for (accept_dad): they would not
+    work for a second, and a container could say that it has them. Whether it forwards is said for the whole host, and
+    not here: to say that of one link takes away the routes that others learned (rt6_purge_dflt_routers, net/ipv6).
+    """
+    settings = f"net/ipv6/conf/{wanted.name}"
+    if wanted.subnet6 is None:
+        if exists(f"{settings}/disable_ipv6"):  # not on a kernel without IPv6
+            write_value(f"{settings}/disable_ipv6", "1")
+        return
+    if not exists(f"{settings}/disable_ipv6"):
+        raise BlockedError(f"{shown(wanted.network)}: this kernel has no IPv6", hint=NO_KERNEL_IPV6)
+    for name in ("accept_ra", "accept_redirects", "accept_dad", "disable_ipv6"):
+        write_value(f"{settings}/{name}", "0")
 
 
 def connect(sock: netlink.Socket, app_bridge: int, port: Link, address: IPv4Address) -> None:
@@ -269,7 +337,9 @@ def connect(sock: netlink.Socket, app_bridge: int, port: Link, address: IPv4Addr
     )
 
 
-def neighbour_entries(app_bridge: int, port: int, address: IPv4Address) -> list[bytes]:
+def neighbour_entries(
+    app_bridge: int, port: int, address: IPv4Address, address6: IPv6Address | None = None
+) -> list[bytes]:
     """The requests that say where `address` is: its port to the bridge, its hardware address to the host.
 
     The second spares the first packet a question, and a restarted container the second that the host waits before it
@@ -279,6 +349,7 @@ def neighbour_entries(app_bridge: int, port: int, address: IPv4Address) -> list[
     return [
         rtnetlink.new_forwarding_entry(port, mac),
         rtnetlink.new_neighbour(app_bridge, address.packed, mac),
+        *([] if address6 is None else [rtnetlink.new_neighbour(app_bridge, address6.packed, mac)]),
     ]
 
 

@@ -1,18 +1,19 @@
-"""The nftables table of this instance in the kernel: listed, compared, replaced in one transaction, removed.
+"""The nftables tables of this instance in the kernel: listed, compared, replaced in one transaction, removed.
 
-What the table says is rendered by `ruleset`; whoever calls decides when. Other tables are read, never changed.
+What the table says is rendered by `ruleset`; whoever calls decides when. Other tables are read, never changed. That of
+the family ip6 is there only with a network that has IPv6; both are one thing to those who ask.
 Safe to use from several threads.
 """
 
 import dataclasses
 import errno
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from reconciler.engine.network import ruleset
+from reconciler.engine.network import listing, ruleset
 from reconciler.engine.network.diagnose import explain, kernel
 from reconciler.engine.network.names import TABLE_PREFIX, table_name
-from reconciler.engine.network.ruleset import Json
+from reconciler.engine.network.ruleset import FAMILIES, IP, Family, Json
 from reconciler.errors import UnsupportedError
 from reconciler.linux import netlink, nftables
 
@@ -29,50 +30,59 @@ class Firewall:
         # Kept open: closing any netfilter socket right after a transaction waits some 15 ms until the kernel has freed
         # what was replaced (nft_rcv_nl_event, Linux 5.14).
         self._socket: netlink.Socket | None = None
-        self._listed: tuple[int, ruleset.Table | None] | None = None
+        self._listed: tuple[int, listing.Table | None] | None = None
+        self._there: frozenset[Family] = frozenset()  # by that listing
 
-    def observe(self) -> ruleset.Table | None:
+    def observe(self) -> listing.Table | None:
         """The table as it is, or None where there is none. One small message where nothing changed since last time."""
         with self._lock, kernel(_SUBJECT):
             while True:
                 before = self._generation()
                 if self._listed is not None and self._listed[0] == before:
                     return self._listed[1]
-                listing = self._list_table()
+                listed = {family: self._list_table(family) for family in FAMILIES}
                 if self._generation() == before:
-                    self._listed = (before, None if listing is None else ruleset.read(listing))
+                    self._keep(
+                        before, {family: found for family, found in listed.items() if found is not None}
+                    )
 
     def replace(
-        self, commands: Sequence[Json], settle: Callable[[netlink.Socket], object] = lambda _: None
+        self,
+        rendered: Mapping[Family, Sequence[Json]],
+        settle: Callable[[netlink.Socket], object] = lambda _: None,
     ) -> bool:
-        """Put the rendered table in place, unless it is there, unchanged; return whether it was not.
+        """Put the rendered tables in place, unless they are there, unchanged; return whether they were not.
 
         `settle` runs between the change and the mark that says that the table is as it was put there, with a netfilter
         socket: where it fails, or a crash comes before it ends, the whole is done again next time.
         """
         with self._lock, kernel(_SUBJECT):
             found = self.observe()
-            if found is not None and found.sealed and found.fingerprint == ruleset.fingerprint(commands):
+            if found is not None and found.sealed and found.fingerprint == listing.fingerprints(rendered):
                 return False
-            self._run(commands)
+            left_over = [family for family in FAMILIES if family in self._there and family not in rendered]
+            self._run(
+                [command for commands in rendered.values() for command in commands]
+                + [command for family in left_over for command in ruleset.removal(self._instance, family)]
+            )
             settle(self._netfilter())
             before = self._generation()
-            listing = self._list_table()
-            if listing is not None:
-                self._run(ruleset.seal(self._instance, listing))
+            listed = {family: self._list_table(family) or [] for family in rendered}
+            if all(listed.values()):
+                seals = [listing.seal(self._instance, found, family) for family, found in listed.items()]
+                self._run([command for commands in seals for command in commands])
                 after = self._generation()
-                if after == before + 1:  # only the seal came in between
-                    self._listed = (after, dataclasses.replace(ruleset.read(listing), sealed=True))
+                if after == before + 1:  # only the seals came in between
+                    self._keep(after, listed, sealed=True)
             return True
 
     def remove(self) -> bool:
-        """Take the table away; return whether it was there."""
+        """Take the tables away; return whether one was there."""
         with self._lock, kernel(_SUBJECT):
             if self.observe() is None:
                 return False
-            table = {"family": "ip", "name": table_name(self._instance)}
-            # Adding it first makes deleting it succeed, also where somebody else was faster.
-            self._run([{"add": {"table": table}}, {"delete": {"table": table}}])
+            there = [family for family in FAMILIES if family in self._there]
+            self._run([command for family in there for command in ruleset.removal(self._instance, family)])
             return True
 
     def chains(self) -> list[Json]:
@@ -94,13 +104,13 @@ class Firewall:
                 raise
         return [rule for entry in listed if isinstance(rule := entry.get("rule"), dict)]
 
-    def table(self, name: str) -> list[Json]:
-        """What the table `name` of the family ip holds, as libnftables lists it; nothing where it is gone."""
+    def table(self, name: str, family: Family = IP) -> list[Json]:
+        """What the table `name` of a family holds, as libnftables lists it; nothing where it is gone."""
         with self._lock, kernel(_SUBJECT):
-            return self._list_table(name) or []
+            return self._list_table(family, name) or []
 
     def other_instances(self) -> dict[str, list[str]]:
-        """The names of the chains of every other instance's table, by table."""
+        """The names of the chains of every other instance's tables, by their name."""
         found: dict[str, list[str]] = {}
         for chain in self.chains():
             table = str(chain.get("table", ""))
@@ -136,8 +146,15 @@ class Firewall:
                 ) from error
             raise explain(error, _SUBJECT) from error
 
-    def _list_table(self, name: str = "") -> list[Json] | None:
-        wanted = {"family": "ip", "name": name or table_name(self._instance)}
+    def _keep(self, generation: int, listed: Mapping[Family, list[Json]], *, sealed: bool = False) -> None:
+        tables = {family: listing.read(found, family) for family, found in listed.items()}
+        table = listing.joined(tables)
+        if table is not None and sealed:
+            table = dataclasses.replace(table, sealed=True)
+        self._listed, self._there = (generation, table), frozenset(tables)
+
+    def _list_table(self, family: Family, name: str = "") -> list[Json] | None:
+        wanted = {"family": family.name, "name": name or table_name(self._instance)}
         try:
             return self._run([{"list": {"table": wanted}}])
         except OSError as error:

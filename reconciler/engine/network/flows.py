@@ -6,11 +6,12 @@ always named by an address or a port of ours; other flows of the host are left a
 """
 
 import errno
+import socket
 from collections.abc import Callable, Container, Iterable, Sequence
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
 from reconciler.engine.network.diagnose import kernel
-from reconciler.engine.network.ports import ANY, PROTOCOLS, PortMapping
+from reconciler.engine.network.ports import PROTOCOLS, Address, PortMapping
 from reconciler.errors import UnsupportedError
 from reconciler.linux import conntrack, netlink
 
@@ -24,23 +25,24 @@ _Answer = tuple[bytes, int]  # packed address and port
 _Search = tuple[bytes, Callable[[conntrack.Entry], bool]]
 
 
-def forget_addresses(addresses: Iterable[IPv4Address]) -> int:
+def forget_addresses(addresses: Iterable[Address]) -> int:
     """Forget every flow from or to these addresses, of any protocol; return how many there were."""
     searches: list[_Search] = []
-    for address in sorted(set(addresses)):
+    addresses = sorted(set(addresses), key=lambda one: one.packed)
+    for address in addresses:
         searches.append((conntrack.by_original_source(address.packed), _begun_by(address)))
         searches.append((conntrack.by_reply_source(address.packed), _answered_by(address)))
     if not searches:
         return 0
     with kernel(_SUBJECT), netlink.Socket(netlink.NETFILTER) as sock:
-        return _forget(sock, searches)
+        return _forget(sock, searches, _families(addresses))
 
 
 def forget_changed(
     sock: netlink.Socket,
     before: Iterable[PortMapping],
     after: Iterable[PortMapping],
-    local: frozenset[IPv4Address],
+    local: frozenset[Address],
 ) -> int:
     """Forget the UDP flows that would go elsewhere under the port table `after`; return how many there were.
 
@@ -57,7 +59,7 @@ def forget_changed(
     ]
     come: list[_Search] = [
         (
-            conntrack.by_original_destination_port(_UDP, mapping.published),
+            conntrack.by_original_destination_port(_UDP, mapping.published, _family(mapping.address)),
             _reaches_another(mapping, local, answering[mapping.key]),
         )
         for mapping in sorted(new - old)
@@ -65,14 +67,22 @@ def forget_changed(
     if not gone and not come:
         return 0
     with kernel(_SUBJECT):
-        return _forget(sock, [*gone, *come])
+        return _forget(sock, [*gone, *come], _families(mapping.address for mapping in old ^ new))
 
 
-def _begun_by(address: IPv4Address) -> Callable[[conntrack.Entry], bool]:
+def _family(address: Address) -> int:
+    return int(socket.AF_INET if address.version == 4 else socket.AF_INET6)
+
+
+def _families(addresses: Iterable[Address]) -> list[int]:
+    return sorted({_family(address) for address in addresses})
+
+
+def _begun_by(address: Address) -> Callable[[conntrack.Entry], bool]:
     return lambda entry: entry.original.source == address.packed
 
 
-def _answered_by(address: IPv4Address) -> Callable[[conntrack.Entry], bool]:
+def _answered_by(address: Address) -> Callable[[conntrack.Entry], bool]:
     return lambda entry: entry.reply.source == address.packed
 
 
@@ -87,7 +97,7 @@ def _translated_by(mapping: PortMapping) -> Callable[[conntrack.Entry], bool]:
 
 
 def _reaches_another(
-    mapping: PortMapping, local: frozenset[IPv4Address], answering: Container[_Answer]
+    mapping: PortMapping, local: frozenset[Address], answering: Container[_Answer]
 ) -> Callable[[conntrack.Entry], bool]:
     """A flow to that port that is answered by none of those that it leads to now."""
 
@@ -95,14 +105,16 @@ def _reaches_another(
         sent = entry.original
         if (sent.protocol, sent.destination_port) != (_UDP, mapping.published):
             return False
-        asked = IPv4Address(sent.destination)
-        mine = asked == mapping.host_ip or (mapping.host_ip == ANY and (asked in local or asked.is_loopback))
+        asked = ip_address(sent.destination)
+        mine = asked == mapping.host_ip or (
+            mapping.everywhere and asked.version == mapping.version and (asked in local or asked.is_loopback)
+        )
         return mine and (entry.reply.source, entry.reply.source_port) not in answering
 
     return stale
 
 
-def _forget(sock: netlink.Socket, searches: Sequence[_Search]) -> int:
+def _forget(sock: netlink.Socket, searches: Sequence[_Search], families: Iterable[int]) -> int:
     """Delete the flows that a search finds and its test confirms; the tests alone are enough to tell."""
     try:
         tracked = conntrack.read_count(sock.get(conntrack.count()))
@@ -116,7 +128,8 @@ def _forget(sock: netlink.Socket, searches: Sequence[_Search]) -> int:
     if not tracked:
         return 0
     if tracked <= _FEW:
-        entries = [conntrack.read_entry(body) for body in sock.dump(conntrack.everything())]
+        bodies = [body for family in families for body in sock.dump(conntrack.everything(family))]
+        entries = [conntrack.read_entry(body) for body in bodies]
         stale = [entry for entry in entries if any(test(entry) for _, test in searches)]
         return conntrack.delete_all(sock, stale)
     forgotten = 0

@@ -11,14 +11,15 @@ from pathlib import Path
 from reconciler.engine.network.diagnose import kernel
 from reconciler.engine.network.firewall import Firewall
 from reconciler.engine.network.listeners import Listener
+from reconciler.engine.network.listing import read
 from reconciler.engine.network.names import TABLE_PREFIX
-from reconciler.engine.network.ruleset import Json, read
+from reconciler.engine.network.ruleset import FAMILIES, Json
 from reconciler.linux import iptables
 
 _OLD_TABLES = Path(
     "/proc/thread-self/net/ip_tables_names"
 )  # thread-self: /proc/net is that of the first thread
-_POLICY_DROP = "policy drop: what it does not accept by a rule is dropped, also on its way to containers"
+_POLICY_DROP = "policy drop: what it does not accept by a rule is dropped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,27 +36,28 @@ class ForwardBlocker:
         return f"firewall: {self.family} {self.table} {self.chain}: {self.reason}"
 
 
-def forward_blockers(firewall: Firewall) -> tuple[ForwardBlocker, ...]:
+def forward_blockers(firewall: Firewall, *, ipv6: bool = False) -> tuple[ForwardBlocker, ...]:
     """The chains that may drop forwarded traffic of containers: a policy of drop, or a last rule without a condition.
 
+    Those that see nothing but IPv6 only count with `ipv6`.
     Whether an earlier rule of that chain lets our traffic through can't be told from here, so each is a possibility.
     """
+    families = ("ip", "inet", "ip6") if ipv6 else ("ip", "inet")
     found = []
     for chain in firewall.chains():
         family, table, name = (str(chain.get(key, "")) for key in ("family", "table", "name"))
-        if chain.get("hook") != "forward" or family not in ("ip", "inet") or table.startswith(TABLE_PREFIX):
+        if chain.get("hook") != "forward" or family not in families or table.startswith(TABLE_PREFIX):
             continue
-        reason = ""
+        reason, what = "", "also IPv6" if family == "ip6" else "also"
         if chain.get("policy") == "drop":
-            reason = (
-                "policy drop: what it does not accept by a rule is dropped, also on its way to containers"
-            )
+            reason = f"{_POLICY_DROP}, {what} on its way to containers"
         elif verdict := last_verdict(firewall.rules(family, table, name)):
-            reason = f"its last rule is {verdict} for everything, also on its way to containers"
+            reason = f"its last rule is {verdict} for everything, {what} on its way to containers"
         if reason:
-            found.append(ForwardBlocker(family, table, name, reason, _hint(table)))
+            found.append(ForwardBlocker(family, table, name, reason, _hint(table, family)))
     if _old_policy_drops():
-        found.append(ForwardBlocker("iptables-legacy", "filter", "FORWARD", _POLICY_DROP, _hint("filter")))
+        reason = f"{_POLICY_DROP}, also on its way to containers"
+        found.append(ForwardBlocker("iptables-legacy", "filter", "FORWARD", reason, _hint("filter")))
     return tuple(found)
 
 
@@ -66,13 +68,14 @@ def ports_of_others(firewall: Firewall) -> tuple[Listener, ...]:
             mapping.protocol,
             mapping.host_ip,
             mapping.published,
-            False,
+            mapping.version == 6,
             0,
             None,
             f"{mapping.owner} of {table}",
         )
         for table in sorted(firewall.other_instances())
-        for mapping in read(firewall.table(table)).ports
+        for family in FAMILIES
+        for mapping in read(firewall.table(table, family), family).ports
     )
 
 
@@ -101,12 +104,13 @@ def last_verdict(rules: Sequence[Json]) -> str:
     return statements[0] if statements in (["drop"], ["reject"]) else ""
 
 
-def _hint(table: str) -> str:
+def _hint(table: str, family: str = "ip") -> str:
     if table == "firewalld":
         return "put the bridges into its trusted zone: firewall-cmd --permanent --zone=trusted --add-interface=rc-NAME"
     if table == "filter":
+        tool = "ip6tables" if family == "ip6" else "iptables"
         return (
-            "accept it there: iptables -I FORWARD -o 'rc-+' -j ACCEPT; iptables -I FORWARD -i 'rc-+' -j ACCEPT "
+            f"accept it there: {tool} -I FORWARD -o 'rc-+' -j ACCEPT; {tool} -I FORWARD -i 'rc-+' -j ACCEPT "
             "(with Docker: in DOCKER-USER instead of FORWARD)"
         )
     return "accept traffic of interfaces named rc-* in that chain"

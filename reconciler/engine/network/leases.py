@@ -10,15 +10,15 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from reconciler.engine.durable import replace_json
-from reconciler.engine.network.address import gateway
+from reconciler.engine.network.address import gateway, gateway6
 from reconciler.engine.network.diagnose import kernel
 from reconciler.engine.network.names import shown
 from reconciler.errors import ReconcilerError
@@ -32,19 +32,30 @@ _T = TypeVar("_T")
 class NetworkLease:
     """A network's subnet, and the addresses of its members by name; `aliases` are further names of theirs.
 
-    `declared` is how it was declared when this was leased, None where that says nothing.
+    `declared` is how it was declared when this was leased, None where that says nothing. `subnet6` is None where it has
+    no IPv6; `addresses6` are of those members that have it.
     """
 
     subnet: IPv4Network
     addresses: Mapping[str, IPv4Address] = field(default_factory=dict)
     declared: Network | None = None
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    subnet6: IPv6Network | None = None
+    addresses6: Mapping[str, IPv6Address] = field(default_factory=dict)
 
     @property
     def gateway(self) -> IPv4Address:
         """The device's own address in it."""
         said = self.declared.gateway if self.declared is not None else ""
         return IPv4Address(said) if said else gateway(self.subnet)
+
+    @property
+    def gateway6(self) -> IPv6Address | None:
+        """The device's own address of IPv6 in it."""
+        if self.subnet6 is None:
+            return None
+        said = self.declared.gateway6 if self.declared is not None else ""
+        return IPv6Address(said) if said else gateway6(self.subnet6)
 
     @property
     def internal(self) -> bool:
@@ -55,6 +66,16 @@ class NetworkLease:
         """The addresses that members ask for, by name."""
         asked = self.declared.fixed if self.declared is not None else ()
         return {name: IPv4Address(address) for name, address in asked}
+
+    @property
+    def fixed6(self) -> dict[str, IPv6Address]:
+        """The addresses of IPv6 that members ask for, by name."""
+        asked = self.declared.fixed6 if self.declared is not None else ()
+        return {name: IPv6Address(address) for name, address in asked}
+
+    def addresses_of(self, names: Iterable[str]) -> list[IPv4Address | IPv6Address]:
+        """Every address of these members, of both kinds."""
+        return [held[name] for name in names for held in (self.addresses, self.addresses6) if name in held]
 
     def network(self, key: str) -> Network:
         """The network as it is."""
@@ -77,6 +98,9 @@ def _encode(lease: NetworkLease) -> dict[str, object]:
         value["declared"] = {
             name: item for name, item in asdict(lease.declared).items() if item and name != "key"
         }
+    if lease.subnet6 is not None:
+        value["subnet6"] = str(lease.subnet6)
+        value["addresses6"] = {name: str(address) for name, address in lease.addresses6.items()}
     if lease.aliases:
         value["aliases"] = {name: list(names) for name, names in lease.aliases.items()}
     return value
@@ -103,15 +127,32 @@ def _decode(key: str, entry: Any) -> NetworkLease:
         raise ValueError(f"an address of {shown(key)} is leased twice")
     if not all(address in subnet for address in addresses.values()):
         raise ValueError(f"an address of {shown(key)} is outside its subnet {subnet}")
-    said, declared = entry.get("declared"), None
-    if said is not None:
-        fixed = tuple([(str(name), str(IPv4Address(address))) for name, address in said.get("fixed", ())])
-        chosen = str(said.get("gateway", "")) and str(IPv4Address(said["gateway"]))
-        labels = tuple([(str(name), str(label)) for name, label in said.get("labels", ())])
-        subnet_said = str(said.get("subnet", ""))
-        declared = Network(key, subnet_said, chosen, said.get("internal") is True, fixed, labels)
+    subnet6 = IPv6Network(entry["subnet6"]) if "subnet6" in entry else None
+    addresses6 = {str(name): IPv6Address(text) for name, text in entry.get("addresses6", {}).items()}
+    if len(set(addresses6.values())) != len(addresses6):
+        raise ValueError(f"an IPv6 address of {shown(key)} is leased twice")
+    if any(subnet6 is None or address not in subnet6 for address in addresses6.values()):
+        raise ValueError(f"an IPv6 address of {shown(key)} is outside its subnet {subnet6}")
+    said = entry.get("declared")
+    declared = None if said is None else _declared(key, said)
     aliases = {str(name): tuple(map(str, names)) for name, names in entry.get("aliases", {}).items()}
-    return NetworkLease(subnet, addresses, declared, aliases)
+    return NetworkLease(subnet, addresses, declared, aliases, subnet6, addresses6)
+
+
+def _declared(key: str, said: Any) -> Network:
+    gateway, gateway6 = str(said.get("gateway", "")), str(said.get("gateway6", ""))
+    return Network(
+        key,
+        subnet=str(said.get("subnet", "")),
+        gateway=gateway and str(IPv4Address(gateway)),
+        internal=said.get("internal") is True,
+        fixed=tuple([(str(name), str(IPv4Address(one))) for name, one in said.get("fixed", ())]),
+        labels=tuple([(str(name), str(label)) for name, label in said.get("labels", ())]),
+        ipv6=said.get("ipv6") is True,
+        subnet6=str(said.get("subnet6", "")),
+        gateway6=gateway6 and str(IPv6Address(gateway6)),
+        fixed6=tuple([(str(name), str(IPv6Address(one))) for name, one in said.get("fixed6", ())]),
+    )
 
 
 class _Change(Generic[_T]):

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from reconciler.engine.network.diagnose import kernel
-from reconciler.engine.network.ports import ANY, PROTOCOLS, PortMapping
+from reconciler.engine.network.ports import PROTOCOLS, PortMapping
 from reconciler.linux import netlink, sockdiag
 
 _PROC = Path("/proc")
@@ -44,11 +44,10 @@ class Listener:
             return False
         address = self.address
         if isinstance(address, IPv6Address):
-            mapped = address.ipv4_mapped
-            if mapped is None:
-                return address.is_unspecified and not self.v6_only
-            address = mapped
-        return address == ANY or wanted.host_ip in (ANY, address)
+            address = address.ipv4_mapped or address
+        if address.version != wanted.version:
+            return address.version == 6 and address.is_unspecified and not self.v6_only
+        return address.is_unspecified or wanted.everywhere or wanted.host_ip == address
 
     @property
     def holder(self) -> str:

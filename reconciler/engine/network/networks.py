@@ -7,23 +7,26 @@ bridge exists, and an address is given back last.
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from reconciler.engine.layout import Layout
-from reconciler.engine.network import bridge, flows, rename, ruleset, settle
+from reconciler.engine.network import bridge, flows, rename, settle
 from reconciler.engine.network.addresses import Addresses
 from reconciler.engine.network.attach import Attachment, attach
 from reconciler.engine.network.bridge import Bridge
 from reconciler.engine.network.diagnose import kernel
 from reconciler.engine.network.firewall import Firewall
 from reconciler.engine.network.foreign import ForwardBlocker, forward_blockers, ports_of_others
+from reconciler.engine.network.installed import Installed
 from reconciler.engine.network.leases import LeaseFile, Leases, NetworkLease
 from reconciler.engine.network.listeners import Listener
+from reconciler.engine.network.listing import Table, found_forwarding
 from reconciler.engine.network.names import bridge_name, member, read_bridge_label, shown
 from reconciler.engine.network.observed import AppNetwork, NetworkObserved, networks_found
-from reconciler.engine.network.ports import PortMapping, PortTable, Serves, salvage, served
+from reconciler.engine.network.ports import PortMapping, PortTable, Serves
+from reconciler.engine.network.ruleset import IP, IP6, Family
 from reconciler.engine.network.settle import Wish
-from reconciler.engine.network.sysctl import FORWARDING, Forwarding
+from reconciler.engine.network.sysctl import FORWARDING, FORWARDING6, Forwarding, has_ipv6, ipv6_fault
 from reconciler.errors import NotFoundError
 from reconciler.failpoint import failpoint
 from reconciler.linux import netlink
@@ -36,7 +39,7 @@ class _Seen:
 
     host: bridge.Found
     leases: Mapping[str, NetworkLease]
-    table: ruleset.Table | None
+    table: Table | None
     forwarding: bool
     found: NetworkObserved
 
@@ -52,15 +55,12 @@ class Networks(Addresses):
             instance, LeaseFile(layout.leases, layout.network_lock, lambda: _recovered(instance))
         )
         self._layout = layout
-        self._look = look
         self._firewall = Firewall(instance)
         self._forwarding = Forwarding(layout.sysctls)
+        self._installed = Installed(instance, self._firewall, self._forwarding, self._leases, look)
         self._bridges_lock = threading.Lock()
-        self._table_lock = threading.Lock()
-        self._ports: PortTable | None = None  # what `publish` was last told, where it was told anything yet
         self._before = bridge.Before()
         self._last: _Seen | None = None
-        self._compared: tuple[ruleset.Table, Mapping[str, NetworkLease], bool] | None = None
 
     # --- networks ---------------------------------------------------------------------------------------------------
 
@@ -69,48 +69,64 @@ class Networks(Addresses):
         return self._ensure({network: Wish()})[network]
 
     def ensure_all(
-        self, networks: Iterable[Network], containers: Iterable[tuple[str, str, str]] = ()
+        self,
+        networks: Iterable[Network],
+        containers: Iterable[tuple[str, str, str]] = (),
+        containers6: Iterable[tuple[str, str, str]] = (),
     ) -> Mapping[str, AppNetwork]:
         """Make the networks what they must be: subnets, rules, forwarding, bridges, links that lost theirs; by key.
 
-        With the durable write that leases the subnets each of `containers` (key, app, name) is leased its address. The
-        rules guard all the bridges before the first one is up, and before the host forwards.
+        With the durable write that leases the subnets each of `containers` (key, app, name) is leased its address, and
+        of `containers6` that of IPv6. The rules guard all the bridges before the first one is up, and before the host
+        forwards.
         """
         wanted = {network.key: Wish(network) for network in networks}
-        names: dict[str, list[str]] = {}
-        for key, app, container in containers:
-            names.setdefault(key, []).append(member(key, app, container))
-        for key, members in names.items():
-            wanted[key] = Wish(wanted[key].declared if key in wanted else None, members)
+        names, names6 = _members(containers), _members(containers6)
+        for key in names.keys() | names6.keys():
+            declared = wanted[key].declared if key in wanted else None
+            both = dict.fromkeys([*names.get(key, ()), *names6.get(key, ())])
+            wanted[key] = Wish(declared, [*both], names6.get(key, ()))
         return self._ensure(wanted)
 
     def _ensure(self, wanted: Mapping[str, Wish]) -> Mapping[str, AppNetwork]:
         with self._bridges_lock, kernel("network"), netlink.Socket(netlink.ROUTE) as sock:
-            routes = bridge.routes(sock)
-            host = bridge.look(sock, self._instance)
+            declared = [wish.declared for wish in wanted.values()]
+            ipv6 = self._has_ipv6() or any(network is not None and network.ipv6 for network in declared)
+            routes = bridge.routes(sock, ipv6=ipv6)
+            host = bridge.look(sock, self._instance, ipv6=ipv6)
             leases, moved = settle.settle(self._leases, self._instance, wanted, routes, host)
-            if self._forwarding.found() is None:
-                self._forwarding.remember(inherited=self._inherited_forwarding())
+            ipv6 = self._has_ipv6({key: leases[key] for key in wanted})
+            self._remember_forwarding(ipv6=ipv6)
             failpoint("network.leased")
             gone = [bridge.delete(sock, bridge_name(self._instance, key)) for key in sorted(moved)]
             if any(gone):
-                host = bridge.look(sock, self._instance)
-            self._install()
+                host = bridge.look(sock, self._instance, ipv6=ipv6)
+            self._installed.update()
             failpoint("network.guarded")
-            self._forwarding.enable()
+            self._forwarding.enable(ipv6=ipv6)
             failpoint("network.forwards")
-            mtu = bridge.uplink_mtu(sock, routes)
-            bridges = [
-                Bridge(self._instance, key, leases[key].subnet, mtu, leases[key].gateway) for key in wanted
-            ]
+            uplink = bridge.uplink_mtu(sock, routes)
+            bridges = [self._bridge(key, leases[key], uplink) for key in wanted]
             for found in bridges:
                 with kernel(shown(found.network)):
                     bridge.ensure(sock, found, host)
                 failpoint("network.bridged")
         return {
-            found.network: AppNetwork(found.network, found.subnet, found.gateway, found.name, mtu)
+            found.network: AppNetwork(
+                found.network,
+                found.subnet,
+                found.gateway,
+                found.name,
+                found.mtu,
+                found.subnet6,
+                found.gateway6,
+            )
             for found in bridges
         }
+
+    def _bridge(self, key: str, lease: NetworkLease, uplink: int) -> Bridge:
+        mtu = bridge.mtu_for(uplink, ipv6=lease.subnet6 is not None)
+        return Bridge(self._instance, key, lease.subnet, mtu, lease.gateway, lease.subnet6, lease.gateway6)
 
     def change(self, network: Network) -> None:
         """Make the network what is declared now, also with another subnet.
@@ -143,10 +159,10 @@ class Networks(Addresses):
         failpoint("network.unbridged")
         lease = self._leases.read().get(network)
         if lease is not None:
-            flows.forget_addresses(lease.addresses.values())
+            flows.forget_addresses(lease.addresses_of(lease.addresses))
             self._leases.change(lambda leases: leases.pop(network, None))
         failpoint("network.released")
-        self._install(without=network)
+        self._installed.update(without=network)
 
     def rename(self, app: str, old: str, new: str) -> None:
         """Keep under the name `new` what `old` has: addresses, links, ports. A link needs `attach` then."""
@@ -154,9 +170,9 @@ class Networks(Addresses):
         failpoint("network.renamed")
         with kernel(f"link of {app}/{old}"), netlink.Socket(netlink.ROUTE) as sock:
             rename.move_links(sock, self._instance, app, old, new)
-        ports = self._ports
+        ports = self._installed.ports
         if ports is not None:
-            self._install(rename.move_ports(ports, app, old, new))
+            self._installed.update(rename.move_ports(ports, app, old, new))
 
     # --- links and ports --------------------------------------------------------------------------------------------
 
@@ -164,8 +180,8 @@ class Networks(Addresses):
         """Connect a container's network namespace (a descriptor) to its networks, with its leased addresses.
 
         The interfaces are eth0 and so on, in the order of `networks` (keys; none: its app's own). Everything without a
-        better route goes by the first that is not internal. Either a whole link is there afterwards or nothing of it.
-        NotFoundError without a lease.
+        better route goes by the first that is not internal, and what is of IPv6 by the first of those that has it.
+        Either a whole link is there afterwards or nothing of it. NotFoundError without a lease.
         """
         keys = tuple(networks) or (app,)
         leases = self._leases.read()
@@ -173,6 +189,9 @@ class Networks(Addresses):
             if key not in leases or member(key, app, container) not in leases[key].addresses:
                 raise NotFoundError(f"{app}/{container}: no address is leased to it in {shown(key)}")
         outward = next((key for key in keys if not leases[key].internal), None)
+        held6 = [leases[key].addresses6.get(member(key, app, container)) for key in keys]
+        open6 = (key for key, held in zip(keys, held6, strict=True) if held and not leases[key].internal)
+        outward6 = next(open6, None)
         with kernel(f"link of {app}/{container}"), netlink.Socket(netlink.ROUTE) as sock:
             for number, key in enumerate(keys):
                 lease = leases[key]
@@ -185,9 +204,12 @@ class Networks(Addresses):
                     lease.gateway if key == outward else None,
                     key if key != app else "",
                     f"eth{number}",
+                    held6[number],
+                    lease.subnet6,
+                    lease.gateway6 if key == outward6 else None,
                 )
                 self._attach(sock, key, wanted, namespace)
-        self._remap(app, container, leases)
+        self._installed.remap(app, container, leases)
 
     def _attach(self, sock: netlink.Socket, key: str, wanted: Attachment, namespace: int) -> None:
         name = bridge_name(self._instance, key)
@@ -200,45 +222,30 @@ class Networks(Addresses):
         attach(sock, found, wanted, namespace)
         failpoint("network.attached")
 
-    def _remap(self, app: str, container: str, leases: Mapping[str, NetworkLease]) -> None:
-        """Have the container's published ports reach the address that it has now."""
-        known = self._ports
-        if known is None:
-            return
-        changed = []
-        for mapping in known:
-            key = mapping.network or mapping.app
-            if (mapping.app, mapping.container) == (app, container) and key in leases:
-                address = leases[key].addresses.get(member(key, app, container), mapping.address)
-                changed.append(replace(mapping, address=address))
-            else:
-                changed.append(mapping)
-        if changed != list(known):
-            self._install(PortTable(changed))
-
     def publish(self, ports: Sequence[PortMapping]) -> bool:
         """Make the published ports exactly these; return whether anything had to change.
 
         UDP flows that the change makes wrong are forgotten. BlockedError where two of them want the same port.
         """
-        return self._install(PortTable(ports))
+        return self._installed.update(PortTable(ports))
 
     def share(self, app: str, container: str) -> None:
         """Let the ports that the container shares lead to it, or not, as it serves them now; it may have none."""
         table = self._firewall.observe()
         mine = table.ports if table is not None else ()
         if any(port.balance and (port.app, port.container) == (app, container) for port in mine):
-            self._install()
+            self._installed.update()
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def observe(self) -> NetworkObserved:
         """What there is, whoever made it so; changes nothing. Where all is as it was, it is the same object."""
-        with kernel("network"), netlink.Socket(netlink.ROUTE) as sock:
-            host = bridge.look(sock, self._instance, self._before)
         leases = self._leases.read()
+        ipv6 = self._has_ipv6(leases)
+        with kernel("network"), netlink.Socket(netlink.ROUTE) as sock:
+            host = bridge.look(sock, self._instance, self._before, ipv6=ipv6)
         table = self._firewall.observe()
-        forwarding = not leases or self._forwarding.enabled()
+        forwarding = not leases or self._forwarding.enabled(ipv6=ipv6)
         last = self._last
         if (
             last is not None
@@ -248,46 +255,45 @@ class Networks(Addresses):
             and last.forwarding is forwarding
         ):
             return last.found
-        general = () if forwarding else (f"{FORWARDING.replace('/', '.')} is off",)
+        general = () if forwarding else (f"{self._forwarding.off().replace('/', '.')} is off",)
         apps = networks_found(self._instance, leases, host, general)
         ports = table.ports if table is not None else None if leases else ()
         observed = NetworkObserved(
             apps=apps,
             ports=ports,
-            ruleset_intact=self._is_intact(table, leases),
-            host_addresses=frozenset(found.address for found in host.addresses),
+            ruleset_intact=self._installed.is_intact(table, leases),
+            host_addresses=frozenset(found.address for found in (*host.addresses, *host.addresses6)),
         )
         self._last = _Seen(host, leases, table, forwarding, observed)
         return observed
 
     def conflicts(self, networks: Iterable[Network]) -> tuple[tuple[str, str], ...]:
-        """Why declared subnets can't be had now, as (key, reason); of those that are not there yet."""
+        """Why declared subnets, or IPv6, can't be had now, as (key, reason); of those that are not there yet."""
         leases = self._leases.read()
         there = self._last.found.apps if self._last is not None else {}
         missing = [
             network
             for network in networks
-            if network.subnet
-            and (
-                network.key not in leases
-                or str(leases[network.key].subnet) != network.subnet
-                or (network.key in there and not there[network.key].bridge_present)
-            )
+            if not settle.is_there(network, leases.get(network.key))
+            or (network.key in there and not there[network.key].bridge_present)
         ]
         if not missing:
             return ()
+        ipv6 = any(network.ipv6 for network in missing)
+        fault = ipv6_fault() if ipv6 else ""
         with kernel("network"), netlink.Socket(netlink.ROUTE) as sock:
-            routes = bridge.routes(sock)
+            routes = bridge.routes(sock, ipv6=ipv6)
             host = bridge.look(sock, self._instance)
-        found = (
-            (network.key, settle.conflict(network, leases, routes, host, self._instance))
+        found = {
+            network.key: (fault if network.ipv6 else "")
+            or settle.conflict(network, leases, routes, host, self._instance)
             for network in missing
-        )
-        return tuple([(key, reason) for key, reason in found if reason])
+        }
+        return tuple([(key, reason) for key, reason in found.items() if reason])
 
     def forward_blockers(self) -> tuple[ForwardBlocker, ...]:
         """Other people's chains that may drop what is forwarded to containers."""
-        return forward_blockers(self._firewall)
+        return forward_blockers(self._firewall, ipv6=self._has_ipv6())
 
     def ports_of_others(self) -> tuple[Listener, ...]:
         """The ports that other instances on this host publish: as taken as those that a process listens on."""
@@ -308,9 +314,7 @@ class Networks(Addresses):
                 app = read_bridge_label(link.alias, self._instance)
                 if app is not None and link.name == bridge_name(self._instance, app):
                     bridge.delete(sock, link.name)
-        with self._table_lock:
-            self._ports = None
-            self._firewall.remove()
+        self._installed.remove()
         if self._firewall.other_instances():
             self._forwarding.forget()
         else:
@@ -323,82 +327,36 @@ class Networks(Addresses):
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _install(self, ports: PortTable | None = None, *, without: str = "") -> bool:
-        """Bring the kernel's table up to date with the leases and the ports (those known, where None are given)."""
-        with self._table_lock:
-            before = self._firewall.observe()
-            wanted = self._ports if ports is None else ports
-            if wanted is None:
-                wanted = salvage(before.ports if before is not None else ())
-            if without:
-                wanted = PortTable(m for m in wanted if (m.network or m.app) != without)
-            wanted = served(wanted, self._look)
-            leases = self._leases.read()
-            networks = {key: lease.subnet for key, lease in leases.items()}
-            kept = wanted
-            if ports is None:  # what is known of before may be of a network that has changed or gone since
-                wanted = PortTable(
-                    m for m in wanted if any(m.address in subnet for subnet in networks.values())
-                )
-            if not networks and not len(wanted):
-                changed = self._firewall.remove()
-            else:
-                found = (self._forwarding.found() or {}).get(FORWARDING, "")
-                commands = ruleset.render(
-                    self._instance,
-                    networks,
-                    wanted,
-                    internal=_internal(leases),
-                    found_forwarding="0" if found == "0" else "",
-                )
-                known = before.ports if before is not None and before.sealed else ()
-                final = wanted
-                changed = self._firewall.replace(
-                    commands, lambda netfilter: self._forget_changed(netfilter, known, final)
-                )
-            if ports is not None or self._ports is not None:
-                self._ports = kept
-            return changed
+    def _has_ipv6(self, leases: Mapping[str, NetworkLease] | None = None) -> bool:
+        found = self._leases.read() if leases is None else leases
+        return any(lease.subnet6 is not None for lease in found.values()) and has_ipv6()
 
-    @staticmethod
-    def _forget_changed(netfilter: netlink.Socket, before: Sequence[PortMapping], after: PortTable) -> None:
-        with netlink.Socket(netlink.ROUTE) as sock:
-            local = frozenset(found.address for found in bridge.addresses(sock))
-        flows.forget_changed(netfilter, before, after, local)
+    def _remember_forwarding(self, *, ipv6: bool) -> None:
+        found = self._forwarding.found() or {}
+        if FORWARDING in found and (FORWARDING6 in found or not ipv6):
+            return
+        self._forwarding.remember(
+            inherited=self._inherited_forwarding(IP),
+            inherited6=self._inherited_forwarding(IP6) if ipv6 else "",
+            ipv6=ipv6,
+        )
 
-    def _is_intact(self, table: ruleset.Table | None, leases: Mapping[str, NetworkLease]) -> bool:
-        if table is None:
-            return not leases
-        # Both are the same objects for as long as nothing changed, so most turns render nothing.
-        known = self._compared
-        if known is not None and known[0] is table and known[1] is leases:
-            return known[2]
-        intact = table.sealed
-        if intact:
-            networks = {app: lease.subnet for app, lease in leases.items()}
-            wanted = ruleset.render(
-                self._instance,
-                networks,
-                PortTable(table.ports),
-                internal=_internal(leases),
-                found_forwarding=table.found_forwarding,
-            )
-            intact = table.fingerprint == ruleset.fingerprint(wanted)
-        self._compared = (table, leases, intact)
-        return intact
-
-    def _inherited_forwarding(self) -> str:
+    def _inherited_forwarding(self, family: Family) -> str:
         """What another instance found before it turned forwarding on, or an empty string."""
-        if not self._forwarding.enabled():
+        if not self._forwarding.enabled(ipv6=family == IP6):
             return ""
-        marks = (ruleset.found_forwarding(chains) for chains in self._firewall.other_instances().values())
+        marks = (found_forwarding(chains, family) for chains in self._firewall.other_instances().values())
         return next((mark for mark in marks if mark), "")
+
+
+def _members(containers: Iterable[tuple[str, str, str]]) -> dict[str, list[str]]:
+    """The names of (key, app, name) in their networks, by key."""
+    names: dict[str, list[str]] = {}
+    for key, app, container in containers:
+        names.setdefault(key, []).append(member(key, app, container))
+    return names
 
 
 def _recovered(instance: str) -> Leases:
     with kernel("network"):
         return settle.recover(instance)
-
-
-def _internal(leases: Mapping[str, NetworkLease]) -> list[str]:
-    return [key for key, lease in leases.items() if lease.internal]

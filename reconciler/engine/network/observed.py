@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from reconciler.engine.network import bridge
 from reconciler.engine.network.bridge import Bridge
@@ -22,6 +22,8 @@ class AppNetwork:
     gateway: IPv4Address
     bridge: str
     mtu: int
+    subnet6: IPv6Network | None = None
+    gateway6: IPv6Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class AppObserved:
     """A network as found, and how it was declared. `faults` say in words what `ensure` has to repair.
 
     `addresses` are the leases by member (see `names.member`). `attached` are the members with a link that is up and on
-    the bridge; `detached` those with a link that is not.
+    the bridge; `detached` those with a link that is not. `subnet6`, `gateway6` and `addresses6` are of IPv6.
     """
 
     subnet: IPv4Network
@@ -41,6 +43,9 @@ class AppObserved:
     attached: frozenset[str] = frozenset()
     detached: frozenset[str] = frozenset()
     declared: Network | None = None
+    subnet6: IPv6Network | None = None
+    gateway6: IPv6Address | None = None
+    addresses6: Mapping[str, IPv6Address] = field(default_factory=dict)
 
     @property
     def healthy(self) -> bool:
@@ -58,7 +63,7 @@ class NetworkObserved:
     apps: Mapping[str, AppObserved] = field(default_factory=dict)
     ports: tuple[PortMapping, ...] | None = None
     ruleset_intact: bool = True
-    host_addresses: frozenset[IPv4Address] = frozenset()
+    host_addresses: frozenset[IPv4Address | IPv6Address] = frozenset()
 
 
 def networks_found(
@@ -67,7 +72,7 @@ def networks_found(
     """The networks that are leased, by key, as this host shows them; `general` are faults of all."""
     found: dict[str, AppObserved] = {}
     for key, lease in sorted(leases.items()):
-        wanted = Bridge(instance, key, lease.subnet, 0, lease.gateway)
+        wanted = Bridge(instance, key, lease.subnet, 0, lease.gateway, lease.subnet6, lease.gateway6)
         link = host.links.get(wanted.name)
         attached, detached = _sort_out(link, host.ports.get(key, ()))
         found[key] = AppObserved(
@@ -75,11 +80,14 @@ def networks_found(
             bridge=wanted.name,
             bridge_present=link is not None,
             gateway=lease.gateway,
-            faults=(*bridge.faults(wanted, link, host.addresses), *general),
+            faults=(*bridge.faults(wanted, link, host.addresses, host.addresses6), *general),
             addresses=lease.addresses,
             attached=attached,
             detached=detached - attached,
             declared=lease.declared,
+            subnet6=lease.subnet6,
+            gateway6=lease.gateway6,
+            addresses6=lease.addresses6,
         )
     return found
 

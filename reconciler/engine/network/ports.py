@@ -5,18 +5,21 @@ Pure. The table of all ports of a device is one value, because it is replaced as
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from reconciler.errors import BlockedError, ReconcilerError
 from reconciler.state.desired import replicated
 
+Address = IPv4Address | IPv6Address
 ANY = IPv4Address("0.0.0.0")
 PROTOCOLS = {"tcp": 6, "udp": 17}
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class PortMapping:
-    """Traffic to `host_ip`:`published` of this host goes to `address`:`target`; host ip 0.0.0.0 means all of them.
+    """Traffic to `host_ip`:`published` of this host goes to `address`:`target`; both are of IPv4, or both of IPv6.
+
+    The host ip 0.0.0.0 means all addresses of IPv4, and :: all of IPv6.
 
     `network` is the key of the network that `address` is in, "" for the app's own, or where that is not known.
     With `balance` it goes to those of the container's replicas that are `serving`, in turn; without, to this one alone.
@@ -24,24 +27,45 @@ class PortMapping:
 
     app: str
     container: str
-    host_ip: IPv4Address
+    host_ip: Address
     published: int
     target: int
     protocol: str
-    address: IPv4Address
+    address: Address
     balance: bool = False
     serving: bool = True
     network: str = field(default="", compare=False)
 
     def __str__(self) -> str:
-        return f"{self.host_ip}:{self.published}/{self.protocol}"
+        host_ip = f"[{self.host_ip}]" if self.version == 6 else str(self.host_ip)
+        return f"{host_ip}:{self.published}/{self.protocol}"
+
+    def __lt__(self, other: "PortMapping") -> bool:
+        return self._order < other._order
+
+    @property
+    def _order(self) -> tuple[str, str, int, int, int, int, str, int, bool, bool]:
+        """As the fields are; addresses of two kinds have no order of their own."""
+        where, to = int(self.host_ip), int(self.address)
+        what = self.published, self.target, self.protocol
+        return self.app, self.container, self.version, where, *what, to, self.balance, self.serving
+
+    @property
+    def version(self) -> int:
+        """4 or 6."""
+        return self.host_ip.version
+
+    @property
+    def everywhere(self) -> bool:
+        """It is a port of every address of its kind that the host has."""
+        return self.host_ip.is_unspecified
 
     @property
     def owner(self) -> str:
         return f"{self.app}/{self.container}"
 
     @property
-    def key(self) -> tuple[IPv4Address, str, int]:
+    def key(self) -> tuple[Address, str, int]:
         """The port of the host that it is about."""
         return self.host_ip, self.protocol, self.published
 
@@ -61,8 +85,10 @@ class PortMapping:
         """
         if self != other and self.key == other.key and self.shares(other):
             return False
-        return (self.published, self.protocol) == (other.published, other.protocol) and (
-            self.host_ip == other.host_ip or ANY in (self.host_ip, other.host_ip)
+        return (
+            (self.published, self.protocol) == (other.published, other.protocol)
+            and self.version == other.version
+            and (self.host_ip == other.host_ip or self.everywhere or other.everywhere)
         )
 
 
@@ -82,6 +108,8 @@ class PortTable:
                 raise ReconcilerError(
                     f"{mapping.owner}: port {mapping} to {mapping.target}: expected 1 to 65535"
                 )
+            if mapping.version != mapping.address.version:
+                raise ReconcilerError(f"{mapping.owner}: port {mapping} can't lead to {mapping.address}")
             others = same_port.setdefault((mapping.published, mapping.protocol), [])
             for other in others:
                 if mapping.overlaps(other):

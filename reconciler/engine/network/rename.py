@@ -20,8 +20,9 @@ def move_leases(leases: Leases, app: str, old: str, new: str) -> None:
         before, after = member(key, app, old), member(key, app, new)
         if before in lease.addresses and owner_of(key) in (app, ""):
             addresses = {after if name == before else name: item for name, item in lease.addresses.items()}
+            addresses6 = {after if name == before else name: item for name, item in lease.addresses6.items()}
             aliases = {after if name == before else name: said for name, said in lease.aliases.items()}
-            leases[key] = replace(lease, addresses=addresses, aliases=aliases)
+            leases[key] = replace(lease, addresses=addresses, addresses6=addresses6, aliases=aliases)
 
 
 def move_links(sock: netlink.Socket, instance: str, app: str, old: str, new: str) -> None:

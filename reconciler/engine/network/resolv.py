@@ -43,17 +43,18 @@ def render_resolv_conf(
     *,
     fallback: Iterable[IPv4Address] = FALLBACK_SERVERS,
     stubs: bool = False,
+    ipv6: bool = False,
 ) -> bytes:
     """The container's resolv.conf from the host's files: the first that names a usable server gives the servers.
 
-    Loopback servers are dropped, and IPv6 ones, which a container without IPv6 can't reach, but not with `stubs`.
+    Loopback servers are dropped, but not with `stubs`, and those of IPv6, unless the container has that (`ipv6`).
     `search` and `options` come from the first file that has them, since a stub's file has the right ones.
     """
     servers: list[IPv4Address | IPv6Address] = []
     search: list[str] = []
     options: list[str] = []
     for text in host_files:
-        file_servers, file_search, file_options = _read(text, stubs)
+        file_servers, file_search, file_options = _read(text, stubs, ipv6=ipv6)
         servers = servers or file_servers
         search = search or file_search
         options = options or file_options
@@ -68,7 +69,9 @@ def render_resolv_conf(
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _read(text: str, stubs: bool) -> tuple[list[IPv4Address | IPv6Address], list[str], list[str]]:
+def _read(
+    text: str, stubs: bool, *, ipv6: bool
+) -> tuple[list[IPv4Address | IPv6Address], list[str], list[str]]:
     """(servers, search list, options) of one resolv.conf(5); the last `search` or `domain` line wins."""
     servers: list[IPv4Address | IPv6Address] = []
     search: list[str] = []
@@ -81,7 +84,8 @@ def _read(text: str, stubs: bool) -> tuple[list[IPv4Address | IPv6Address], list
                     address = ip_address(server)
                 except ValueError:
                     continue
-                reached = address.version == 4 and not (address.is_loopback or address.is_unspecified)
+                reached = address.version == 4 or (ipv6 and not address.is_link_local)
+                reached = reached and not (address.is_loopback or address.is_unspecified)
                 if (stubs or reached) and address not in servers:
                     servers.append(address)
             case ["search" | "domain", *names]:
@@ -93,7 +97,9 @@ def _read(text: str, stubs: bool) -> tuple[list[IPv4Address | IPv6Address], list
     return servers, search, options
 
 
-def host_resolv_conf(files: Iterable[Path] = HOST_FILES, *, asked: Asked = Asked()) -> bytes:
+def host_resolv_conf(
+    files: Iterable[Path] = HOST_FILES, *, asked: Asked = Asked(), ipv6: bool = False
+) -> bytes:
     """`render_resolv_conf` of this host's files as they are now."""
     texts = []
     for path in files:
@@ -102,7 +108,7 @@ def host_resolv_conf(files: Iterable[Path] = HOST_FILES, *, asked: Asked = Asked
                 texts.append(file.read(_LARGEST_FILE).decode(errors="replace"))
         except (FileNotFoundError, NotADirectoryError):
             continue
-    return render_resolv_conf(texts, asked)
+    return render_resolv_conf(texts, asked, ipv6=ipv6)
 
 
 def render_hosts(
@@ -113,11 +119,12 @@ def render_hosts(
     *,
     replicas: bool = False,
     aliases: Mapping[str, Iterable[str]] = {},
+    members6: Mapping[str, IPv6Address] = {},
 ) -> bytes:
     """The /etc/hosts of the container `own_name`: loopback, itself by host name, its app's containers, `extra`.
 
     With `replicas` a member NAME.2 answers to NAME, too, which then has several addresses (host.conf(5)). `aliases` are
-    what members are called beside.
+    what members are called beside, `members6` their addresses of IPv6.
     """
     lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     for name, address in sorted(members.items(), key=lambda item: (item[0] != own_name, item[0])):
@@ -126,6 +133,8 @@ def render_hosts(
             names.append(name.partition(".")[0])
         names += [alias for alias in aliases.get(name, ()) if alias not in names]
         lines.append(f"{address}\t{' '.join(names)}")
+        if name in members6:
+            lines.append(f"{members6[name]}\t{' '.join(names)}")
     return "".join(f"{line}\n" for line in lines).encode() + render_lines(extra)
 
 

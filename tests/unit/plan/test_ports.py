@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from reconciler.plan.diff import plan
-from reconciler.plan.ports import overlap
+from reconciler.plan.networks import publishable
+from reconciler.plan.ports import blocks, overlap
 from reconciler.plan.steps import Blocked, ConfigureNetwork, Plan
 from reconciler.state.desired import Container, Port, Settings, replica_name
+from reconciler.state.network import Network
 from reconciler.state.observed import Listener, Networks, Published
 from tests import values
 from tests.values import NOW
@@ -19,9 +21,11 @@ from tests.values import NOW
         ("0.0.0.0", "127.0.0.1", True),
         ("0.0.0.0", "0.0.0.0", True),
         ("127.0.0.1", "127.0.0.53", False),
-        ("0.0.0.0", "::", True),
-        ("192.0.2.1", "::", True),
+        ("0.0.0.0", "::", False),
+        ("192.0.2.1", "::", False),
         ("0.0.0.0", "::1", False),
+        ("::", "2001:db8::5", True),
+        ("2001:db8::5", "2001:db8::6", False),
         ("0.0.0.0", "::ffff:127.0.0.1", True),
         ("127.0.0.1", "::ffff:127.0.0.1", True),
         ("::1", "::", True),
@@ -31,6 +35,45 @@ from tests.values import NOW
 def test_addresses_overlap_both_ways(one: str, other: str, expected: bool) -> None:
     assert overlap(one, other) is expected
     assert overlap(other, one) is expected
+
+
+@pytest.mark.parametrize(
+    ("address", "v6_only", "kinds"),
+    [
+        ("0.0.0.0", False, [True, False]),
+        ("::", False, [True, True]),
+        ("::", True, [False, True]),
+        ("::1", False, [False, True]),
+        ("2001:db8::5", False, [False, True]),
+        ("127.0.0.1", False, [True, False]),
+    ],
+)
+def test_a_socket_takes_ports_of_one_kind_or_of_both(address: str, v6_only: bool, kinds: list[bool]) -> None:
+    listener = Listener("tcp", address, 80, "nginx (pid 612)", v6_only)
+    assert [blocks(listener, host_ip) for host_ip in ("0.0.0.0", "::")] == kinds
+
+
+def test_a_port_of_ipv6_is_published_once_its_network_has_that() -> None:
+    old, new = Port("0.0.0.0", 80, 80), Port("::", 80, 80)
+    rows = tuple(Published("a", "site", port) for port in (old, new))
+    assert publishable(rows, {"a": Network("a")}) == rows[:1]
+    assert publishable(rows, {}) == rows[:1]
+    assert publishable(rows, {"a": Network("a", ipv6=True)}) == rows
+
+
+def test_both_kinds_of_one_port_are_two_and_each_has_its_stranger() -> None:
+    both = serving("a", Port("0.0.0.0", 80, 80), Port("::", 80, 80))
+    two = serving("b", Port("::", 80, 80))
+    want = values.desired(values.app("a", both), values.app("b", two))
+    made = plan(want, values.world(), NOW)
+    assert [(item.app, item.reason) for item in made.blocked] == [
+        ("b", "port [::]:80/tcp already used by a/site")
+    ]
+    stranger = Listener("tcp", "::1", 80, "nginx (pid 612)")
+    made = plan(values.desired(values.app("a", both)), values.world(listeners=(stranger,)), NOW)
+    assert [(item.app, item.reason) for item in made.blocked] == [
+        ("a", "port [::]:80/tcp already used by nginx (pid 612)")
+    ]
 
 
 def serving(app: str, *ports: Port) -> Container:

@@ -29,6 +29,7 @@ from reconciler.state.desired import (
     VolumeMount,
 )
 from reconciler.state.image import Image, Unresolved
+from reconciler.state.network import Attachment, Network
 from tests import values
 
 IMAGE = values.image("one")
@@ -466,6 +467,49 @@ CHANGES: dict[str, Any] = {
     "logging.max_files": 7,
     "logging.compress": False,
 }
+
+
+def test_a_port_is_published_by_ipv6_where_a_network_that_it_is_reached_by_has_that() -> None:
+    networks = {"back": {"internal": True, "ipv6": True}, "front": {}, "six": {"ipv6": True}}
+    ports = ["80:8000", "0.0.0.0:81:81", "[2001:db8::5]:82-83:82-83/udp", "[::]:84:84"]
+    place = ["back", "front", "six"]
+    site = made({"networks": place, "ports": ports}, networks=networks)
+    assert site.settings.ports == (
+        Port("0.0.0.0", 80, 8000, network="web/front"),
+        Port("0.0.0.0", 81, 81, network="web/front"),
+        Port("2001:db8::5", 82, 82, "udp", network="web/six"),
+        Port("2001:db8::5", 83, 83, "udp", network="web/six"),
+        Port("::", 80, 8000, network="web/six"),
+        Port("::", 84, 84, network="web/six"),
+    )
+    assert [str(port) for port in site.settings.ports][-2:] == ["[::]:80->8000/tcp", "[::]:84->84/tcp"]
+    without = made({"networks": ["back", "front"], "ports": ["80:8000"]}, networks=networks)
+    assert without.settings.ports == (Port("0.0.0.0", 80, 8000, network="web/front"),)
+    local = made({"ports": ["80:80"]}, networks={"default": {"ipv6": True}}, defaults=Defaults("127.0.0.1"))
+    assert local.settings.ports == (Port("127.0.0.1", 80, 80),)
+
+
+def test_a_network_says_what_it_declares_of_ipv6_and_a_gateway_that_it_has_anyway_is_left_out() -> None:
+    subnets = ["fd12:3456:789a::/64", "10.20.0.0/24"]
+    gateways = ["10.20.0.1", "fd12:3456:789a:0:0::1"]
+    place = {"back": {"ipv6_address": "fd12:3456:789a::0005", "ipv4_address": "10.20.0.5"}}
+    networks = {"back": {"ipv6": True, "subnet": subnets, "gateway": gateways}}
+    site = made({"networks": place}, networks=networks)
+    network = Network("web/back", "10.20.0.0/24", ipv6=True, subnet6="fd12:3456:789a::/64")
+    assert site.identity.networks == (Attachment(network, "10.20.0.5", "fd12:3456:789a::5"),)
+    plain = made(
+        {"networks": place}, networks={"back": {k: v for k, v in networks["back"].items() if k != "gateway"}}
+    )
+    assert plain.fingerprint == site.fingerprint
+    app = desire(loaded({"site": {"networks": place}}, networks=networks), {REFERENCE: IMAGE})
+    assert app.networks["web/back"].fixed6 == (("site", "fd12:3456:789a::5"),)
+
+
+def test_what_says_nothing_of_ipv6_has_the_fingerprint_that_it_had() -> None:
+    assert made({}).identity.networks == ()
+    spelled = made({}, networks={"default": {"ipv6": False}})
+    assert spelled.fingerprint == made({}).fingerprint
+    assert made({}, networks={"default": {"ipv6": True}}).fingerprint != made({}).fingerprint
 
 
 @pytest.mark.parametrize("field", sorted(restart_fields().keys() - {"replicas"}))  # that adds and removes

@@ -1,12 +1,21 @@
 """Which subnets and addresses are given: never one that is taken, always the same for the same names."""
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.engine.network.address import POOLS, allocate, choose_subnet, gateway
+from reconciler.engine.network.address import (
+    POOLS,
+    allocate,
+    allocate6,
+    choose_subnet,
+    choose_subnet6,
+    gateway,
+    gateway6,
+    unique_local,
+)
 from reconciler.errors import BlockedError
 
 SUBNET = IPv4Network("172.20.5.0/24")
@@ -101,3 +110,47 @@ def test_a_full_subnet_is_said() -> None:
         allocate(SUBNET, leased, "x")
     freed = leased.pop("77")
     assert allocate(SUBNET, leased, "x") == freed
+
+
+INSTANCES = st.text("0123456789abcdef", min_size=16, max_size=16)
+
+
+@given(INSTANCES, st.lists(st.text(max_size=8), unique=True, max_size=8))
+def test_subnets_of_ipv6_are_the_instances_own_and_never_overlap(instance: str, apps: list[str]) -> None:
+    """RFC 4193: fd, 40 bits drawn at random, 16 for the subnet; the same instance has the same again."""
+    own = unique_local(instance)
+    assert own.prefixlen == 48
+    assert own.subnet_of(IPv6Network("fd00::/8"))
+    assert own == unique_local(instance)
+    taken: list[IPv6Network] = []
+    for app in apps:
+        found = choose_subnet6(taken, [], instance, f"{instance}/{app}")
+        assert found == choose_subnet6(
+            taken, [IPv6Network("::/0"), IPv6Network("fd00::/8")], instance, f"{instance}/{app}"
+        )
+        assert found.prefixlen == 64
+        assert found.subnet_of(own)
+        assert not any(found.overlaps(other) for other in taken)
+        taken.append(found)
+
+
+def test_two_instances_have_other_subnets_and_a_route_is_gone_around() -> None:
+    assert unique_local("0" * 16) != unique_local("1" * 16)
+    first = choose_subnet6([], [], "0" * 16, "a")
+    assert choose_subnet6([], [IPv6Network(first)], "0" * 16, "a") != first
+    with pytest.raises(BlockedError, match=r"no free /64 is left in fd.*/48"):
+        choose_subnet6([], [unique_local("0" * 16)], "0" * 16, "a")
+
+
+def test_an_address_of_ipv6_ends_with_that_of_ipv4_where_there_is_room() -> None:
+    own, wide, narrow = IPv4Address("172.20.5.7"), IPv6Network("fd12::/64"), IPv6Network("fd12::/126")
+    assert allocate6(wide, {}, "db", own) == IPv6Address("fd12::ac14:507")
+    taken = {"other": IPv6Address("fd12::ac14:507")}
+    other = allocate6(wide, taken, "db", own)
+    assert other in wide
+    assert other not in taken.values()
+    assert allocate6(wide, {"db": other}, "db", own) == other
+    kept = [gateway6(narrow)]
+    assert allocate6(narrow, {}, "db", own, kept) in set(narrow) - {narrow[0], narrow[1]}
+    with pytest.raises(BlockedError, match="all 1 addresses of fd12::/126 are leased"):
+        allocate6(narrow, {"a": narrow[2]}, "db", own, kept)

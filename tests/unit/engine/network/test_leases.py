@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,20 @@ DECLARED: Leases = {
             "web/back", str(SUBNET), str(SUBNET[7]), True, (("db", str(SUBNET[9])),), (("zone", "inner"),)
         ),
         {"db": ("database", "store")},
+    ),
+    "web/six": NetworkLease(
+        IPv4Network("10.1.0.0/24"),
+        {"db": IPv4Address("10.1.0.5"), "old": IPv4Address("10.1.0.6")},
+        Network(
+            "web/six",
+            ipv6=True,
+            subnet6="fd12::/64",
+            gateway6="fd12::ffff",
+            fixed6=(("db", "fd12::5"),),
+        ),
+        {},
+        IPv6Network("fd12::/64"),
+        {"db": IPv6Address("fd12::5")},
     ),
     "/lan": NetworkLease(IPv4Network("10.0.0.0/24"), {"web/db": IPv4Address("10.0.0.5")}),
 }
@@ -63,6 +77,14 @@ def test_what_is_declared_and_further_names_are_read_back_too() -> None:
     assert decode(json.dumps(encode(DECLARED)).encode()) == DECLARED
     back = DECLARED["web/back"]
     assert (back.gateway, back.internal, back.fixed) == (SUBNET[7], True, {"db": SUBNET[9]})
+    six = DECLARED["web/six"]
+    assert (six.gateway6, six.fixed6) == (IPv6Address("fd12::ffff"), {"db": IPv6Address("fd12::5")})
+    assert six.addresses_of(["db", "old"]) == [
+        IPv4Address("10.1.0.5"),
+        IPv6Address("fd12::5"),
+        IPv4Address("10.1.0.6"),
+    ]
+    assert DECLARED["/lan"].gateway6 is None
     assert DECLARED["/lan"].gateway == IPv4Address("10.0.0.1")
 
 

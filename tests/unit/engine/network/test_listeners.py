@@ -1,6 +1,6 @@
 """Which sockets of the host stand in the way of a port, and how that is said; from values and from /proc's text."""
 
-from ipaddress import IPv4Address, ip_address
+from ipaddress import ip_address
 
 import pytest
 
@@ -9,7 +9,9 @@ from reconciler.engine.network.ports import PortMapping
 
 
 def wanted(host_ip: str = "0.0.0.0", port: int = 80, protocol: str = "tcp") -> PortMapping:
-    return PortMapping("web", "server", IPv4Address(host_ip), port, 8000, protocol, IPv4Address("172.20.5.2"))
+    where = ip_address(host_ip)
+    to = ip_address("172.20.5.2" if where.version == 4 else "fd12::2")
+    return PortMapping("web", "server", where, port, 8000, protocol, to)
 
 
 def listener(
@@ -35,6 +37,14 @@ def listener(
         ("0.0.0.0", listener("2001:db8::1"), False),
         ("192.0.2.1", listener("::ffff:192.0.2.1"), True),
         ("192.0.2.1", listener("::ffff:192.0.2.2"), False),
+        ("::", listener(), False),
+        ("::", listener("127.0.0.1"), False),
+        ("::", listener("::ffff:192.0.2.1"), False),
+        ("::", listener("::"), True),
+        ("::", listener("::", v6_only=True), True),
+        ("::", listener("::1"), True),
+        ("2001:db8::1", listener("::1"), False),
+        ("2001:db8::1", listener("2001:db8::1"), True),
         ("0.0.0.0", listener(protocol="udp"), False),
         ("0.0.0.0", listener(port=81), False),
     ],
@@ -52,7 +62,7 @@ def test_a_conflict_names_the_port_and_the_process() -> None:
 
 
 def test_a_conflict_with_an_unseen_process_says_so() -> None:
-    unseen = Listener("tcp", IPv4Address("0.0.0.0"), 80, False, 2**63)
+    unseen = Listener("tcp", ip_address("0.0.0.0"), 80, False, 2**63)
     assert str(PortConflict(wanted(), unseen)).endswith(
         "already used by a process that can't be seen from here"
     )

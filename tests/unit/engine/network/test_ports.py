@@ -1,7 +1,8 @@
 """The port table refuses what two sockets could not have, and what is no port (S12)."""
 
+import re
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from hypothesis import given
@@ -93,3 +94,20 @@ def test_order_does_not_matter_and_what_is_salvaged_is_valid(mappings: list[Port
         assert any(a.overlaps(b) for a in mappings for b in mappings if a != b)
     else:
         assert table.mappings == kept.mappings == PortTable(reversed(mappings)).mappings
+
+
+def test_ports_of_ipv6_are_others_and_have_their_place_in_the_order() -> None:
+    to, to6 = IPv4Address("172.20.5.2"), IPv6Address("fd12::ac14:502")
+    four = PortMapping("web", "site", IPv4Address("0.0.0.0"), 80, 8000, "tcp", to)
+    six = PortMapping("web", "site", IPv6Address("::"), 80, 8000, "tcp", to6)
+    one = PortMapping("api", "site", IPv6Address("2001:db8::5"), 80, 8000, "tcp", to6)
+    assert not four.overlaps(six)
+    assert one.overlaps(six)
+    assert list(PortTable([six, four])) == [four, six]
+    assert (str(six), str(one)) == ("[::]:80/tcp", "[2001:db8::5]:80/tcp")
+    with pytest.raises(
+        BlockedError, match=re.escape("[::]:80/tcp is already published by api/site as [2001:db8")
+    ):
+        PortTable([six, one])
+    with pytest.raises(ReconcilerError, match=re.escape("[::]:80/tcp can't lead to 172.20.5.2")):
+        PortTable([replace(six, address=to)])

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,11 @@ class TestResolvConf:
     def test_without_any_server_asks_the_documented_ones(self, files: list[str]) -> None:
         expected = "".join(f"nameserver {server}\n" for server in FALLBACK_SERVERS)
         assert render_resolv_conf(files) == expected.encode()
+
+    def test_keeps_servers_of_ipv6_for_a_container_that_has_that(self) -> None:
+        text = "nameserver fe80::1%eth0\nnameserver ::1\nnameserver 2001:db8::53\nnameserver 192.0.2.53\n"
+        assert render_resolv_conf([text], ipv6=True) == b"nameserver 2001:db8::53\nnameserver 192.0.2.53\n"
+        assert render_resolv_conf([text]) == b"nameserver 192.0.2.53\n"
 
     def test_names_no_more_than_the_c_library_reads(self) -> None:
         text = "".join(f"nameserver 192.0.2.{last}\n" for last in range(1, 9))
@@ -94,6 +99,17 @@ class TestHosts:
             b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
             b"172.20.5.2\tshop-web web\n172.20.5.4\tcache.2\n172.20.5.3\tdb\n"
         )
+
+    def test_name_those_that_have_an_address_of_ipv6_by_that_too(self) -> None:
+        members = {"web": IPv4Address("10.0.0.3"), "db": IPv4Address("10.0.0.2")}
+        hosts = render_hosts(
+            members, "web", "shop-web", aliases={"db": ["store"]}, members6={"db": IPv6Address("fd12::2")}
+        )
+        assert hosts.decode().splitlines()[2:] == [
+            "10.0.0.3\tshop-web web",
+            "10.0.0.2\tdb store",
+            "fd12::2\tdb store",
+        ]
 
     def test_do_not_name_itself_twice(self) -> None:
         assert b"172.20.5.2\tweb\n" in render_hosts(self.MEMBERS, "web", "web")

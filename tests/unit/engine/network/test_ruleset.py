@@ -3,7 +3,7 @@
 import json
 import os
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconciler.engine.network import ruleset
+from reconciler.engine.network.listing import fingerprints, joined, read, seal
 from reconciler.engine.network.ports import PortMapping, PortTable, salvage
 from reconciler.state.desired import replica_name
 
@@ -109,7 +110,7 @@ def listed(commands: list[ruleset.Json]) -> list[ruleset.Json]:
 
 
 def sealed(listing: list[ruleset.Json]) -> list[ruleset.Json]:
-    (command,) = ruleset.seal(INSTANCE, listing)
+    (command,) = seal(INSTANCE, listing)
     added = command["add"]
     assert isinstance(added, dict)
     return [*listing, added]
@@ -133,6 +134,51 @@ def test_the_table_of_shared_ports_is_the_golden_one() -> None:
     assert golden.read_text() == f"[\n{lines}\n]\n"
 
 
+def six(one: PortMapping) -> PortMapping:
+    """The same port by IPv6."""
+    host_ip = {"0.0.0.0": "::", "192.0.2.1": "2001:db8::1"}.get(str(one.host_ip), "2001:db8::7")
+    to = SIX["other" if one.app == "other" else "web"][int(one.address)]
+    return replace(one, host_ip=IPv6Address(host_ip), address=to)
+
+
+SIX = {"web": IPv6Network("fd12:3456:789a:5::/64"), "other": IPv6Network("fd12:3456:789a:6::/64")}
+
+
+def test_the_table_of_ipv6_is_the_golden_one() -> None:
+    ports = PortTable([*PORTS, *map(six, (*PORTS, *SHARED))])  # those of IPv4 are not in it
+    internal = ("other", "of-ipv4-alone")
+    rendered = ruleset.render(
+        INSTANCE, SIX, ports, internal=internal, found_forwarding="0", family=ruleset.IP6
+    )
+    lines = ",\n".join(json.dumps(command, sort_keys=True) for command in rendered)
+    golden = GOLDEN.with_name("ipv6.json")
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(f"[\n{lines}\n]\n")
+    assert golden.read_text() == f"[\n{lines}\n]\n"
+
+
+def test_ports_of_ipv6_leave_the_other_table_as_it_is() -> None:
+    ports = PortTable([*PORTS, *map(six, PORTS)])
+    assert ruleset.render(INSTANCE, NETWORKS, ports) == ruleset.render(INSTANCE, NETWORKS, PortTable(PORTS))
+
+
+@given(several)
+def test_both_tables_are_read_back_as_one(wanted: list[PortMapping]) -> None:
+    table = salvage([*wanted, *map(six, wanted)])
+    rendered = {
+        ruleset.IP: ruleset.render(INSTANCE, NETWORKS, table, found_forwarding="0"),
+        ruleset.IP6: ruleset.render(INSTANCE, SIX, table, found_forwarding="0", family=ruleset.IP6),
+    }
+    found = joined({family: read(listed(commands), family) for family, commands in rendered.items()})
+    assert found is not None
+    assert found.ports == table.mappings
+    assert found.fingerprint == fingerprints(rendered)
+    assert found.found == {ruleset.IP: "0", ruleset.IP6: "0"}
+    alone = joined({ruleset.IP: read(listed(rendered[ruleset.IP]))})
+    assert alone is not None
+    assert alone.fingerprint != found.fingerprint
+
+
 @given(networks, several, st.randoms(use_true_random=False))
 def test_the_same_content_in_any_order_renders_the_same_bytes(
     apps: dict[str, IPv4Network], wanted: list[PortMapping], random: object
@@ -152,12 +198,12 @@ def test_what_was_rendered_is_read_back_and_known_as_ours(
     table = salvage(wanted)
     commands = ruleset.render(INSTANCE, apps, table, found_forwarding="0")
     listing = listed(commands)
-    found = ruleset.read(listing)
+    found = read(listing)
     assert found.ports == table.mappings
     assert found.fingerprint == ruleset.fingerprint(commands)
     assert found.found_forwarding == "0"
     assert not found.sealed
-    assert ruleset.read(sealed(listing)).sealed
+    assert read(sealed(listing)).sealed
 
 
 @given(st.lists(mappings, min_size=1, max_size=4), st.data())
@@ -182,16 +228,16 @@ def test_any_other_content_has_another_fingerprint(wanted: list[PortMapping], da
 )
 def test_a_change_breaks_the_seal(change: object) -> None:
     listing = sealed(listed(ruleset.render(INSTANCE, NETWORKS, PortTable(PORTS))))
-    assert ruleset.read(listing).sealed
+    assert read(listing).sealed
     assert callable(change)
     change(listing)
-    assert not ruleset.read(listing).sealed
+    assert not read(listing).sealed
 
 
 def test_other_handles_and_another_version_do_not_break_the_seal() -> None:
     listing = sealed(listed(ruleset.render(INSTANCE, NETWORKS, PortTable(PORTS))))
     text = json.dumps(listing).replace('"handle": ', '"handle": 9').replace("1.0.6", "1.1.3")
-    assert ruleset.read(json.loads(text)).sealed
+    assert read(json.loads(text)).sealed
 
 
 values = st.recursive(
@@ -208,5 +254,5 @@ values = st.recursive(
 
 @given(st.lists(st.dictionaries(st.sampled_from(["map", "chain", "set"]), values, max_size=2), max_size=4))
 def test_a_listing_of_anything_is_read_without_error(listing: list[ruleset.Json]) -> None:
-    found = ruleset.read(listing)
+    found = read(listing)
     assert not found.sealed

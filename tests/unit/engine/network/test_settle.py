@@ -1,14 +1,15 @@
 """Which subnets and addresses are leased: declared ones before chosen ones, and never one twice."""
 
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.engine.network.address import gateway
+from reconciler.engine.network.address import gateway, unique_local
 from reconciler.engine.network.bridge import Found, HostRoute
 from reconciler.engine.network.leases import LeaseFile, NetworkLease
 from reconciler.engine.network.names import LinkLabel
@@ -148,3 +149,77 @@ def test_no_address_is_had_twice_or_is_the_gateway(
     assert all(lease.addresses[name] == subnet[last] for name, last in asked.items() if name in members)
     free = set(lease.addresses.values()) - {subnet[last] for last in asked.values()}
     assert free.isdisjoint(subnet[last] for last in asked.values())
+
+
+SIX = Network("web", ipv6=True)
+DECLARED6 = Network("web/six", ipv6=True, subnet6="fd12:3456:789a::/64")
+
+
+def wishes6(*networks: Network, members: tuple[str, ...] = ()) -> Mapping[str, Wish]:
+    return {network.key: Wish(network, members, members) for network in networks}
+
+
+def test_a_network_with_ipv6_has_a_subnet_and_its_members_an_address_of_that(file: LeaseFile) -> None:
+    leases, moved = settle(file, INSTANCE, wishes6(SIX, DECLARED6, members=("a", "b")), [], EMPTY)
+    web, six = leases["web"], leases["web/six"]
+    assert moved == frozenset()
+    assert str(six.subnet6) == DECLARED6.subnet6
+    assert str(six.gateway6) == "fd12:3456:789a::1"
+    assert web.subnet6 is not None
+    assert web.subnet6.subnet_of(unique_local(INSTANCE))
+    for lease in (web, six):
+        assert set(lease.addresses6) == {"a", "b"}
+        for name, address in lease.addresses6.items():
+            assert lease.subnet6 is not None
+            assert address == lease.subnet6[int(lease.addresses[name])]
+    assert settle(file, INSTANCE, wishes6(SIX, DECLARED6, members=("a", "b")), [], EMPTY)[0] is file.read()
+
+
+def test_a_network_gets_ipv6_and_loses_it_when_nobody_is_in_it(file: LeaseFile) -> None:
+    settle(file, INSTANCE, wishes(Network("web"), members=("a",)), [], EMPTY)
+    with pytest.raises(BlockedError, match="app web: it is to have IPv6 by its declaration"):
+        settle(file, INSTANCE, wishes6(SIX), [], inside("web", "a"))
+    leases, moved = settle(file, INSTANCE, wishes6(SIX, members=("a",)), [], EMPTY)
+    assert moved == {"web"}
+    assert set(leases["web"].addresses6) == {"a"}
+    leases, moved = settle(file, INSTANCE, wishes(Network("web"), members=("a",)), [], EMPTY)
+    assert moved == {"web"}
+    assert (leases["web"].subnet6, leases["web"].addresses6) == (None, {})
+
+
+def test_one_that_apps_share_gets_it_and_loses_it_in_place(file: LeaseFile) -> None:
+    before = settle(file, INSTANCE, wishes(Network("/lan"), members=("web/a",)), [], EMPTY)[0]["/lan"]
+    busy = Found({}, [], {"/lan": inside("/lan", "web/a").ports.get("/lan", [])})
+    leases, moved = settle(file, INSTANCE, wishes6(Network("/lan", ipv6=True)), [], busy)
+    assert moved == frozenset()
+    assert leases["/lan"].subnet6 is not None
+    assert (leases["/lan"].addresses, leases["/lan"].addresses6) == (before.addresses, {})
+    assert settle(file, INSTANCE, wishes(Network("/lan")), [], busy)[0]["/lan"] == before
+
+
+def test_of_ipv6_too_what_is_declared_is_had_or_refused(file: LeaseFile) -> None:
+    route = HostRoute(IPv6Network("fd12:3456::/32"), 7, 0, True)
+    said = "its subnet fd12:3456:789a::/64 overlaps the host's route fd12:3456::/32"
+    assert conflict(DECLARED6, {}, [route], EMPTY, INSTANCE) == said
+    assert conflict(SIX, {}, [route], EMPTY, INSTANCE) == ""
+    wide = HostRoute(IPv6Network("fd00::/8"), 7, 0, True)
+    assert conflict(DECLARED6, {}, [wide], EMPTY, INSTANCE) == ""
+    chosen = settle(file, INSTANCE, wishes6(SIX, members=("a",)), [], EMPTY)[0]["web"].subnet6
+    rival = Network("other/six", ipv6=True, subnet6=str(chosen))
+    busy = inside("web", "a")
+    assert conflict(rival, file.read(), [], busy, INSTANCE).endswith("in which containers of app web are")
+    leases, moved = settle(file, INSTANCE, wishes6(rival, SIX, members=("a",)), [], EMPTY)
+    assert moved == {"web"}
+    assert leases["web"].subnet6 not in (None, chosen)
+
+
+def test_an_address_of_ipv6_that_is_asked_for_is_had(file: LeaseFile) -> None:
+    settle(file, INSTANCE, wishes6(DECLARED6, members=("a",)), [], EMPTY)
+    held = file.read()["web/six"].addresses6["a"]
+    asks = replace(DECLARED6, fixed6=(("b", str(held)),))
+    with pytest.raises(BlockedError, match=f"web/b: its address {held} is that of web/a, which runs"):
+        lease_all(file, INSTANCE, wishes6(asks, members=("b",)))
+    leases = lease_all(file, INSTANCE, wishes6(asks, members=("b",)), connected=lambda key, name: False)
+    assert leases["web/six"].addresses6 == {"b": held}
+    leases = lease_all(file, INSTANCE, wishes6(asks, members=("a", "b")), connected=lambda key, name: False)
+    assert leases["web/six"].addresses6["a"] != held
