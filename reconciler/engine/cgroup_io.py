@@ -20,6 +20,8 @@ _V1: Final = {
 _V2: Final = {"read_bps": "rbps", "write_bps": "wbps", "read_iops": "riops", "write_iops": "wiops"}
 _BFQ_MOST: Final = 1000  # BFQ_MAX_WEIGHT; up to it both scales mean the same, and 100 is the default of both
 _DEFAULT: Final = 100
+_BFQ, _COST = "bfq", "io.cost"
+_ELSEWHERE: Final = "have the state directory on a disk, or leave limits.io_weight out"
 
 
 def set_io(group: Cgroup, io: Io | None, where: Path) -> None:
@@ -71,56 +73,77 @@ def read_io(group: Cgroup, wanted: Io | None, where: Path) -> Io | None:
 
 
 def set_io_weight(group: Cgroup, weight: int | None, where: Path) -> None:
-    """Set the weight; UnsupportedError where the disk that `where` is on does not go by weights."""
-    file = _weight_file(group)
-    if file is None or not file.exists():
-        if weight is not None:
-            raise _no_controller("limits.io_weight")
-        return
+    """Set the weight; UnsupportedError where the disk that `where` is on does not go by weights.
+
+    What it goes by is a matter of the whole device, and left as it is.
+    """
+    files = _weight_files(group)
     if weight is None:
-        if _weight(file) not in (None, _DEFAULT):
-            _write(file, str(_DEFAULT))
+        for file in files.values():
+            if _weight(file) not in (None, _DEFAULT):
+                _write(file, str(_DEFAULT))
         return
-    found = disk.whole_disk(where)
-    if file.name == "io.weight":
-        if not _has_cost(group, found):
-            raise UnsupportedError(
-                f"limits.io_weight: the disk {disk.name(found)} goes by no weights",
-                hint=f"echo '{found[0]}:{found[1]} enable=1' >/sys/fs/cgroup/io.cost.qos",
-            )
-    elif disk.scheduler(found) != "bfq":
+    if not files:
+        raise _no_controller("limits.io_weight")
+    try:
+        found = disk.whole_disk(where)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"limits.io_weight: {error}", hint=_ELSEWHERE) from error
+    kind = _kind(group, found)
+    if kind not in files:
         used = disk.scheduler(found) or "none"
-        raise UnsupportedError(
-            f"limits.io_weight: the disk {disk.name(found)} goes by no weights: its scheduler is {used}",
-            hint=f"echo bfq >/sys/block/{disk.name(found)}/queue/scheduler",
-        )
-    _write(file, str(min(weight, _BFQ_MOST) if "bfq" in file.name else weight))
+        why, hint = f"its scheduler is {used}", f"echo bfq >/sys/block/{disk.name(found)}/queue/scheduler"
+        if _COST in files:
+            why += ", and io.cost is off"
+            hint = f"echo '{found[0]}:{found[1]} enable=1' >{_root(group)}/io.cost.qos"
+        message = f"limits.io_weight: the disk {disk.name(found)} goes by no weights: {why}"
+        raise UnsupportedError(message, hint=hint)
+    _write(files[kind], str(min(weight, _BFQ_MOST) if kind == _BFQ else weight))
 
 
-def read_io_weight(group: Cgroup, wanted: int | None) -> int | None:
-    """Return the weight in force, None without `wanted`; what the kernel can only keep less finely reads as wanted."""
+def read_io_weight(group: Cgroup, wanted: int | None, where: Path) -> int | None:
+    """Return the weight in force on the disk that `where` is on, None without `wanted`, or where none is in force.
+
+    What the kernel can only keep less finely reads as wanted.
+    """
     if wanted is None:
         return None
-    file = _weight_file(group)
+    try:
+        kind = _kind(group, disk.whole_disk(where))
+    except UnsupportedError:
+        return None
+    file = _weight_files(group).get(kind)
     found = _weight(file) if file is not None else None
-    if file is not None and "bfq" in file.name and found == min(wanted, _BFQ_MOST):
-        return wanted
-    return found
+    return wanted if kind == _BFQ and found == min(wanted, _BFQ_MOST) else found
 
 
-def _weight_file(group: Cgroup) -> Path | None:
+def _weight_files(group: Cgroup) -> dict[str, Path]:
+    """The files that hold a weight, by what goes by them."""
     if group.v2 is not None and "io" in group.controllers:
-        # Where both are there, bfq is what the disk's own scheduler goes by
-        bfq = group.v2 / "io.bfq.weight"
-        return bfq if bfq.exists() else group.v2 / "io.weight"
-    return group.v1["blkio"] / "blkio.bfq.weight" if "blkio" in group.v1 else None
+        files = {_BFQ: group.v2 / "io.bfq.weight", _COST: group.v2 / "io.weight"}
+    elif "blkio" in group.v1:
+        files = {_BFQ: group.v1["blkio"] / "blkio.bfq.weight"}
+    else:
+        files = {}
+    return {kind: file for kind, file in files.items() if file.exists()}
 
 
-def _has_cost(group: Cgroup, found: tuple[int, int]) -> bool:
-    """Whether io.cost is turned on for the disk, which is said in the hierarchy's root only."""
+def _kind(group: Cgroup, found: tuple[int, int]) -> str:
+    """What the disk goes by: its scheduler, whichever that is, unless io.cost is on for it."""
+    used = disk.scheduler(found)
+    return _COST if used != _BFQ and _has_cost(group, found) else used
+
+
+def _root(group: Cgroup) -> Path | None:
+    """The root of the hierarchy of version 2: io.cost is there and nowhere else."""
     root = group.v2
     while root is not None and (root.parent / "cgroup.controllers").exists():
         root = root.parent
+    return root
+
+
+def _has_cost(group: Cgroup, found: tuple[int, int]) -> bool:
+    root = _root(group)
     lines = read(root / "io.cost.qos").splitlines() if root is not None else []
     return any(line.startswith(f"{found[0]}:{found[1]} ") and "enable=1" in line for line in lines)
 

@@ -190,7 +190,7 @@ class LimitFiles:
         group = self._group
         return {
             "io": cgroup_io.read_io(group, wanted.io, self._where),
-            "io_weight": cgroup_io.read_io_weight(group, wanted.io_weight),
+            "io_weight": cgroup_io.read_io_weight(group, wanted.io_weight, self._where),
             "cpuset": cgroup_cpuset.read_cpuset(group, wanted.cpuset),
             "reserve_cpus": cgroup_reserve.read_cpus(group, wanted.reserve_cpus),
             "reserve_memory": cgroup_reserve.read_memory(group, wanted.reserve_memory),

@@ -213,24 +213,6 @@ def test_kill_ends_everything_and_waiting_for_an_empty_cgroup_is_immediate(
         assert box.wait().code == -signal.SIGKILL
 
 
-def test_kill_without_cgroup_kill_is_as_thorough(
-    tmp_path: Path, busybox: Path, parent: str, hierarchies: cgroup.Hierarchies
-) -> None:
-    if "freezer" not in hierarchies.v1:
-        pytest.skip("this kernel lacks a version 1 freezer; here the containers are killed by cgroup.kill")
-    old = cgroup.Hierarchies(v2=None, v1=hierarchies.v1)
-    group = cgroup.create(old, parent, "box", Limits(pids=100))
-    # the first process only waits: a shell that meets the limit ends by itself
-    bomb = "(while :; do sleep 100 & done) 2>/dev/null & exec sleep 1000"
-    bundle = make_bundle(tmp_path / "bundle", [busybox], "/bin/sh", "-c", bomb)
-    bundle.annotate("cgroup", group.annotation())
-    with running(bundle) as box:
-        cgroup.kill(group)
-        assert cgroup.wait_empty(group, 10)
-        assert box.wait().code == -signal.SIGKILL
-    cgroup.remove(group)
-
-
 def test_removing_twice_and_finding_again(parent: str, hierarchies: cgroup.Hierarchies) -> None:
     assert cgroup.open_existing(hierarchies, parent, "box") is None
     made = cgroup.create(hierarchies, parent, "box", Limits())

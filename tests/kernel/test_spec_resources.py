@@ -2,16 +2,20 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from reconciler.engine import cgroup, cgroup_io, cgroup_reserve, disk
+from reconciler.engine import cgroup, cgroup_reserve, disk
 from reconciler.engine.hierarchies import Cgroup, Hierarchies
 from reconciler.errors import ReconcilerError, UnsupportedError
 from tests.images import Built
 from tests.images import busybox as busybox_image
+from tests.kernel.leaks import LeakCheck
+from tests.kernel.netns import private_network
+from tests.kernel.test_spec_volumes import private_mounts
 from tests.kernel.trial import Trial, Trials, on_trial
 from tests.kernel.workshop import remove, scratch
 
@@ -132,34 +136,104 @@ def test_a_partition_and_a_path_stand_for_their_disk(loop: str) -> None:
         remove(mounted)
 
 
-def test_the_weight_of_io_needs_a_disk_that_goes_by_weights(trials: Trials, loop: str) -> None:
-    with pytest.raises(UnsupportedError, match=r"on no disk of its own|limits\.io_weight"):
-        trials.start({"limits": {"memory": "64Mi", "io_weight": 500}})
-    scheduler = Path(f"/sys/block/{Path(loop).name}/queue/scheduler")
-    before = scheduler.read_text()
-    if "bfq" not in before:
-        pytest.skip("this kernel lacks the scheduler bfq")
-    trial = trials.start({})
-    found = group(trial)
-    weight = (
-        found.v2 / "io.bfq.weight"
-        if found.v2 is not None and "io" in found.controllers
-        else found.v1["blkio"] / "blkio.bfq.weight"
-    )
-    with pytest.raises(
-        UnsupportedError, match=rf"the disk {Path(loop).name} goes by no weights: its scheduler is \S+"
-    ):
-        cgroup_io.set_io_weight(found, 500, Path(loop))
-    scheduler.write_text("bfq")
+@pytest.fixture
+def on_disk(image: Built, patience: float) -> Iterator[Trials]:
+    """A device whose state directory is on a disk of its own: an ext4 on a loop device."""
+    path = scratch("weight")
+    check = LeakCheck(str(path))
+    state = path / "state"
+    state.mkdir()
+    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
     try:
-        for wanted, kept in ((500, "500"), (5000, "1000")):
-            cgroup_io.set_io_weight(found, wanted, Path(loop))
-            assert weight.read_text().split()[-1] == kept
-            assert cgroup_io.read_io_weight(found, wanted) == wanted
-        cgroup_io.set_io_weight(found, None, Path(loop))
-        assert weight.read_text().split()[-1] == "100"
+        with private_network(), private_mounts():
+            with (path / "image").open("wb") as opened:
+                opened.truncate(64 << 20)
+            subprocess.run(("mkfs.ext4", "-q", str(path / "image")), check=True, env=environment)
+            subprocess.run(("mount", "-o", "loop", str(path / "image"), str(state)), check=True)
+            try:
+                made = Trials(path, image, patience)
+                check.own(made.parts.instance)
+                try:
+                    yield made
+                finally:
+                    made.close()
+            finally:
+                subprocess.run(("umount", str(state)), check=True)
     finally:
-        scheduler.write_text(before.split("[")[1].split("]")[0])
+        remove(path)
+    assert check.leaks() == []
+
+
+def test_the_weight_of_io_needs_a_disk(trials: Trials) -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"limits\.io_weight: (.* is on no disk of its own|this machine cannot)"
+    ):
+        trials.start({"limits": {"memory": "64Mi", "io_weight": 500}})
+    assert trials.observe().containers == {}
+
+
+@pytest.mark.cgroup
+def test_the_weight_of_io_is_in_force_where_the_disk_goes_by_weights_and_is_nowhere_forced(
+    on_disk: Trials,
+) -> None:
+    """By io.cost of version 2, and by the scheduler bfq of either; which of them a disk has nobody changes here."""
+    numbers = disk.whole_disk(on_disk.layout.state)
+    scheduler = Path(f"/sys/block/{disk.name(numbers)}/queue/scheduler")
+    before = scheduler.read_text()
+    plain = on_disk.start({})
+    found = group(plain)
+    of_v2 = found.v2 is not None and "io" in found.controllers
+    root = Path("/sys/fs/cgroup")
+    cost = root / "io.cost.qos"
+    spec: dict[str, Any] = {"limits": {"memory": "64Mi", "io_weight": 5000}}
+    said = rf"limits\.io_weight: the disk {disk.name(numbers)} goes by no weights: its scheduler is \S+"
+    with pytest.raises(UnsupportedError, match=said) as refused:
+        on_disk.start(spec)
+    assert scheduler.read_text() == before
+    tried = 0
+
+    def weighed(file: str, kept: str, take_away: Callable[[], object]) -> None:
+        trial = on_disk.start(spec)
+        where = group(trial)
+        weight = (where.v2 if of_v2 and where.v2 is not None else where.v1["blkio"]) / file
+        assert weight.read_text().split()[-1] == kept
+        app = on_disk.desire(trial.app, spec)
+        assert on_disk.steps(app) == []
+        weight.write_text("77")
+        assert on_disk.steps(app) == [f"update {trial.app}/c (limits)"]
+        on_disk.update(trial, spec)
+        assert weight.read_text().split()[-1] == kept
+        on_disk.update(trial, {"limits": {"memory": "64Mi"}})
+        assert weight.read_text().split()[-1] == "100"
+        on_disk.update(trial, spec)
+        take_away()  # what is set is in force no more, and that is seen
+        assert on_disk.steps(app) == [f"update {trial.app}/c (limits)"]
+        with pytest.raises(UnsupportedError, match=said):
+            on_disk.update(trial, spec)
+
+    if of_v2 and cost.exists():
+        tried += 1
+        device = ":".join(map(str, numbers))
+        assert refused.value.hint == f"echo '{device} enable=1' >{cost}"
+        assert not [
+            line for line in cost.read_text().splitlines() if line.startswith(device) and "enable=1" in line
+        ]
+        cost.write_text(f"{device} enable=1")
+        weighed("io.weight", "5000", lambda: cost.write_text(f"{device} enable=0"))
+    try:
+        scheduler.write_text("bfq")
+    except OSError:
+        if not tried:
+            pytest.skip("this kernel lacks the scheduler bfq, and io.cost")
+        return
+    back = before.split("[")[1].split("]")[0]
+    try:
+        weighed("io.bfq.weight" if of_v2 else "blkio.bfq.weight", "1000", lambda: scheduler.write_text(back))
+        if of_v2 and cost.exists():  # bfq is there and the disk does not go by it
+            cost.write_text(f"{device} enable=1")
+            weighed("io.weight", "5000", lambda: cost.write_text(f"{device} enable=0"))
+    finally:
+        scheduler.write_text(back)
 
 
 @pytest.mark.cgroup
