@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
-from reconciler.agent import nameless
+from reconciler.agent import fetching, nameless
 from reconciler.agent.asked import flag_of, grace_of, map_of, reference_of, signal_of, stdin_of, text_of
 from reconciler.agent.hand import adhoc_app
 from reconciler.agent.loop import Agent
@@ -29,19 +28,16 @@ from reconciler.agent.picture import (
     joined_network,
     with_free_port,
 )
-from reconciler.agent.pinning import pinned
 from reconciler.agent.turn import Turn
 from reconciler.engine import renaming
 from reconciler.engine.byhand import Adhoc
 from reconciler.engine.control import Control
 from reconciler.engine.named import named
 from reconciler.engine.progress import Listener
-from reconciler.engine.record import records
 from reconciler.errors import BlockedError, ReconcilerError, TimedOutError, UsageError
 from reconciler.linux.process import signal_number
 from reconciler.spec.adhoc import ADHOC
 from reconciler.spec.commandline import Options, changed_text, load_text, spec_text
-from reconciler.spec.reference import Digest, Reference
 from reconciler.state.desired import lane_of
 from reconciler.state.wish import Goal, Wish
 
@@ -79,25 +75,8 @@ class Verbs:
     # --- images ------------------------------------------------------------------------------------------------------
 
     def fetch(self, body: Mapping[str, Any]) -> Answer:
-        """Say which image is meant, by digest, and bring it here: from a `bundle` that is given, or its registry."""
-        text, bundle = text_of(body, "image"), text_of(body, "bundle")
-        reference = pinned(
-            text, self._parts.images.digest, bundle=bundle, last_known=self._last_known
-        ).reference
-        if bundle:
-            self._parts.images.add_bundle(Path(bundle))
-        image = self._parts.images.resolve(reference)
-        self._parts.images.pull(image, reference, self._progress)
-        return {"image": str(reference), "digest": str(reference.digest)}
-
-    def _last_known(self, reference: Reference) -> Digest | None:
-        """What that tag meant for a container that is here: a device may be off the net for long."""
-        newest_first = sorted(records(self._layout), key=lambda record: -record.created)
-        for record in newest_first:
-            known = Reference.parse(record.reference)
-            if replace(known, digest=None) == reference:
-                return known.digest
-        return None
+        """See `fetching.fetch`."""
+        return fetching.fetch(self._parts, body, self._progress)
 
     # --- create ------------------------------------------------------------------------------------------------------
 

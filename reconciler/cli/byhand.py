@@ -40,6 +40,9 @@ def _surroundings(parser: argparse.ArgumentParser) -> None:
         help="bridge (the network of all ad-hoc containers), host (the device's own), none, one that apps share, or "
         "container:NAME, that of another container",
     )
+    _texts(
+        parser, "--network-alias", metavar="NAME", help="a further name in the network that --network names"
+    )
     _texts(parser, "--dns", metavar="ADDRESS", help="a server to ask for names of the outside")
     _texts(parser, "--dns-search", metavar="DOMAIN", help="a domain in which short names are looked up")
     _texts(parser, "--dns-option", metavar="OPTION", help="an option of resolv.conf(5)")
@@ -123,6 +126,12 @@ def _container(parser: argparse.ArgumentParser) -> None:
     _limits(parser)
     _surroundings(parser)
     _privileges(parser)
+    parser.add_argument(
+        "--pull",
+        default="missing",
+        choices=("always", "missing", "never"),
+        help="ask the registry for what the tag means now: always, when nothing here is called so (default), or never",
+    )
     parser.add_argument(
         "--bundle",
         default="",

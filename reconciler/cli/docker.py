@@ -48,7 +48,8 @@ COMMANDS: Final[tuple[Command, ...]] = (
         "run",
         "run",
         "a VOLUME of the image is no volume; `--memory` without `--memory-swap` means no swap; `always` is Docker's "
-        "`unless-stopped`; output passes through the log; `--device` is `--add-device`",
+        "`unless-stopped`; output passes through the log; `--device` is `--add-device`; `--ip` is not there, as a "
+        "network that apps share has no subnet that anybody chose",
         "container run",
     ),
     Command("ps", "ps", "a declared container is called APP/CONTAINER", "container ls"),

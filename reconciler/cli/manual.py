@@ -50,9 +50,10 @@ files and its log from start to start, until it is removed. All of them share on
 other by name, and one app, `adhoc`, which no spec may be called. Options and exit codes are Docker's, with these
 differences:
 
-- A registry's host is never left out. A tag (`latest` where there is none) is looked up once, and its digest is
-  printed and kept. With `--bundle LAYOUT` the image may also be a name in that OCI layout; a tag alone, as most
-  layouts have, is kept as localhost/DIRECTORY:TAG.
+- A registry's host is never left out. A tag (`latest` where there is none) means what it means here already, by a pull
+  or by a container that was made from it; where that is nothing the registry is asked, with `--pull always` in any
+  case, with `never` in none. Its digest is printed and kept. With `--bundle LAYOUT` the image may also be a name in
+  that OCI layout; a tag alone, as most layouts have, is kept as localhost/DIRECTORY:TAG.
 - The restart policy is `no` unless `--restart` says otherwise. `always` is Docker's `unless-stopped`, and
   `on-failure` comes back after a reboot too. What was running with `no` when the device went down stays down.
 - `--memory` without `--memory-swap` means no swap. Named volumes are those of the app `adhoc`. `-v /path` makes

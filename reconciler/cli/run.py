@@ -27,7 +27,7 @@ _TEXTS: Final = (
 )
 _LISTS: Final = (
     *("dns", "dns_search", "dns_option", "add_host", "group_add", "cap_add", "cap_drop", "security_opt"),
-    *("add_device", "ulimit", "sysctl", "annotation", "log_opt"),
+    *("add_device", "ulimit", "sysctl", "annotation", "log_opt", "network_alias"),
 )
 
 
@@ -103,7 +103,7 @@ def _made(args: argparse.Namespace, *, start: bool) -> dict[str, Any]:
     """Bring the image here and make the container; the image's digest is said where none was named."""
     bundle = os.path.realpath(args.bundle) if args.bundle else ""
     wanted = _options(args)
-    found = ask(args, "fetch", {"image": args.image, "bundle": bundle})
+    found = ask(args, "fetch", {"image": args.image, "bundle": bundle, "pull": args.pull})
     if found["image"] != args.image:
         print(f"image {found['image']}", file=sys.stderr)
     body = {

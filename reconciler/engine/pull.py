@@ -132,6 +132,11 @@ class Images:
         same = (found.os, found.architecture) == (self._platform.os, self._platform.architecture)
         return image if same else None
 
+    def is_here(self, reference: Reference) -> bool:
+        """Return whether the image that the pinned digest means is complete on this disk; asks nobody."""
+        known = self._known(reference)
+        return known is not None and self._store.resolved(known.index) is not None and not self.missing(known)
+
     def digest(self, reference: Reference) -> Digest:
         """Ask the registry what a tag means now; for people who want to pin it."""
         return self._resolver.digest(reference, time.sleep)

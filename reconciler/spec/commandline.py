@@ -17,7 +17,7 @@ from reconciler.spec.load import LoadedApp, load
 from reconciler.spec.marks import ERROR
 from reconciler.spec.modes import JOINS
 from reconciler.spec.terms import ANYTHING
-from reconciler.spec.units import seconds, size
+from reconciler.spec.units import restart_policy, seconds, size, ulimit, whole
 from reconciler.spec.values import NAME_PATTERN
 
 CONTAINER: Final = "main"
@@ -58,6 +58,7 @@ class Options:
     pids_limit: str = ""
     network: str = ""
     ipv6: bool = False
+    network_alias: tuple[str, ...] = ()
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
     dns_option: tuple[str, ...] = ()
@@ -162,7 +163,7 @@ def spec_text(options: Options, image: str, *, identity: str) -> tuple[str, Mapp
         )
     _surroundings(options, draft)
     _privileges(options, draft)
-    draft.set("restart", _restart(options.restart or "no"), "--restart")
+    draft.set("restart", restart_policy(options.restart or "no"), "--restart")
     limits = _limits(options, draft)
     if limits:
         draft.fields["limits"] = limits
@@ -186,7 +187,7 @@ def changed_text(text: str, options: Options) -> tuple[str, Mapping[str, str]]:
     if limits:
         fields["limits"] = limits
     if options.restart:
-        draft.set("restart", _restart(options.restart), "--restart")
+        draft.set("restart", restart_policy(options.restart), "--restart")
         fields["restart"] = draft.fields["restart"]
     return _text(value), draft.said
 
@@ -307,12 +308,19 @@ def _surroundings(options: Options, draft: _Draft) -> None:
     """Network, names, log and what of the kernel is its own."""
     shared = options.network.removeprefix("/")
     if shared in ("", "default", "bridge", "host", "none") or ":" in shared:
+        if options.network_alias:
+            raise UsageError(
+                f"--network-alias {options.network_alias[0]}: goes with a network that has a name",
+                hint="give that too: --network NAME; in the others a container is found by its --name",
+            )
         if options.network:
             mode = "bridge" if options.network == "default" else options.network
             draft.set("network_mode", mode, "--network")
     elif _NETWORK.fullmatch(shared):
         draft.networks[shared] = {"external": True, **({"ipv6": True} if options.ipv6 else {})}
-        draft.set("networks", [shared], "--network")
+        draft.set("networks", {shared: {"aliases": list(options.network_alias)}}, "--network")
+        for index, alias in enumerate(options.network_alias):
+            draft.said[f"networks.{shared}.aliases[{index}]"] = f"--network-alias {alias}"
     else:
         raise UsageError(
             f"--network {options.network}: expected bridge, host, none, container:NAME, or the name of a network that "
@@ -330,13 +338,13 @@ def _surroundings(options: Options, draft: _Draft) -> None:
         if texts:
             draft.set(name, {text.partition("=")[0]: text.partition("=")[2] for text in texts}, option)
     if options.ulimit:
-        draft.set("ulimits", dict(_ulimit(text) for text in options.ulimit), "--ulimit")
+        draft.set("ulimits", dict(ulimit(text) for text in options.ulimit), "--ulimit")
     if options.shm_size:
         draft.set("shm_size", size(options.shm_size, "--shm-size"), "--shm-size")
     if options.cpuset_cpus:
         draft.set("cpuset", options.cpuset_cpus, "--cpuset-cpus")
     if options.oom_score_adj:
-        draft.set("oom_score_adj", _whole(options.oom_score_adj, "--oom-score-adj"), "--oom-score-adj")
+        draft.set("oom_score_adj", whole(options.oom_score_adj, "--oom-score-adj"), "--oom-score-adj")
     logging: dict[str, Any] = {}
     if options.log_driver:
         driver = "file" if options.log_driver in ("json-file", "local") else options.log_driver
@@ -347,7 +355,7 @@ def _surroundings(options: Options, draft: _Draft) -> None:
             case ("max-size", "=", value):
                 logging["max_size"] = size(value, f"--log-opt {text}")
             case ("max-file", "=", value):
-                logging["max_files"] = _whole(value, f"--log-opt {text}")
+                logging["max_files"] = whole(value, f"--log-opt {text}")
             case ("compress", "=", "true" | "false" as value):
                 logging["compress"] = value == "true"
             case _:
@@ -375,34 +383,6 @@ def _privileges(options: Options, draft: _Draft) -> None:
                 raise UsageError(
                     f"--security-opt {text}: not offered yet", hint="known: no-new-privileges[=false]"
                 )
-
-
-def _ulimit(text: str) -> tuple[str, object]:
-    """Docker's `NAME=SOFT[:HARD]`; one number is both."""
-    name, _, numbers = text.partition("=")
-    soft, colon, hard = numbers.partition(":")
-    option = f"--ulimit {text}"
-    return name, {"soft": _whole(soft, option), "hard": _whole(hard if colon else soft, option)}
-
-
-def _whole(text: str, option: str) -> int:
-    if re.fullmatch(r"-?\d{1,19}", text, re.ASCII) is None:
-        raise UsageError(f"{option}: {text!r} is not a whole number")
-    return int(text)
-
-
-def _restart(text: str) -> object:
-    """Docker's policies; `always` is what Docker calls unless-stopped: what is stopped by hand stays stopped."""
-    if text == "unless-stopped":
-        return {"policy": "always"}
-    policy, colon, attempts = text.partition(":")
-    if colon and policy == "on-failure":
-        if re.fullmatch(r"\d{1,6}", attempts, re.ASCII) is None:
-            raise UsageError(f"--restart {text}: expected on-failure:N with a whole number")
-        return {"policy": policy, "max_attempts": int(attempts)}
-    if text not in ("no", "on-failure", "always"):
-        raise UsageError(f"--restart {text}: expected no, on-failure[:N], always or unless-stopped")
-    return {"policy": policy}
 
 
 def _limits(options: Options, draft: _Draft, before: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sizes and times as Docker's command line has them, as bytes and as the spec's durations. Pure."""
+"""Sizes, times, numbers and policies as Docker's command line has them, in the forms of a spec. Pure."""
 
 import re
 from typing import Final
@@ -25,3 +25,31 @@ def seconds(text: str, option: str) -> str:
     if re.fullmatch(r"-1|\d{1,9}", text, re.ASCII) is None:
         return text
     return "365d" if text == "-1" else f"{int(text)}s"
+
+
+def ulimit(text: str) -> tuple[str, object]:
+    """Docker's `NAME=SOFT[:HARD]`; one number is both."""
+    name, _, numbers = text.partition("=")
+    soft, colon, hard = numbers.partition(":")
+    option = f"--ulimit {text}"
+    return name, {"soft": whole(soft, option), "hard": whole(hard if colon else soft, option)}
+
+
+def whole(text: str, option: str) -> int:
+    if re.fullmatch(r"-?\d{1,19}", text, re.ASCII) is None:
+        raise UsageError(f"{option}: {text!r} is not a whole number")
+    return int(text)
+
+
+def restart_policy(text: str) -> object:
+    """Docker's policies; `always` is what Docker calls unless-stopped: what is stopped by hand stays stopped."""
+    if text == "unless-stopped":
+        return {"policy": "always"}
+    policy, colon, attempts = text.partition(":")
+    if colon and policy == "on-failure":
+        if re.fullmatch(r"\d{1,6}", attempts, re.ASCII) is None:
+            raise UsageError(f"--restart {text}: expected on-failure:N with a whole number")
+        return {"policy": policy, "max_attempts": int(attempts)}
+    if text not in ("no", "on-failure", "always"):
+        raise UsageError(f"--restart {text}: expected no, on-failure[:N], always or unless-stopped")
+    return {"policy": policy}

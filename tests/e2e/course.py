@@ -25,8 +25,8 @@ COURSE: Final[tuple[tuple[str, str], ...]] = (
     ),
     ("cp web1:/etc/nginx/nginx.conf ./nginx.conf", "the file comes out"),
     (
-        "run --rm -e GREETING=hello registry.example/busybox sh -c 'echo $GREETING'",
-        "a variable reaches the program",
+        "run --rm --pull=never -e GREETING=hello registry.example/busybox sh -c 'echo $GREETING'",
+        "a variable reaches the program; no registry is asked for what is here",
     ),
     (
         "run -d --name box --memory 64m --cpus 0.5 registry.example/busybox "

@@ -118,7 +118,7 @@ def the_containers(course: Course) -> str:
     assert "Welcome to nginx" in course.page(8082)
     course("cp web1:/etc/nginx/nginx.conf ./nginx.conf")
     assert "worker_processes" in (course.directory / "nginx.conf").read_text()
-    line = "run --rm -e GREETING=hello registry.example/busybox sh -c 'echo $GREETING'"
+    line = "run --rm --pull=never -e GREETING=hello registry.example/busybox sh -c 'echo $GREETING'"
     assert course(line) == "hello"
     box = course(
         "run -d --name box --memory 64m --cpus 0.5 registry.example/busybox "

@@ -69,7 +69,14 @@ def test_a_network_is_shared_by_apps_and_by_hand_and_shown(device: Device, box: 
     assert "network wan: no app shares one of that name" in refused.stderr
     assert "declare it in the spec of an app: networks: {wan: {external: true}}" in refused.stderr
 
-    device.reconciler("run", "-d", "--name", "hand", "--network", "lan", image, "sleep", "100000")
+    named = ("--network", "lan", "--network-alias", "helper", "--network-alias=spare")
+    device.reconciler("run", "-d", "--name", "hand", *named, image, "sleep", "100000")
+    hosts = device.reconciler("exec", "one/web", "cat", "/etc/hosts").stdout
+    (line,) = [line.split() for line in hosts.splitlines() if line.split()[1:2] == ["hand"]]
+    assert {line[0]} == {one.split()[0] for one in hosts.splitlines() if {"helper", "spare"} & {*one.split()}}
+    lonely = device.reconciler("run", "--network-alias", "helper", image, "true", check=False)
+    assert lonely.returncode == 125
+    assert "--network-alias helper: goes with a network that has a name" in lonely.stderr
     shown = device.reconciler("network", "ls").stdout
     assert "/lan" in shown
     assert "hand, one/web" in shown

@@ -146,6 +146,37 @@ def test_a_tag_is_looked_up_when_it_is_pulled(device: Device, extra: Built, tmp_
     unknown = device.reconciler("pull", f"{registry.name}/app:none", check=False)
     assert unknown.returncode == 8
 
+    # `run` and `create` take what is called so here, and ask for what is not, unless they are told otherwise
+    newer = upon(extra, tmp_path / "newer", [file("./etc/newer", "x")], tag=extra.tag)
+    registry.push(newer, "app")
+
+    def create(image: str, *options: str, code: int = 0) -> str:
+        done = device.reconciler("create", *options, image, "true", check=False)
+        assert done.returncode == code, done.stderr
+        return done.stderr
+
+    for options in ((), ("--pull", "missing"), ("--pull=never",)):
+        assert str(extra.digest) in create(name, *options)
+    assert str(newer.digest) in create(name, "--pull", "always")
+    assert str(newer.digest) in create(name)
+    absent = f"{registry.name}/app:none"
+    refused = create(absent, "--pull=never", code=125)
+    assert f"image {absent}: is not here, and --pull is never" in refused
+    assert f"run: reconciler pull {absent}" in refused
+    assert "none" in create(absent, code=125)  # the registry says so
+    registry.stop()
+    assert str(newer.digest) in create(name)
+    assert "Connection refused" in create(name, "--pull=always", code=125)
+    create(pinned, "--pull=always")
+    create(pinned, "--pull=never")
+    create(f"{name}@sha256:{64 * '0'}", "--pull=never", code=125)
+    layout = ("--bundle", str(newer.layout))
+    assert str(newer.digest) in create(newer.tag, *layout, "--pull=never")
+    other = upon(extra, tmp_path / "other", [file("./etc/other", "x")], tag=extra.tag)
+    layout = ("--bundle", str(other.layout))
+    assert f"reconciler pull --bundle {other.layout}" in create(other.tag, *layout, "--pull=never", code=125)
+    assert str(other.digest) in create(other.tag, *layout, "--pull=always")
+
 
 def test_prune_takes_what_nothing_needs_and_says_so(ready: Device, box: Built, extra: Built) -> None:
     pull(ready, extra, extra.tag)

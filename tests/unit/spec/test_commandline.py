@@ -158,6 +158,11 @@ def test_every_option_reaches_its_field() -> None:
         ({"user": "a b"}, "-u must be uid[:gid] or a user name"),
         ({"stop_signal": "FOO"}, "--stop-signal must be the name of a signal"),
         ({"hostname": "ä_"}, "--hostname must be a host name"),
+        ({"network": "lan", "network_alias": ["ok", "-x"]}, "--network-alias -x must be a host name"),
+        (
+            {"network": "host", "network_alias": ["ok"]},
+            "--network-alias ok: goes with a network that has a name",
+        ),
         (
             {"network": "container:..x"},
             "--network must be bridge, host, none or container:NAME, not 'container:..x'",
