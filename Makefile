@@ -13,6 +13,9 @@ PROJECT := $(shell sha256sum pyproject.toml | cut -c1-12)
 RUN_STAMP := .venv/installed-$(PROJECT)
 TEST_STAMP := .venv/installed-$(PROJECT)-test
 
+# A caller's wish for no bytecode would have every verb and every agent compile the whole program: twice the time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help run clean-run test check test-vm bench format docs
 

@@ -31,9 +31,10 @@ def typed(fd: int, text: bytes) -> None:
         text = text[os.write(fd, text) :]
 
 
+# A trap ends a `read` that waits with 128 + the signal; the end of what is typed ends it with 1.
 SHELL = """
 stty -echo; trap 'echo size; stty size' WINCH; tty
-while read line; do echo got $line; done; exit 7
+while read line || [ $? -gt 128 ]; do echo got $line; done; exit 7
 """
 
 
