@@ -117,6 +117,21 @@ class TestRemovingAnApp:
         assert (seen.ports, seen.ruleset_intact, dict(seen.apps)) == ((), True, {})
         assert not world.networks.publish([])
 
+    def test_takes_a_bridge_that_was_in_the_making_too(self, world: Apps) -> None:
+        """An app whose file goes at once is removed while its network is made: a bridge without a lease is nobody's."""
+        failpoint.arm("network.forwards:1*delay(300)")
+        making = threading.Thread(target=world.networks.ensure, args=("web",))
+        making.start()
+        try:
+            while "web" not in world.networks.observe().apps:
+                assert making.is_alive()
+            world.networks.remove("web")
+        finally:
+            making.join()
+            failpoint.arm("")
+        assert world.networks.observe().apps == {}
+        assert bridge_name(INSTANCE, "web") not in world.host.run("ip", "-o", "link")
+
     def test_gives_the_same_subnet_when_it_comes_again(self, world: Apps) -> None:
         first = world.networks.ensure("web")
         world.networks.remove("web")

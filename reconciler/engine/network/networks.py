@@ -162,6 +162,10 @@ class Networks(Addresses):
             flows.forget_addresses(lease.addresses_of(lease.addresses))
             self._leases.change(lambda leases: leases.pop(network, None))
         failpoint("network.released")
+        with self._bridges_lock, kernel(shown(network)), netlink.Socket(netlink.ROUTE) as sock:
+            # An `ensure` that had leased it before made the bridge since: without a lease nobody would ever look at it
+            if network not in self._leases.read():
+                bridge.delete(sock, bridge_name(self._instance, network))
         self._installed.update(without=network)
 
     def rename(self, app: str, old: str, new: str) -> None:
