@@ -31,10 +31,10 @@ def typed(fd: int, text: bytes) -> None:
         text = text[os.write(fd, text) :]
 
 
-# A trap ends a `read` that waits with 128 + the signal; the end of what is typed ends it with 1.
+# A signal with a trap ends a `read` that waits just as the end of what is typed does.
 SHELL = """
-stty -echo; trap 'echo size; stty size' WINCH; tty
-while read line || [ $? -gt 128 ]; do echo got $line; done; exit 7
+stty -echo; trap 'seen=1; echo size; stty size' WINCH; tty
+while read line || [ "$seen" ]; do seen=; echo got $line; done; exit 7
 """
 
 
