@@ -206,11 +206,12 @@ def test_logs_are_followed_until_the_reader_or_the_container_goes(ready: Device,
     done = ready.inside(["bash", "-c", head])
     assert done.stdout == "tick 0\ntick 1\ntick 2\n141\n"
     assert done.stderr == ""
-    followed = ready.spawn(
-        [*PROGRAM, "logs", "-f", "--tail", "1", "log/main", *ready.places],
-        stdout=subprocess.DEVNULL,
-        cwd=REPOSITORY,
-    )
+    seen = ready.root / "seen"
+    with seen.open("wb") as output:
+        followed = ready.spawn(
+            [*PROGRAM, "logs", "-f", "--tail", "1", "log/main", *ready.places], stdout=output, cwd=REPOSITORY
+        )
+    ready.until(lambda: seen.stat().st_size > 0)  # or it would follow what comes after this one
     ready.reconciler("exec", "log/main", "touch", "/stop")
     assert followed.wait(20 * PATIENCE) == 0
 
