@@ -119,19 +119,22 @@ _FORMS: tuple[dict[str, Any], ...] = (
     {"subnet": "10.77.0.0/24"},
     {"subnet": "10.78.0.0/24"},
     {"internal": True},
+    {"ipv6": True},
+    {"ipv6": True, "subnet6": "fd12:3456:789a::/64"},
 )
 
 
 def declared(key: str) -> st.SearchStrategy[NetworkOf]:
-    """A network in one of the forms that it may be declared in."""
-    return st.sampled_from(_FORMS).map(lambda form: NetworkOf(key, **form))
+    """A network in one of the forms that it may be declared in; of one that apps share nothing but IPv6 is said."""
+    forms = _FORMS if key != SHARED else ({}, {"ipv6": True})
+    return st.sampled_from(forms).map(lambda form: NetworkOf(key, **form))
 
 
 @st.composite
 def places(draw: st.DrawFn, app: str) -> tuple[Attachment, ...]:
     """Mostly the app's own network; now and then another one, a shared one, or several."""
     keys = draw(st.sampled_from([(app,)] * 4 + [(f"{app}/back",), (app, f"{app}/back"), (SHARED, app)]))
-    found = [Attachment(NetworkOf(key) if key == SHARED else draw(declared(key))) for key in keys]
+    found = [Attachment(draw(declared(key))) for key in keys]
     if found[0].network.subnet and draw(st.booleans()):
         found[0] = replace(found[0], address=found[0].network.subnet.replace("0/24", "9"))
     return () if found == [Attachment(NetworkOf(app))] else tuple(found)
@@ -155,7 +158,15 @@ def agreed(made: Mapping[str, Container]) -> dict[str, Container]:
             Attachment(n, p.address if n == p.network else "") for n, p in zip(own, one.places, strict=True)
         )
         plain = same in ((), (Attachment(NetworkOf(one.app)),))
-        result[name] = replace(one, identity=replace(one.identity, networks=() if plain else same))
+        # What is published on every address is so by IPv6 too, where the container is reached by that
+        ipv6 = any(place.network.key == one.app and place.network.ipv6 for place in same)
+        ports = tuple(port for port in one.settings.ports if port.host_ip != "::")
+        ports += tuple(replace(port, host_ip="::") for port in ports if ipv6)
+        result[name] = replace(
+            one,
+            identity=replace(one.identity, networks=() if plain else same),
+            settings=replace(one.settings, ports=ports),
+        )
     return result
 
 
@@ -380,7 +391,7 @@ def worlds(draw: st.DrawFn, want: Desired, *, local: bool = False, listeners: bo
     keys = [*APPS, *(f"{app}/back" for app in APPS), ADHOC, SHARED]
     healthy = frozenset(draw(st.sets(st.sampled_from(keys))))
     traces = frozenset(draw(st.sets(st.sampled_from(keys[:-2]), max_size=2)))
-    forms = [draw(declared(key)) for key in sorted(healthy | traces) if key not in (ADHOC, SHARED)]
+    forms = [draw(declared(key)) for key in sorted(healthy | traces) if key != ADHOC]
     return Observed(
         boot=BOOT,
         containers=have,

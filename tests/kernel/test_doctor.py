@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 import time
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
 
 from reconciler.engine.doctor import checks
 from reconciler.engine.layout import Layout
+from reconciler.engine.network.leases import NetworkLease, encode
 from tests.kernel.leaks import LeakCheck
 
 pytestmark = pytest.mark.kernel
@@ -89,6 +91,20 @@ def test_missing_capabilities_are_named(tmp_path: Path) -> None:
     assert found["namespaces"][0] is False
     assert found["overlay"][0] is False
     assert found["network"][0] is False
+
+
+def test_ipv6_that_is_off_is_a_gap_where_a_network_needs_it(tmp_path: Path) -> None:
+    off = ("unshare", "--net", "sh", "-c", 'sysctl -q net.ipv6.conf.all.disable_ipv6=1; exec "$0" "$@"')
+    reason = "this device has IPv6 switched off: net.ipv6.conf.all.disable_ipv6 is 1"
+    assert elsewhere(tmp_path, *off)["ipv6"] == (True, f"{reason}; no network here has ipv6", "")
+    layout = Layout(tmp_path / "state", tmp_path / "run")
+    layout.network.mkdir(parents=True)
+    lease = NetworkLease(IPv4Network("10.0.0.0/24"), subnet6=IPv6Network("fd12::/64"))
+    layout.leases.write_text(json.dumps(encode({"web": lease})))
+    ok, detail, remedy = elsewhere(tmp_path, *off)["ipv6"]
+    assert (ok, detail) == (None, f"{reason}; containers in networks with ipv6 wait")
+    assert "sysctl net.ipv6.conf.all.disable_ipv6=0" in remedy
+    assert elsewhere(tmp_path, "unshare", "--net")["ipv6"][0] is True
 
 
 def test_a_state_directory_that_cannot_hold_writable_layers_is_found(tmp_path: Path) -> None:

@@ -333,6 +333,8 @@ class TestTheHost:
             answer = ask(client, "2001:db8:2::99", 9000)
             assert answer is not None
             assert answer.startswith("outside 2001:db8:2:")
+            # As a crash in the moment of the change would leave it
+            world.host.run("sysctl", "-q", f"net.ipv6.conf.{world.UPLINK}.accept_ra=2")
             world.networks.clean()
             assert settings(world) == before
             assert "via fe80:" in world.host.run("ip", "-6", "route", "show", "default")

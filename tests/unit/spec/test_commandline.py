@@ -192,6 +192,14 @@ def test_what_is_wrong_is_said_of_the_option(options: dict[str, object], said: s
     assert said in refused(**options)
 
 
+def test_a_shared_network_is_joined_with_the_ipv6_that_it_has() -> None:
+    for ipv6 in (False, True):
+        text, _ = spec_text(Options(network="lan", ipv6=ipv6, ports=("80:80",)), IMAGE, identity="h")
+        assert load_text(text, BUILT_IN).app.networks["lan"].ipv6 is ipv6
+    said = refused(network="lan", ports=["[2001:db8::5]:80:80"])
+    assert "2001:db8::5 is an IPv6 address: no network by which the container is reached has IPv6" in said
+
+
 def test_update_changes_what_it_names_and_nothing_else() -> None:
     text, _ = spec_text(Options(command=("a",), memory="64m", cpus="1"), IMAGE, identity="h")
     after, _ = changed_text(text, Options(pids_limit="7", memory="32m", restart="always"))
