@@ -13,20 +13,19 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Final
 
 from reconciler.engine import clock, volumelimit
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
-from reconciler.engine.network import ruleset
+from reconciler.engine.network import ipv6, ruleset
 from reconciler.engine.network.diagnose import explain
 from reconciler.engine.network.firewall import Firewall
 from reconciler.engine.network.foreign import forward_blockers
 from reconciler.engine.network.leases import decode
 from reconciler.engine.network.ports import PortTable
-from reconciler.engine.network.sysctl import ipv6_fault
 from reconciler.engine.snapshot import file_system_type
 from reconciler.errors import ReconcilerError
 from reconciler.linux import bpf, capability, mount, namespace, netlink, rtnetlink
@@ -76,8 +75,8 @@ def checks(layout: Layout, *, quick: bool = False) -> tuple[Check, ...]:
     if quick:
         return tuple(found)
     if found[1].ok:
-        ipv6 = _has_ipv6(layout)
-        found += [*_foreign_firewalls(ipv6=ipv6), _ipv6(needed=ipv6)]
+        needed = _has_ipv6(layout)
+        found += [*_foreign_firewalls(needed), _ipv6(needed=needed)]
     return (
         *found,
         _git(),
@@ -243,13 +242,9 @@ def _make_network() -> None:
     finally:
         os.close(own)
     subnets = {"doctor": IPv4Network("198.51.100.0/24")}
-    _make_table(ruleset.IP, ruleset.render("0" * 16, subnets, PortTable([])))
-
-
-def _make_table(family: ruleset.Family, rendered: list[ruleset.Json]) -> None:
     firewall = Firewall("0" * 16)
     try:
-        firewall.replace({family: rendered})
+        firewall.replace({ruleset.IP: ruleset.render("0" * 16, subnets, PortTable([]))})
     finally:
         firewall.close()
 
@@ -271,20 +266,12 @@ def _forwarding() -> Check:
 
 def _ipv6(*, needed: bool) -> Check:
     """Networks with IPv6 need it switched on, and a table of its own; `needed` says that there are such networks."""
-    fault, remedy = ipv6_fault(), "sysctl net.ipv6.conf.all.disable_ipv6=0, or boot without ipv6.disable=1"
-    if not fault:
-        fault, remedy = _tried(_make_network6), "modprobe -a nf_tables nft_nat nft_masq nft_fib_ipv6"
+    fault, remedy = ipv6.lacking()
     if not fault:
         return Check("ipv6", True, "on, for the networks that have it")
     if needed:
         return Check("ipv6", None, f"{fault}; containers in networks with ipv6 wait", remedy)
     return Check("ipv6", True, f"{fault}; no network here has ipv6")
-
-
-def _make_network6() -> None:
-    namespace.unshare(namespace.CLONE_NEWNET)
-    subnets = {"doctor": IPv6Network("2001:db8::/64")}
-    _make_table(ruleset.IP6, ruleset.render("0" * 16, subnets, PortTable([]), family=ruleset.IP6))
 
 
 def _has_ipv6(layout: Layout) -> bool:
@@ -296,9 +283,9 @@ def _has_ipv6(layout: Layout) -> bool:
     return any(lease.subnet6 is not None for lease in leases.values())
 
 
-def _foreign_firewalls(*, ipv6: bool) -> list[Check]:
+def _foreign_firewalls(has_ipv6: bool) -> list[Check]:
     try:
-        blockers = forward_blockers(Firewall("0" * 16), ipv6=ipv6)
+        blockers = forward_blockers(Firewall("0" * 16), ipv6=has_ipv6)
     except ReconcilerError as error:
         return [Check("forwarding", None, str(error), error.hint)]
     if not blockers:

@@ -308,7 +308,7 @@ def _allowed(
             if want.full_name in taken:
                 continue
             if conflict := networks.conflict(want, observed):
-                hint = f"remove that, or declare another subnet in {app.path}"
+                hint = networks.remedy(conflict, app)
                 blocked.append(Blocked(app.name, name, conflict, degraded=True, hint=hint))
                 continue
             if lacking := lacking_volumes(want, app, observed):

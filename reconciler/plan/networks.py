@@ -120,6 +120,13 @@ def conflict(want: Wanted, observed: Observed) -> str:
     return next((f"network {key}: {reasons[key]}" for key in lacking), "")
 
 
+def remedy(conflict: str, app: App) -> str:
+    """Return what to do about a conflict."""
+    if " its subnet " in conflict:
+        return f"remove that, or declare another subnet in {app.path}"
+    return f"change that (reconciler doctor says how), or leave ipv6 out in {app.path}"
+
+
 def shared(key: str, desired: Desired, observed: Observed, *, kept: bool) -> Network:
     """Return a network that apps share as it is to be: with IPv6 as long as one of them says so.
 

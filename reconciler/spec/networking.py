@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
+from reconciler.spec.adhoc import ADHOC
 from reconciler.spec.attachment import DEFAULT, Network, first_usable, usable
 from reconciler.spec.finding import Finding
 from reconciler.spec.marks import WARNING
@@ -79,9 +80,10 @@ def _places(container: Container, at: Path, app: App, declared: frozenset[str]) 
         for index, port in enumerate(container.ports):
             if ":" in port.host_ip:
                 message = f"{port.host_ip} is an IPv6 address: no network by which the container is reached has IPv6"
-                hint = (
-                    f"write at the top level: networks: {{{next(iter(container.networks))}: {{ipv6: true}}}}"
-                )
+                first = next(iter(container.networks))
+                hint = f"write at the top level: networks: {{{first}: {{ipv6: true}}}}"
+                if app.name == ADHOC:
+                    hint = "join one that has, and that apps share: --network NAME"
                 yield Finding((*at, "ports", index), message, hint=hint)
     ipv6 = any(app.networks.get(name, Network()).ipv6 for name in container.networks)
     for index, server in enumerate(container.dns):

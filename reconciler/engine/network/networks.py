@@ -18,6 +18,7 @@ from reconciler.engine.network.diagnose import kernel
 from reconciler.engine.network.firewall import Firewall
 from reconciler.engine.network.foreign import ForwardBlocker, forward_blockers, ports_of_others
 from reconciler.engine.network.installed import Installed
+from reconciler.engine.network.ipv6 import lacking
 from reconciler.engine.network.leases import LeaseFile, Leases, NetworkLease
 from reconciler.engine.network.listeners import Listener
 from reconciler.engine.network.listing import Table, found_forwarding
@@ -61,6 +62,7 @@ class Networks(Addresses):
         self._bridges_lock = threading.Lock()
         self._before = bridge.Before()
         self._last: _Seen | None = None
+        self._ipv6_tried = False
 
     # --- networks ---------------------------------------------------------------------------------------------------
 
@@ -283,10 +285,10 @@ class Networks(Addresses):
         ]
         if not missing:
             return ()
-        ipv6 = any(network.ipv6 for network in missing)
-        fault = ipv6_fault() if ipv6 else ""
+        asked = any(network.ipv6 for network in missing)
+        fault = self._ipv6_fault() if asked else ""
         with kernel("network"), netlink.Socket(netlink.ROUTE) as sock:
-            routes = bridge.routes(sock, ipv6=ipv6)
+            routes = bridge.routes(sock, ipv6=asked)
             host = bridge.look(sock, self._instance)
         found = {
             network.key: (fault if network.ipv6 else "")
@@ -334,6 +336,12 @@ class Networks(Addresses):
     def _has_ipv6(self, leases: Mapping[str, NetworkLease] | None = None) -> bool:
         found = self._leases.read() if leases is None else leases
         return any(lease.subnet6 is not None for lease in found.values()) and has_ipv6()
+
+    def _ipv6_fault(self) -> str:
+        """Why there can't be a network with IPv6, or an empty string; a trial that went well is not made again."""
+        fault = ipv6_fault() if self._ipv6_tried else lacking()[0]
+        self._ipv6_tried = self._ipv6_tried or not fault
+        return fault
 
     def _remember_forwarding(self, *, ipv6: bool) -> None:
         found = self._forwarding.found() or {}

@@ -198,6 +198,7 @@ def test_a_shared_network_is_joined_with_the_ipv6_that_it_has() -> None:
         assert load_text(text, BUILT_IN).app.networks["lan"].ipv6 is ipv6
     said = refused(network="lan", ports=["[2001:db8::5]:80:80"])
     assert "2001:db8::5 is an IPv6 address: no network by which the container is reached has IPv6" in said
+    assert "--network NAME" in said
 
 
 def test_update_changes_what_it_names_and_nothing_else() -> None:
