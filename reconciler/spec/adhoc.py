@@ -7,6 +7,7 @@ import re
 from typing import Final
 
 ADHOC: Final = "adhoc"
+COMMAND_LINE: Final = "by-hand"  # the app of the text that a command line is turned into
 # Docker's grammar, and no longer than what a name in DNS may be: siblings find each other by it.
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", re.ASCII)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from reconciler.errors import UsageError
+from reconciler.spec.adhoc import COMMAND_LINE
 from reconciler.spec.defaults import Defaults
 from reconciler.spec.load import LoadedApp, load
 from reconciler.spec.marks import ERROR
@@ -21,7 +22,6 @@ from reconciler.spec.units import restart_policy, seconds, size, ulimit, whole
 from reconciler.spec.values import NAME_PATTERN
 
 CONTAINER: Final = "main"
-_APP: Final = "by-hand"
 _FILE: Final = "command line"
 _SHORT_ID: Final = 12
 _NO_LIMIT: Final = 4_194_304  # processes: the kernel's own most (PID_MAX_LIMIT)
@@ -170,7 +170,7 @@ def spec_text(options: Options, image: str, *, identity: str) -> tuple[str, Mapp
     document = {
         "apiVersion": "reconciler/v1",
         "kind": "App",
-        "name": _APP,
+        "name": COMMAND_LINE,
         "volumes": draft.volumes,
         **({"networks": draft.networks} if draft.networks else {}),
         "containers": {CONTAINER: draft.fields},
@@ -216,7 +216,7 @@ def load_text(text: str, defaults: Defaults, said: Mapping[str, str] | None = No
         lines = dict.fromkeys(_of_option(problem.message, said or {}) for problem in errors)
         hints = dict.fromkeys(problem.hint for problem in errors if problem.hint)
         raise UsageError("\n".join(lines) or "not understood", hint="; ".join(hints))
-    return loaded.apps[_APP]
+    return loaded.apps[COMMAND_LINE]
 
 
 def _of_option(message: str, said: Mapping[str, str]) -> str:
@@ -230,7 +230,7 @@ def _of_option(message: str, said: Mapping[str, str]) -> str:
                 return f"{said[name]}: {rest[1:]}"
             if not rest[:1].isalnum():
                 return f"{said[name]}{rest}"
-    return message.replace(f"{_APP}/{CONTAINER}", "this container")
+    return message.replace(f"{COMMAND_LINE}/{CONTAINER}", "this container")
 
 
 # --- forms -----------------------------------------------------------------------------------------------------------

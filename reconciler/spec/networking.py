@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
-from reconciler.spec.adhoc import ADHOC
+from reconciler.spec.adhoc import COMMAND_LINE
 from reconciler.spec.attachment import DEFAULT, Network, first_usable, usable
 from reconciler.spec.finding import Finding
 from reconciler.spec.marks import WARNING
@@ -82,7 +82,7 @@ def _places(container: Container, at: Path, app: App, declared: frozenset[str]) 
                 message = f"{port.host_ip} is an IPv6 address: no network by which the container is reached has IPv6"
                 first = next(iter(container.networks))
                 hint = f"write at the top level: networks: {{{first}: {{ipv6: true}}}}"
-                if app.name == ADHOC:
+                if app.name == COMMAND_LINE:
                     hint = "join one that has, and that apps share: --network NAME"
                 yield Finding((*at, "ports", index), message, hint=hint)
     ipv6 = any(app.networks.get(name, Network()).ipv6 for name in container.networks)
