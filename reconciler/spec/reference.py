@@ -73,9 +73,12 @@ class Reference:
         digest = Digest.parse(digest_text) if at else None
         host, slash, rest = name.partition("/")
         if not slash or not ("." in host or ":" in host or host == "localhost"):
+            whole = f"docker.io/{text}" if slash else f"docker.io/library/{text}"
             raise InvalidReferenceError(
                 f"image {text!r}: the registry host is missing",
-                hint=f"write docker.io/library/{text}" if not slash else f"write docker.io/{text}",
+                hint=f"write {whole}"
+                if text.isprintable()
+                else "",  # a terminal would obey what else it holds
             )
         match = _HOST.fullmatch(host)
         if match is None or (match[1] is not None and not 1 <= int(match[1]) <= 65535):

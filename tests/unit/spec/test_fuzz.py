@@ -2,7 +2,7 @@
 
 import json
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from reconciler.config import Device, load_device
@@ -101,6 +101,14 @@ def test_any_tree(value: object) -> None:
     check(as_yaml(value))
 
 
+@example(
+    value={
+        "apiVersion": "reconciler/v1",
+        "kind": "App",
+        "name": "web",
+        "containers": {"a": {"image": "\x1f"}},
+    }
+)
 @given(APPS)
 def test_anything_that_looks_like_an_app(value: object) -> None:
     check(as_yaml(value))
