@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from reconciler.agent.images import open_images
 from reconciler.config import Device
-from reconciler.engine import instance, renaming, scope, serving
+from reconciler.engine import cgroup, instance, renaming, scope, serving
 from reconciler.engine.byhand import ByHand
 from reconciler.engine.container import Containers
 from reconciler.engine.hierarchies import Hierarchies
@@ -70,8 +70,8 @@ def open_parts(layout: Layout, device: Device, progress: Callable[[Progress], No
     store = Store(layout)
     store.prepare()
     images = open_images(layout, device, store)
-    networks = Networks(layout, identity, lambda: serving.look(layout))
     parent = f"reconciler-{identity}"
+    networks = Networks(layout, identity, lambda: serving.look(layout, paused=paused(parent)))
     zygote = Zygote(layout, place=lambda pid: scope.join(parent, Hierarchies.detect(), pid))
     pulls = Pulls(progress)
     containers = Containers(layout, identity, store, networks, zygote, Hierarchies.detect)
@@ -99,6 +99,12 @@ def open_parts(layout: Layout, device: Device, progress: Callable[[Progress], No
         pulls=pulls,
         byhand=byhand,
     )
+
+
+def paused(parent: str) -> Callable[[str], bool]:
+    """What says of a container, by its id, whether it is paused now."""
+    place = cgroup.place(Hierarchies.detect(), parent)
+    return lambda container_id: cgroup.frozen(place.group(container_id))
 
 
 def retention(device: Device) -> Retention:

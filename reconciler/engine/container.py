@@ -303,10 +303,15 @@ class Containers:
         return waited
 
     def freeze(self, container_id: str, frozen: bool) -> None:
-        """Freeze all that runs in the container, or let it go on; succeeds where that is so, or nothing is there."""
+        """Freeze all that runs in the container, or let it go on; succeeds where that is so, or nothing is there.
+
+        While it is frozen it is given no new connections to a port that it shares.
+        """
         group = cgroup.open_existing(self._hierarchies(), self._parent, container_id)
         if group is not None:
             cgroup.freeze(group, frozen)
+            if found := sharing(self._layout, container_id):
+                self._networks.share(found.app, found.name)
 
     def finish_stop(self, container_id: str) -> None:
         """Kill what is left of the container, and return once nothing of it runs."""

@@ -23,6 +23,7 @@ from reconciler.engine.network.ports import Address
 from reconciler.engine.process import ProcessId, boot_id, read_exit
 from reconciler.engine.sight import ParsedFile, Sight, exists, read_record
 from reconciler.engine.store import Store
+from reconciler.shim.record import boottime
 from reconciler.spec.adhoc import ADHOC
 from reconciler.state import observed as state
 from reconciler.state.desired import Port
@@ -135,7 +136,9 @@ class Observer:
         if not seen:
             return network
         ids = {
-            (container.app, container.name): [same.id for same in containers[container.full_name]]
+            (container.app, container.name): [
+                same.id for same in containers[container.full_name] if not same.paused
+            ]
             for found in containers.values()
             for container in found
         }
@@ -156,7 +159,7 @@ class Observer:
         found: dict[str, list[state.Container]] = {}
         sights: dict[str, Sight] = {}
         unreadable: list[str] = []
-        joining = False
+        joining, now = False, boottime()
         for container_id in _names(self._layout.containers):
             sight = self._sights.get(container_id) or Sight(self._layout, container_id)
             container = sight.look(self._place or place, attached)
@@ -167,6 +170,8 @@ class Observer:
                 continue
             sights[container_id] = sight
             joining = joining or bool(container.joins)
+            if serving.is_awaited(self._layout, container, now):
+                container = replace(container, listens=False)
             found.setdefault(container.full_name, []).append(container)
         self._sights = sights
         self.unreadable = tuple(unreadable)

@@ -1,11 +1,11 @@
-"""Which replicas serve the ports that they share: those that run, are not being stopped, and listen.
+"""Which replicas serve the ports that they share: those that run, are neither paused nor being stopped, and listen.
 
 Looked up where it is asked, from the containers' files and the kernel's lists of sockets: a look is good for one
 decision. Reads only.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,8 @@ from reconciler.engine.network.listeners import read_proc_net
 from reconciler.engine.network.ports import PROTOCOLS, Address, PortMapping, Serves
 from reconciler.engine.process import alive, read_shim
 from reconciler.engine.record import CorruptRecordError, Record, parse, records
+from reconciler.state.desired import Settings
+from reconciler.state.observed import Container, Running
 
 _Names = tuple[str, str]
 _Socket = tuple[str, int, int]  # protocol, port, 4 or 6
@@ -24,10 +26,15 @@ _PATIENCE: Final = 30.0  # seconds that a program may take to listen before its 
 _AGAIN: Final = 0.02
 
 
-def look(layout: Layout, ids: Mapping[_Names, Iterable[str]] | None = None) -> Serves:
+def look(
+    layout: Layout,
+    ids: Mapping[_Names, Iterable[str]] | None = None,
+    paused: Callable[[str], bool] = lambda _: False,
+) -> Serves:
     """Return a function that says of a shared port whether its container serves it now.
 
-    `ids` are the containers' ids by app and name; without, the records on disk are read.
+    `ids` are the containers' ids by app and name; without, the records on disk are read. Those do not serve that are
+    `paused`, by their ids: their sockets go on listening, and nobody answers.
     """
     known = ids if ids is not None else _ids(layout)
     seen: dict[_Names, frozenset[_Socket]] = {}
@@ -35,7 +42,7 @@ def look(layout: Layout, ids: Mapping[_Names, Iterable[str]] | None = None) -> S
     def serves(mapping: PortMapping) -> bool:
         names = mapping.app, mapping.container
         if names not in seen:
-            found = (sockets(layout, container_id) for container_id in known.get(names, ()))
+            found = (sockets(layout, one) for one in known.get(names, ()) if not paused(one))
             seen[names] = frozenset[_Socket]().union(*found)
         return (mapping.protocol, mapping.target, mapping.version) in seen[names]
 
@@ -87,18 +94,30 @@ def until_served(layout: Layout, found: Record) -> bool:
     It returns sooner where the program ends, and after half a minute in any case: it is not held to be broken then,
     but gets no connections until it listens.
     """
-    wanted = {(port.protocol, port.target) for port in found.settings.ports if port.balance}
+    wanted = _shared(found.settings)
     deadline = time.monotonic() + _PATIENCE
     while wanted and time.monotonic() < deadline:
         shim = read_shim(layout.shim_record(found.id))
-        if (
-            shim is None
-            or not alive(shim.init)
-            or wanted <= {(protocol, port) for protocol, port, _ in sockets(layout, found.id)}
-        ):
+        if shim is None or not alive(shim.init) or _listens(layout, found.id, wanted):
             break
         time.sleep(_AGAIN)
     return bool(wanted)
+
+
+def _shared(settings: Settings) -> set[tuple[str, int]]:
+    return {(port.protocol, port.target) for port in settings.ports if port.balance}
+
+
+def _listens(layout: Layout, container_id: str, wanted: set[tuple[str, int]]) -> bool:
+    return wanted <= {(protocol, port) for protocol, port, _ in sockets(layout, container_id)}
+
+
+def is_awaited(layout: Layout, have: Container, boottime: float) -> bool:
+    """Return whether `until_served` would still wait for the container: whoever waited may have ended since."""
+    if not isinstance(have.phase, Running) or have.paused or boottime - have.phase.since >= _PATIENCE:
+        return False
+    wanted = _shared(have.settings)
+    return bool(wanted) and not _listens(layout, have.id, wanted)
 
 
 def sharing(layout: Layout, container_id: str) -> Record | None:

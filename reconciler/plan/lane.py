@@ -31,6 +31,7 @@ from reconciler.state.image import Image
 from reconciler.state.observed import Container, Failure, Now, Observed
 
 _NOBODY: Final[Mapping[str, str]] = {}
+_LOOK_AGAIN: Final = 1.0  # seconds: nothing wakes the loop when a program listens
 _ROOM: Final = 1 << 20  # bytes for the records, configs and first lines of the log of a container or two
 
 
@@ -147,6 +148,7 @@ def converge(
             lane.blocked += gate.blocked
         first, later, pulls, volumes, limits, gone, leaving = passed, [], [], [], [], [], []
         changing = {}
+    later = _one_by_one(app, later, allowed, found, now, lane)
     if (later or pulls or volumes) and (full := _full(observed)):
         lane.blocked.append(Blocked(app.name, app.only, full))
         later, pulls, volumes, changing = [], [], [], {}
@@ -361,6 +363,26 @@ def _repairs_first(
         held_up = held_up or todo.follows in later
         (first if todo.repair and not held_up else later).append(name)
     return first, later
+
+
+def _one_by_one(
+    app: App, later: list[str], allowed: Mapping[str, Work], found: Found, now: Now, lane: Lane
+) -> list[str]:
+    """Return the same without replicas whose sibling was replaced a moment ago and does not listen yet: the lane that
+    waited for it was interrupted. It is looked at again and again, for as long as that one may take.
+    """
+    silent = {have.name: have.full_name for same in found.values() for have in same if not have.listens}
+    awaited = {replicated(name): full_name for name, full_name in silent.items() if name not in later}
+    if not awaited:
+        return later
+    held = {name for name in later if replicated(name) in awaited and name in found and name not in silent}
+    held |= {name for name in later if allowed[name].follows in held}
+    for name in sorted(held):
+        sibling = awaited.get(replicated(name), "")
+        if sibling:
+            reason, hint = f"waits for {sibling} to listen", f"run: reconciler logs {sibling}"
+            lane.blocked.append(Blocked(app.name, name, reason, now.boottime + _LOOK_AGAIN, hint=hint))
+    return [name for name in later if name not in held]
 
 
 def _let_through(

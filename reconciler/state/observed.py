@@ -66,6 +66,7 @@ class Container:
     across a reboot.
     `intact` is False where its directory lost a part that a running container needs for repair (config, log, upper).
     `stopped` says that it ended because a plan stopped it: its restart policy has no say in that end.
+    `listens` is False where it shares a port with its siblings and was started a moment ago, but does not listen yet.
     `turn` is the wish that it was made for (`Wish.turn`); `paused`: its cgroup is frozen; `watched`: somebody is still
     reading what an ad-hoc container wrote.
     """
@@ -92,6 +93,7 @@ class Container:
     paused: bool = False
     watched: bool = False
     joins: str = ""
+    listens: bool = True
 
     @property
     def networked(self) -> bool:

@@ -104,6 +104,12 @@ def test_a_shared_port_is_served_by_those_that_can_and_never_by_one_that_is_away
     device.reconciler("start", "shop/web.2")
     device.until(lambda: ask(device, 9) == even("bye", *all_three) or None)
 
+    # one that is paused gets nothing new either, though its sockets listen
+    device.reconciler("pause", "shop/web.3")
+    device.until(lambda: ask(device, 6) == even("bye", "shop-web", "shop-web-2") or None)
+    device.reconciler("unpause", "shop/web.3")
+    device.until(lambda: ask(device, 9) == even("bye", *all_three) or None)
+
     # one that crashes is left out until it is back
     os.kill(device.pid("shop/web"), signal.SIGKILL)
     device.until(lambda: ask(device, 6) == even("bye", "shop-web-2", "shop-web-3") or None)

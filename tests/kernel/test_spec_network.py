@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from reconciler.plan.steps import RemoveNetwork
 from tests.images import Built
 from tests.images import busybox as busybox_image
-from tests.kernel.trial import Trials, on_trial, runs
+from tests.kernel.trial import Trial, Trials, on_trial, runs
 
 pytestmark = [pytest.mark.kernel, pytest.mark.network]
 
@@ -83,6 +84,25 @@ def test_the_devices_own_network_is_shared_and_left_as_it_is(trials: Trials) -> 
     for namespace in ("pid", "mnt", "uts", "ipc"):
         assert os.readlink(f"/proc/{trial.pid}/ns/{namespace}") != os.readlink(f"/proc/self/ns/{namespace}")
     assert trials.observe().network.known == frozenset()
+
+
+def test_who_shares_a_port_and_does_not_listen_yet_is_awaited_also_by_whoever_comes_later(
+    trials: Trials,
+) -> None:
+    shares = {"ports": [{"published": 8080, "target": 80, "balance": True}]}
+    app = trials.desire("t", shares)
+    made = Trial(trials, "t", trials.create(app))
+    with ThreadPoolExecutor(1) as pool:
+        started = pool.submit(trials.parts.engine.start_container, "t", "c")
+        until = time.monotonic() + 20 * trials.patience
+        while not runs(made.found()):
+            assert time.monotonic() < until
+        assert not made.found().listens
+        assert not started.done()
+        made.shell("httpd -p 80 -h /etc; sleep 1000 >/dev/null 2>&1 &")
+        started.result(20 * trials.patience)
+    assert made.found().listens
+    assert trials.steps(app) == []
 
 
 def test_an_app_that_leaves_its_network_loses_it_when_its_last_container_has(trials: Trials) -> None:

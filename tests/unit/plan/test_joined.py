@@ -139,6 +139,28 @@ def test_replicas_follow_the_one_of_their_number_one_after_another() -> None:
         assert [made.count(f"{what} web/{name}") for what in ("stop", "create", "start")] == [1, 1, 1]
 
 
+def test_a_replica_that_waits_for_its_sibling_to_listen_keeps_who_joined_it() -> None:
+    first, old, new = (
+        replace(WEB, name=name, identity=replace(WEB.identity, arguments=(arg,)))
+        for name, arg in (("page", "/new"), ("page.2", "/old"), ("page.2", "/new"))
+    )
+    log = replace(
+        LOG,
+        name="log.2",
+        identity=replace(LOG.identity, network_mode="container:web/page.2"),
+        settings=replace(LOG.settings, depends_on=("web/page.2",)),
+    )
+    want = values.desired(values.app("web", first, new, log))
+    have = world(found(first, listens=False), found(old), found(log))
+    assert steps(want, have) == []
+    assert blocked(want, have)[0] == "web/page.2: waits for web/page to listen"
+    then = steps(want, world(found(first), found(old), found(log)))
+    assert then[:2] == ["stop web/log.2", "stop web/page.2"]
+    # One that does not listen is itself replaced at once: perhaps that is why
+    wrong = replace(first, identity=replace(first.identity, arguments=("/wrong",)))
+    assert "stop web/page" in steps(want, world(found(wrong, listens=False), found(old), found(log)))
+
+
 # --- by hand ----------------------------------------------------------------------------------------------------------
 
 
