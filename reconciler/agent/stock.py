@@ -207,11 +207,20 @@ def image_names(layout: Layout, store: Store) -> dict[str, list[str]]:
 
 
 def stopped_containers(stock: Stock) -> Iterator[prune.Stopped]:
-    """Each ad-hoc container that rests: one that waits to be started again, or can't be told, is left out."""
+    """Each ad-hoc container that rests, but for one that waits to be started again, can't be told, or is waited for."""
+    found, boot = stock.observed.containers, stock.observed.boot
+    awaited = {
+        want.joins
+        for app in stock.desired.apps.values()
+        for want in app.containers.values()
+        if want.joins and not rests(want, found.get(want.full_name, ()), boot)
+    }
     for lane, app in sorted(stock.desired.apps.items()):
         want = app.containers.get(app.only)
-        have = stock.observed.containers.get(lane, ())
-        if want is None or any(_lives(one) for one in have) or not rests(want, have, stock.observed.boot):
+        have = found.get(lane, ())
+        if want is None or any(_lives(one) for one in have) or not rests(want, have, boot):
+            continue
+        if f"{ADHOC}/{want.id}" in awaited:
             continue
         try:
             record = parse_adhoc(stock.layout.adhoc(app.only))

@@ -104,6 +104,8 @@ def test_a_network_is_shared_by_apps_and_by_hand_and_shown(device: Device, box: 
     assert (
         "waits for hand, whose network it joins" in device.reconciler("status", "adhoc", check=False).stdout
     )
+    pruned = device.reconciler("container", "prune", "--dry-run", "-o", "json").stdout
+    assert "hand" not in {item["name"] for item in json.loads(pruned)["items"]}
     device.reconciler("rm", "guest", "hand")
     joins = ("run", "--network", "container:nobody", image, "true")
     assert "container nobody: not found" in device.reconciler(*joins, check=False).stderr
