@@ -53,6 +53,7 @@ containers:
     ports: [{{published: 8080, target: 80, balance: true}}]
     limits: {{memory: 32Mi}}
     stop_grace_period: 5s
+    restart: {{policy: always, delay: 3s}}
 """
 
 
@@ -111,7 +112,9 @@ def test_a_shared_port_is_served_by_those_that_can_and_never_by_one_that_is_away
     device.until(lambda: ask(device, 9) == even("bye", *all_three) or None)
 
     # one that crashes is left out until it is back
+    before = device.output.count("configure network")
     os.kill(device.pid("shop/web"), signal.SIGKILL)
+    device.until(lambda: device.output.count("configure network") > before or None)
     device.until(lambda: ask(device, 6) == even("bye", "shop-web-2", "shop-web-3") or None)
     device.until(lambda: ask(device, 9) == even("bye", *all_three) or None)
 
