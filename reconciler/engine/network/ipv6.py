@@ -39,6 +39,8 @@ def _tried() -> str:
             unshare(CLONE_NEWNET)
             _make_table()
             said[0] = ""
+        except PermissionError:
+            said[0] = ""  # who may not try makes no network either: somebody who only wants to see a plan
         except OSError as error:
             said[0] = str(explain(error, "nftables"))
         except ReconcilerError as error:
