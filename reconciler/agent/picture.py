@@ -155,14 +155,14 @@ def joined_network(network: str, find: Callable[[Mapping[str, Any]], Picture]) -
         raise UsageError(
             f"--network: {other.called} has no network of its own: it shares the device's", hint=said
         )
-    return f"{JOINS}{other.app}/{other.have.id if other.is_adhoc else other.name}"
+    return f"{JOINS}{other.have.joined_as}"
 
 
 def guests(picture: Picture) -> list[str]:
     """The names of the ad-hoc containers that join the network of this one, running or not."""
     if picture.have is None:
         return []
-    meant = f"{picture.app}/{picture.have.id if picture.is_adhoc else picture.name}"
+    meant = picture.have.joined_as
     joining = (
         want.name
         for app in picture.turn.intent.desired.apps.values()

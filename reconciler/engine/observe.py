@@ -24,7 +24,6 @@ from reconciler.engine.process import ProcessId, boot_id, read_exit
 from reconciler.engine.sight import ParsedFile, Sight, exists, read_record
 from reconciler.engine.store import Store
 from reconciler.shim.record import boottime
-from reconciler.spec.adhoc import ADHOC
 from reconciler.state import observed as state
 from reconciler.state.desired import Port
 from reconciler.state.network import Network
@@ -206,15 +205,12 @@ def _in_place(
     found: Mapping[str, Sequence[state.Container]], sights: Mapping[str, Sight]
 ) -> dict[str, list[state.Container]]:
     """The same containers; those that joined the network of one which is not in that namespace are not attached."""
-    homes: dict[
-        str, set[int | None]
-    ] = {}  # of the containers that run, by what those that join them call them
+    homes: dict[str, set[int | None]] = {}  # the namespaces of those that run and are joined
     joined = {have.joins for same in found.values() for have in same}
     for same in found.values():
         for have in same:
-            meant = f"{have.app}/{have.id if have.app == ADHOC else have.name}"
-            if meant in joined and isinstance(have.phase, state.Running):
-                homes.setdefault(meant, set()).add(sights[have.id].namespace)
+            if have.joined_as in joined and isinstance(have.phase, state.Running):
+                homes.setdefault(have.joined_as, set()).add(sights[have.id].namespace)
 
     def place(have: state.Container) -> state.Container:
         if not have.joins or not isinstance(have.phase, state.Running | state.Created):

@@ -21,15 +21,9 @@ from reconciler.state.wish import Goal
 
 def owner(joins: str, observed: Observed) -> Sequence[Container]:
     """Return the containers that are meant by `joins`, oldest first."""
-    app, _, name = joins.partition("/")
-    if app != ADHOC:
+    if not joins.startswith(f"{ADHOC}/"):
         return observed.containers.get(joins, ())
-    return [
-        have
-        for same in observed.containers.values()
-        for have in same
-        if have.app == ADHOC and have.id == name
-    ]
+    return [have for same in observed.containers.values() for have in same if have.joined_as == joins]
 
 
 def _runs(found: Iterable[Container]) -> bool:

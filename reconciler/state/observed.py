@@ -7,6 +7,7 @@ thought about each, and `Lost` ("we do not know how it ended") is one of them.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from reconciler.spec.adhoc import ADHOC
 from reconciler.state.desired import Limits, Port, Settings, replicated
 from reconciler.state.image import Image
 from reconciler.state.network import Network
@@ -103,6 +104,11 @@ class Container:
     @property
     def full_name(self) -> str:
         return f"{self.app}/{self.name}"
+
+    @property
+    def joined_as(self) -> str:
+        """What those that join its network call it in `joins`: an ad-hoc one may get another name, so by its id."""
+        return f"{ADHOC}/{self.id}" if self.app == ADHOC else self.full_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -10,22 +9,10 @@ import pytest
 from reconciler.errors import ReconcilerError
 from reconciler.state.desired import App
 from reconciler.state.observed import Created
-from tests.images import Built
-from tests.images import busybox as busybox_image
-from tests.kernel.trial import Trial, Trials, on_trial, runs
+from tests.kernel.trial import Trial, Trials, image, runs, trials
 
 pytestmark = [pytest.mark.kernel, pytest.mark.network]
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return busybox_image(tmp_path_factory.mktemp("box") / "layout")
-
-
-@pytest.fixture
-def trials(image: Built, patience: float) -> Iterator[Trials]:
-    with on_trial(image, patience) as made:
-        yield made
+__all__ = ["image", "trials"]
 
 
 def up(trials: Trials, app: App, name: str) -> Trial:

@@ -3,29 +3,16 @@
 import os
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from reconciler.plan.steps import RemoveNetwork
-from tests.images import Built
-from tests.images import busybox as busybox_image
-from tests.kernel.trial import Trial, Trials, on_trial, runs
+from tests.kernel.trial import Trial, Trials, image, runs, trials
 
 pytestmark = [pytest.mark.kernel, pytest.mark.network]
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return busybox_image(tmp_path_factory.mktemp("box") / "layout")
-
-
-@pytest.fixture
-def trials(image: Built, patience: float) -> Iterator[Trials]:
-    with on_trial(image, patience) as made:
-        yield made
+__all__ = ["image", "trials"]
 
 
 def test_names_of_the_outside_are_asked_for_where_and_how_the_spec_says(trials: Trials) -> None:

@@ -17,18 +17,13 @@ from reconciler.plan.steps import ConfigureNetwork, Step
 from reconciler.state.desired import App, Desired
 from reconciler.state.observed import Now, Observed, Running
 from tests.images import Built
-from tests.images import busybox as busybox_image
-from tests.kernel.trial import Trial, Trials, on_trial
+from tests.kernel.trial import Trial, Trials, image, on_trial
 
 pytestmark = [pytest.mark.kernel, pytest.mark.network]
+__all__ = ["image"]
 
 NOW = Now(0.0, 0.0)
 Containers = Mapping[str, Mapping[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return busybox_image(tmp_path_factory.mktemp("box") / "layout")
 
 
 class Site:

@@ -12,26 +12,12 @@ from reconciler.engine import cgroup, cgroup_reserve, disk
 from reconciler.engine.hierarchies import Cgroup, Hierarchies
 from reconciler.errors import ReconcilerError, UnsupportedError
 from tests.images import Built
-from tests.images import busybox as busybox_image
-from tests.kernel.leaks import LeakCheck
-from tests.kernel.netns import private_network
-from tests.kernel.test_spec_volumes import private_mounts
-from tests.kernel.trial import Trial, Trials, on_trial
+from tests.kernel.trial import Trial, Trials, image, on_trial_disk, trials
 from tests.kernel.workshop import remove, scratch
 
 # Those marked cgroup run once more on version 2, in an emulated machine: as few as show what differs there.
 pytestmark = [pytest.mark.kernel, pytest.mark.network]
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return busybox_image(tmp_path_factory.mktemp("box") / "layout")
-
-
-@pytest.fixture
-def trials(image: Built, patience: float) -> Iterator[Trials]:
-    with on_trial(image, patience) as made:
-        yield made
+__all__ = ["image", "trials"]
 
 
 @pytest.fixture
@@ -138,30 +124,8 @@ def test_a_partition_and_a_path_stand_for_their_disk(loop: str) -> None:
 
 @pytest.fixture
 def on_disk(image: Built, patience: float) -> Iterator[Trials]:
-    """A device whose state directory is on a disk of its own: an ext4 on a loop device."""
-    path = scratch("weight")
-    check = LeakCheck(str(path))
-    state = path / "state"
-    state.mkdir()
-    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
-    try:
-        with private_network(), private_mounts():
-            with (path / "image").open("wb") as opened:
-                opened.truncate(64 << 20)
-            subprocess.run(("mkfs.ext4", "-q", str(path / "image")), check=True, env=environment)
-            subprocess.run(("mount", "-o", "loop", str(path / "image"), str(state)), check=True)
-            try:
-                made = Trials(path, image, patience)
-                check.own(made.parts.instance)
-                try:
-                    yield made
-                finally:
-                    made.close()
-            finally:
-                subprocess.run(("umount", str(state)), check=True)
-    finally:
-        remove(path)
-    assert check.leaks() == []
+    with on_trial_disk(image, patience, mib=64) as made:
+        yield made
 
 
 def test_the_weight_of_io_needs_a_disk(trials: Trials) -> None:

@@ -10,12 +10,11 @@ import pytest
 
 from reconciler.errors import ReconcilerError
 from reconciler.linux import mount
-from reconciler.linux.namespace import CLONE_NEWNS, setns, unshare
 from tests.images import Built, directory, file, layer
 from tests.images import busybox as busybox_image
 from tests.kernel.leaks import LeakCheck
 from tests.kernel.netns import private_network
-from tests.kernel.trial import Trial, Trials
+from tests.kernel.trial import Trial, Trials, private_mounts
 from tests.kernel.workshop import remove, scratch
 
 pytestmark = [pytest.mark.kernel, pytest.mark.network]
@@ -45,25 +44,6 @@ def trials(image: Built, patience: float) -> Iterator[Trials]:
     finally:
         remove(path)
     assert check.leaks() == []
-
-
-class private_mounts:
-    """Have this thread, and what it starts, mount things that nobody else sees."""
-
-    def __enter__(self) -> None:
-        self._before = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        unshare_files()
-        unshare(CLONE_NEWNS)
-        mount.mount("", "/", "", mount.MS_REC | mount.MS_PRIVATE)
-
-    def __exit__(self, *_: object) -> None:
-        setns(self._before, CLONE_NEWNS)
-        os.close(self._before)
-
-
-def unshare_files() -> None:
-    """A thread that shares its root and working directory with others can't enter a mount namespace (setns(2))."""
-    unshare(0x00000200)  # CLONE_FS
 
 
 def make(path: Path) -> str:

@@ -15,11 +15,7 @@ from reconciler.errors import ReconcilerError, UnsupportedError
 from reconciler.linux import quota
 from tests.images import Built, directory, file, layer
 from tests.images import busybox as busybox_image
-from tests.kernel.leaks import LeakCheck
-from tests.kernel.netns import private_network
-from tests.kernel.test_spec_volumes import private_mounts
-from tests.kernel.trial import Trial, Trials
-from tests.kernel.workshop import remove, scratch
+from tests.kernel.trial import Trial, Trials, on_trial_disk, private_mounts
 
 pytestmark = [pytest.mark.kernel, pytest.mark.network]
 
@@ -36,31 +32,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Built:
 @pytest.fixture
 def trials(image: Built, patience: float) -> Iterator[Trials]:
     """A device whose state directory is on an ext4 with project quotas."""
-    path = scratch("limit")
-    check = LeakCheck(str(path))
-    disk, state = path / "disk", path / "state"
-    path.mkdir(exist_ok=True)
-    state.mkdir()
-    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
-    try:
-        with private_network(), private_mounts():
-            with disk.open("wb") as opened:
-                opened.truncate(96 * MIB)
-            make = ("mkfs.ext4", "-q", "-O", "quota,project", "-E", "quotatype=prjquota", str(disk))
-            subprocess.run(make, check=True, env=environment)
-            subprocess.run(("mount", "-o", "loop,prjquota", str(disk), str(state)), check=True)
-            try:
-                made = Trials(path, image, patience)
-                check.own(made.parts.instance)
-                try:
-                    yield made
-                finally:
-                    made.close()
-            finally:
-                subprocess.run(("umount", str(state)), check=True)
-    finally:
-        remove(path)
-    assert check.leaks() == []
+    quotas = ("-O", "quota,project", "-E", "quotatype=prjquota")
+    with on_trial_disk(image, patience, mib=96, make=quotas, options="prjquota") as made:
+        yield made
 
 
 def limited(size: str) -> dict[str, Any]:

@@ -6,23 +6,29 @@ the image, the bundle, the shim, the program.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from reconciler.agent.parts import Parts, open_parts
 from reconciler.config import Device, load_device
 from reconciler.engine import logs
 from reconciler.engine.layout import Layout
 from reconciler.engine.process import Command, Control, read_shim
+from reconciler.linux import mount
+from reconciler.linux.namespace import CLONE_NEWNS, setns, unshare
 from reconciler.plan.diff import plan
 from reconciler.spec.load import load
 from reconciler.state.desire import desire, references
 from reconciler.state.desired import App, Desired
 from reconciler.state.observed import Container, Now, Observed, Running
 from tests.images import Built
+from tests.images import busybox as busybox_image
 from tests.kernel.leaks import LeakCheck
 from tests.kernel.netns import private_network
 from tests.kernel.shims import wait
@@ -199,3 +205,69 @@ def on_trial(image: Built, patience: float, settings: str = "") -> Iterator[Tria
     finally:
         remove(path)
     assert check.leaks() == []
+
+
+class private_mounts:
+    """Have this thread, and what it starts, mount things that nobody else sees."""
+
+    def __enter__(self) -> None:
+        self._before = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        unshare_files()
+        unshare(CLONE_NEWNS)
+        mount.mount("", "/", "", mount.MS_REC | mount.MS_PRIVATE)
+
+    def __exit__(self, *_: object) -> None:
+        setns(self._before, CLONE_NEWNS)
+        os.close(self._before)
+
+
+def unshare_files() -> None:
+    """A thread that shares its root and working directory with others can't enter a mount namespace (setns(2))."""
+    unshare(0x00000200)  # CLONE_FS
+
+
+@contextmanager
+def on_trial_disk(
+    image: Built, patience: float, *, mib: int, make: Sequence[str] = (), options: str = ""
+) -> Iterator[Trials]:
+    """The same with the state directory on a disk of its own: an ext4 of `mib` MiB on a loop device.
+
+    `make` and `options` are what mkfs.ext4 and mount are told besides.
+    """
+    path = scratch("trial")
+    check = LeakCheck(str(path))
+    disk, state = path / "disk", path / "state"
+    state.mkdir()
+    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+    try:
+        with private_network(), private_mounts():
+            with disk.open("wb") as opened:
+                opened.truncate(mib << 20)
+            subprocess.run(("mkfs.ext4", "-q", *make, str(disk)), check=True, env=environment)
+            how = ",".join(filter(None, ("loop", options)))
+            subprocess.run(("mount", "-o", how, str(disk), str(state)), check=True)
+            try:
+                made = Trials(path, image, patience)
+                check.own(made.parts.instance)
+                try:
+                    yield made
+                finally:
+                    made.close()
+            finally:
+                subprocess.run(("umount", str(state)), check=True)
+    finally:
+        remove(path)
+    assert check.leaks() == []
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The image of a trial, for modules that need no other."""
+    return busybox_image(tmp_path_factory.mktemp("box") / "layout")
+
+
+@pytest.fixture
+def trials(image: Built, patience: float) -> Iterator[Trials]:
+    """A device for one test."""
+    with on_trial(image, patience) as made:
+        yield made
