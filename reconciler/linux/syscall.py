@@ -15,6 +15,7 @@ _NUMBERS = {
     "rt_sigaction": (13, 134),
     "pivot_root": (155, 41),
     "keyctl": (250, 219),
+    "seccomp": (317, 277),
     "capget": (125, 90),
     "capset": (126, 91),
     "setgroups": (116, 159),
