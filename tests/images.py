@@ -325,6 +325,13 @@ def _root_archive(name: str, packages: Sequence[str]) -> Path:
     )
 
 
+def neighbours_archive() -> Path:
+    """The archive of a root file system with Docker, firewalld, ufw and NetworkManager, for tests beside them."""
+    return _root_archive(
+        "neighbours", ["dbus", "docker.io", "firewalld", "iproute2", "iptables", "network-manager", "ufw"]
+    )
+
+
 _Fingerprint = tuple[object, ...]
 
 

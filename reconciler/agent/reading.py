@@ -24,11 +24,13 @@ from reconciler.agent.wanted import wanted_devices, wanted_networks, wanted_port
 from reconciler.config import Device
 from reconciler.engine import instance
 from reconciler.engine.layout import Layout
+from reconciler.engine.network.firewall import Firewall
+from reconciler.engine.network.foreign import ForwardBlocker, forward_blockers
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.observe import Observer, listeners_on
 from reconciler.engine.process import boot_id
 from reconciler.engine.store import Store
-from reconciler.errors import BlockedError, UsageError
+from reconciler.errors import BlockedError, ReconcilerError, UsageError
 from reconciler.plan.diff import plan as make_plan
 from reconciler.plan.garbage import Explained, explain
 from reconciler.plan.steps import Plan
@@ -136,6 +138,21 @@ def planned(layout: Layout, device: Device, source: Source) -> Iterator[tuple[In
         )
     finally:
         resolver.close()
+
+
+def traffic_warnings(desired: Desired) -> tuple[ForwardBlocker, ...]:
+    """What other people's firewalls drop of the containers' traffic; nothing where none has a network of its own, nor
+    for somebody who may not look.
+    """
+    if not any(want.networked for app in desired.apps.values() for want in app.containers.values()):
+        return ()
+    firewall = Firewall("0" * 16)
+    try:
+        return forward_blockers(firewall, ipv6=any(network.ipv6 for network in wanted_networks(desired)))
+    except ReconcilerError:
+        return ()
+    finally:
+        firewall.close()
 
 
 def apply_here(

@@ -10,7 +10,7 @@ import resource
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from reconciler.agent.parts import Parts
 from reconciler.agent.sizes import Sizes
 from reconciler.agent.turn import Listener, Turn
 from reconciler.engine import clock
+from reconciler.errors import ReconcilerError
 from reconciler.execute.executor import LaneEnd
 from reconciler.plan.steps import Outcome, Plan, PullImage, Step
 from reconciler.report import status
@@ -152,9 +153,12 @@ class Telemetry:
             for app, step in doing.items()
         }
         plan = status.recounted(turn.plan, turn.now, now)
-        return self._document(turn, plan, now, Live(usage=usage, doing=said, retries=retries))
+        notes = (*self._recent(), *self._traffic(turn))
+        return self._document(turn, plan, now, Live(usage=usage, doing=said, retries=retries), notes)
 
-    def _document(self, turn: Turn, plan: Plan, now: Now, live: Live) -> dict[str, Any]:
+    def _document(
+        self, turn: Turn, plan: Plan, now: Now, live: Live, notes: Sequence[str] = ()
+    ) -> dict[str, Any]:
         intent = turn.intent
         return status.document(
             intent.desired,
@@ -169,7 +173,7 @@ class Telemetry:
             source_stale=intent.source_stale,
             guard=intent.guard,
             live=live,
-            notes=self._recent(),
+            notes=notes,
             adhoc={"agent": "running"},
         )
 
@@ -177,6 +181,16 @@ class Telemetry:
         """What went wrong with the agent's own affairs lately, each once, the newest last."""
         since = time.monotonic() - _RECENT
         return list(dict.fromkeys(text for moment, text in tuple(self._problems) if moment >= since))
+
+    def _traffic(self, turn: Turn) -> list[str]:
+        """What other people's firewalls drop of the containers' traffic."""
+        if not turn.observed.network.traces:
+            return []
+        try:
+            blockers = self._parts.networks.forward_blockers()
+        except ReconcilerError as error:
+            return [str(error)]
+        return [f"{blocker}; {blocker.hint}" for blocker in blockers]
 
     def values(self) -> Values:
         """What one scrape tells, from the last turn and from the containers as they are now."""
@@ -218,7 +232,7 @@ class Telemetry:
         if turn is not None and self._told.number != turn.number:
             self._told = _Told(
                 number=turn.number,
-                document=self._document(turn, turn.plan, turn.now, NOTHING_LIVE),
+                document=self._document(turn, turn.plan, turn.now, NOTHING_LIVE, self._recent()),
                 spec_errors=status.errors(turn.intent.problems),
                 download_bytes=_download_bytes(turn),
                 generations=_generations(turn),

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from reconciler.agent.requests import summary
 from reconciler.cli.common import device_of, document, duration, layout_of, print_json
 from reconciler.cli.console import Console
 from reconciler.cli.scratch import scratch_directory
+from reconciler.engine.network.foreign import ForwardBlocker
 from reconciler.errors import BlockedError, InvalidSpecError, NotFoundError, ReconcilerError, TimedOutError
 from reconciler.plan.risk import risk_of
 from reconciler.plan.steps import CreateContainer, Plan, Step
@@ -80,10 +81,11 @@ def plan(args: argparse.Namespace) -> int:
         source = reading.open_source(layout, described, repository=repository)
         intent, made = stack.enter_context(reading.planned(layout, device, source))
         errors = print_problems(intent.problems, args, document_too=False)
+        warnings = reading.traffic_warnings(intent.desired)
         if args.output == "json":
-            print_json(document("StepList", plan_items(made, intent.stale)))
+            print_json(document("StepList", plan_items(made, intent.stale, warnings)))
         else:
-            print_plan(made, intent.stale)
+            print_plan(made, intent.stale, warnings)
     if intent.source_stale:
         print(f"source: {intent.source_stale}", file=sys.stderr)
     if intent.source_problem:
@@ -97,8 +99,10 @@ def plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def print_plan(made: Plan, stale: Mapping[str, str]) -> None:
-    """The steps in order, then what is held up, be it that an app goes on in its older version."""
+def print_plan(made: Plan, stale: Mapping[str, str], warnings: Sequence[ForwardBlocker] = ()) -> None:
+    """The steps in order, then what is held up, be it that an app goes on in its older version, and what will not work
+    although no step fails.
+    """
     for step in made.steps:
         print(f"  {step}")
         for risk in _risk(step).values():
@@ -108,6 +112,8 @@ def print_plan(made: Plan, stale: Mapping[str, str]) -> None:
         print(f"  waiting: {name}: {item.reason}{f'; {item.hint}' if item.hint else ''}")
     for app, reason in sorted(stale.items()):
         print(f"  waiting: {app}: {STALE}{reason}")
+    for warning in warnings:
+        print(f"  warning: {warning}; {warning.hint}")
     print(f"{len(made.steps)} steps" if made.steps else "nothing to do")
 
 
@@ -116,8 +122,8 @@ def _risk(step: Step) -> dict[str, str]:
     return {"risk": risk} if risk else {}
 
 
-def plan_items(made: Plan, stale: Mapping[str, str]) -> list[Any]:
-    """The plan as data: an object per step, then one per thing that waits."""
+def plan_items(made: Plan, stale: Mapping[str, str], warnings: Sequence[ForwardBlocker] = ()) -> list[Any]:
+    """The plan as data: an object per step, then one per thing that waits, then one per warning."""
     steps: list[Any] = [
         {"action": type(step).__name__, "app": step.app or "", "text": str(step)} | _risk(step)
         for step in made.steps
@@ -130,7 +136,10 @@ def plan_items(made: Plan, stale: Mapping[str, str]) -> list[Any]:
         {"action": "Blocked", "app": app, "container": "", "text": STALE + reason}
         for app, reason in sorted(stale.items())
     ]
-    return steps + waiting + held
+    warned = [
+        {"action": "Warning", "app": "", "text": str(warning), "hint": warning.hint} for warning in warnings
+    ]
+    return steps + waiting + held + warned
 
 
 def apply(args: argparse.Namespace) -> int:

@@ -210,3 +210,35 @@ def by_ipv6(device: Device, image: str) -> None:
     assert "inet6 fd" not in device.inside(["ip", "-6", "address"]).stdout
     device.until(lambda: device.curl("http://127.0.0.1:8085/") == "six-web\n" or None)
     (device.specs / "six.yaml").unlink()
+
+
+def test_what_a_foreign_firewall_drops_is_said_before_and_after(device: Device, box: Built) -> None:
+    device.configure(bundles=[str(box.layout)], interval="1s")
+    device.inside(["nft", "add", "table", "ip", "filter"])
+    chain = "{ type filter hook forward priority 0; policy drop; }"
+    device.inside(["nft", "add", "chain", "ip", "filter", "FORWARD", chain])
+    device.spec("one", spec("one", reference(box), "{}", "[default]"))
+    said = (
+        "firewall: ip filter FORWARD: policy drop: what comes to published ports from outside and what containers "
+        "send out is dropped; accept it there: iptables -I FORWARD -o rc-+ -j ACCEPT; "
+        "iptables -I FORWARD -i rc-+ -j ACCEPT"
+    )
+    assert f"  warning: {said}" in device.reconciler("plan", str(device.specs)).stdout
+    items = json.loads(device.reconciler("plan", str(device.specs), "-o", "json").stdout)["items"]
+    (warning,) = [item for item in items if item["action"] == "Warning"]
+    assert f"{warning['text']}; {warning['hint']}".startswith(said)
+    assert "ip filter FORWARD" in device.reconciler("doctor", check=False).stdout
+    device.start()
+    device.running("one/web")
+    assert said in device.reconciler("status").stderr
+    for way in ("iifname", "oifname"):
+        device.inside(["nft", "add", "rule", "ip", "filter", "FORWARD", way, "rc-*", "accept"])
+    for verb in (("status",), ("plan", str(device.specs))):
+        told = device.reconciler(*verb)
+        assert "firewall" not in told.stdout + told.stderr
+    device.spec(
+        "one",
+        spec("one", reference(box), "{}", "[default]").replace("networks: [default]", "network_mode: none"),
+    )
+    device.inside(["nft", "flush", "chain", "ip", "filter", "FORWARD"])
+    assert "firewall" not in device.reconciler("plan", str(device.specs)).stdout

@@ -71,7 +71,8 @@ def leak_check(tmp_path: Path, patience: float) -> Iterator[LeakCheck]:
     """Fail the test that leaves anything behind."""
     check = LeakCheck(str(tmp_path))
     yield check
-    assert check.leaks(3.0 * patience) == []
+    left = check.leaks(3.0 * patience)
+    assert left == [], left
 
 
 def _mounts() -> list[str]:

@@ -363,12 +363,12 @@ class TestForwardBlockers:
         [
             (
                 "table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; } }",
-                "policy drop",
+                "policy drop: what comes to published ports from outside and what containers send out is dropped",
             ),
             (
                 "table inet firewalld { chain filter_FORWARD { type filter hook forward priority 10; policy accept; "
                 "ct state established accept; reject with icmpx type admin-prohibited; } }",
-                "its last rule is reject for everything",
+                "by its rules: what comes to published ports from outside and what containers send out is dropped",
             ),
         ],
     )

@@ -85,6 +85,11 @@ class Firewall:
             self._run([command for family in there for command in ruleset.removal(self._instance, family)])
             return True
 
+    def generation(self) -> int:
+        """A number that grows with every change to any table of this network namespace."""
+        with self._lock, kernel(_SUBJECT):
+            return self._generation()
+
     def chains(self) -> list[Json]:
         """Every chain of every table on this host, ours included, as libnftables describes them."""
         with self._lock, kernel(_SUBJECT):
@@ -92,17 +97,22 @@ class Firewall:
             listed = self._run([{"list": {"chains": {}}}])
         return [chain for entry in listed if isinstance(chain := entry.get("chain"), dict)]
 
-    def rules(self, family: str, table: str, chain: str) -> list[Json]:
-        """The rules of one chain of any table; none where it is gone."""
-        wanted = {"family": family, "table": table, "name": chain}
+    def rules_by_chain(self, family: str, table: str) -> dict[str, list[Json]]:
+        """The rules of any table, in their order, by the name of their chain; nothing where it is gone."""
         with self._lock, kernel(_SUBJECT):
             try:
-                listed = self._run([{"list": {"chain": wanted}}])
+                listed = self._run([{"list": {"table": {"family": family, "name": table}}}])
             except OSError as error:
                 if error.errno == errno.ENOENT:
-                    return []
+                    return {}
                 raise
-        return [rule for entry in listed if isinstance(rule := entry.get("rule"), dict)]
+        chains: dict[str, list[Json]] = {}
+        for entry in listed:
+            if isinstance(chain := entry.get("chain"), dict):
+                chains.setdefault(str(chain.get("name")), [])
+            elif isinstance(rule := entry.get("rule"), dict):
+                chains.setdefault(str(rule.get("chain")), []).append(rule)
+        return chains
 
     def table(self, name: str, family: Family = IP) -> list[Json]:
         """What the table `name` of a family holds, as libnftables lists it; nothing where it is gone."""

@@ -1,25 +1,31 @@
-"""What somebody else's firewall does to us: why forwarded traffic may not reach containers, for `doctor` and the plan.
+"""What somebody else's firewall does to us: why forwarded traffic does not pass, for `doctor`, the plan and `status`.
 
 Reads only. Accepting a packet in our table does not help where another table at the same hook drops it, so the only
 remedy is in that other firewall, by its owner's tools.
 """
 
-from collections.abc import Sequence
+import socket
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from reconciler.engine.network.diagnose import kernel
 from reconciler.engine.network.firewall import Firewall
 from reconciler.engine.network.listeners import Listener
 from reconciler.engine.network.listing import read
 from reconciler.engine.network.names import TABLE_PREFIX
-from reconciler.engine.network.ruleset import FAMILIES, Json
+from reconciler.engine.network.passing import ACCEPT, DROP, Chains, inbound, outbound, verdict
+from reconciler.engine.network.ruleset import FAMILIES
 from reconciler.linux import iptables
 
 _OLD_TABLES = Path(
     "/proc/thread-self/net/ip_tables_names"
 )  # thread-self: /proc/net is that of the first thread
-_POLICY_DROP = "policy drop: what it does not accept by a rule is dropped"
+# The bridge that stands for those to come: nobody's rule can name it.
+_ANY_BRIDGE: Final = "rc-000000000000"
+_OUT: Final = "what containers send out"
+_IN: Final = "what comes to published ports from outside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,26 +43,35 @@ class ForwardBlocker:
 
 
 def forward_blockers(firewall: Firewall, *, ipv6: bool = False) -> tuple[ForwardBlocker, ...]:
-    """The chains that may drop forwarded traffic of containers: a policy of drop, or a last rule without a condition.
+    """The chains that drop new connections of containers, for all that can be told: see `passing`.
 
-    Those that see nothing but IPv6 only count with `ipv6`.
-    Whether an earlier rule of that chain lets our traffic through can't be told from here, so each is a possibility.
+    Asked for the bridges that are here and for one to come. Chains that see nothing but IPv6 only count with `ipv6`.
     """
     families = ("ip", "inet", "ip6") if ipv6 else ("ip", "inet")
+    bases = [
+        chain
+        for chain in firewall.chains()
+        if chain.get("hook") == "forward"
+        and chain.get("family") in families
+        and not str(chain.get("table", "")).startswith(TABLE_PREFIX)
+    ]
+    bridges = [_ANY_BRIDGE, *sorted(name for _, name in socket.if_nameindex() if name.startswith("rc-"))]
     found = []
-    for chain in firewall.chains():
-        family, table, name = (str(chain.get(key, "")) for key in ("family", "table", "name"))
-        if chain.get("hook") != "forward" or family not in families or table.startswith(TABLE_PREFIX):
-            continue
-        reason, what = "", "also IPv6" if family == "ip6" else "also"
-        if chain.get("policy") == "drop":
-            reason = f"{_POLICY_DROP}, {what} on its way to containers"
-        elif verdict := last_verdict(firewall.rules(family, table, name)):
-            reason = f"its last rule is {verdict} for everything, {what} on its way to containers"
-        if reason:
-            found.append(ForwardBlocker(family, table, name, reason, _hint(table, family)))
-    if _old_policy_drops():
-        reason = f"{_POLICY_DROP}, also on its way to containers"
+    for chain in bases:
+        family, table, name = (str(chain[key]) for key in ("family", "table", "name"))
+        chains = firewall.rules_by_chain(family, table)
+        policy = str(chain.get("policy", ACCEPT))
+        dropped = [
+            what
+            for what, packet in ((_IN, inbound), (_OUT, outbound))
+            if any(verdict(chains, name, policy, packet(bridge)) != ACCEPT for bridge in bridges)
+        ]
+        if dropped:
+            how = "policy drop" if policy == DROP else "by its rules"
+            reason = f"{how}: {' and '.join(dropped)} is dropped"
+            found.append(ForwardBlocker(family, table, name, reason, _hint(table, family, chains)))
+    if old_policy_drops():
+        reason = f"policy drop: {_IN} and {_OUT} is dropped, but for what a rule of its accepts"
         found.append(ForwardBlocker("iptables-legacy", "filter", "FORWARD", reason, _hint("filter")))
     return tuple(found)
 
@@ -79,7 +94,7 @@ def ports_of_others(firewall: Firewall) -> tuple[Listener, ...]:
     )
 
 
-def _old_policy_drops() -> bool:
+def old_policy_drops() -> bool:
     """Whether the older iptables has a FORWARD policy of drop; it is asked only where it has such a table."""
     try:
         tables = _OLD_TABLES.read_text(encoding="ascii").split()
@@ -89,28 +104,18 @@ def _old_policy_drops() -> bool:
         return "filter" in tables and iptables.policy("filter", iptables.FORWARD) == iptables.DROP
 
 
-def last_verdict(rules: Sequence[Json]) -> str:
-    """`drop` or `reject` where the last rule is that and has no condition, else an empty string."""
-    if not rules:
-        return ""
-    expression = rules[-1].get("expr")
-    statements = [
-        kind
-        for statement in (expression if isinstance(expression, list) else [])
-        if isinstance(statement, dict)
-        for kind in statement
-        if kind not in ("counter", "log", "comment")
-    ]
-    return statements[0] if statements in (["drop"], ["reject"]) else ""
-
-
-def _hint(table: str, family: str = "ip") -> str:
+def _hint(table: str, family: str = "ip", chains: Chains = MappingProxyType({})) -> str:
+    """What its owner says there to let our bridges through, in the words of the tool that made the table."""
     if table == "firewalld":
-        return "put the bridges into its trusted zone: firewall-cmd --permanent --zone=trusted --add-interface=rc-NAME"
-    if table == "filter":
-        tool = "ip6tables" if family == "ip6" else "iptables"
-        return (
-            f"accept it there: {tool} -I FORWARD -o 'rc-+' -j ACCEPT; {tool} -I FORWARD -i 'rc-+' -j ACCEPT "
-            "(with Docker: in DOCKER-USER instead of FORWARD)"
-        )
-    return "accept traffic of interfaces named rc-* in that chain"
+        say = "firewall-cmd --zone=trusted --add-interface=rc-+"
+        return f"put the bridges into its trusted zone: {say}, and once more with --permanent"
+    if table != "filter":
+        return "accept traffic of interfaces named rc-* in that chain"
+    if any(name.startswith(("ufw-", "ufw6-")) for name in chains):
+        return "let them through: ufw route allow in on rc-+; ufw route allow out on rc-+"
+    tool = "ip6tables" if family == "ip6" else "iptables"
+    chain = "DOCKER-USER" if "DOCKER-USER" in chains else "FORWARD"
+    return (
+        f"accept it there: {tool} -I {chain} -o rc-+ -j ACCEPT; {tool} -I {chain} -i rc-+ -j ACCEPT "
+        "(at each boot, before containers are used)"
+    )

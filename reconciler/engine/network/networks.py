@@ -5,6 +5,7 @@ order in which a crash does least harm: a lease is durable before it is used, th
 bridge exists, and an address is given back last.
 """
 
+import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,12 @@ from reconciler.engine.network.attach import Attachment, attach
 from reconciler.engine.network.bridge import Bridge
 from reconciler.engine.network.diagnose import kernel
 from reconciler.engine.network.firewall import Firewall
-from reconciler.engine.network.foreign import ForwardBlocker, forward_blockers, ports_of_others
+from reconciler.engine.network.foreign import (
+    ForwardBlocker,
+    forward_blockers,
+    old_policy_drops,
+    ports_of_others,
+)
 from reconciler.engine.network.installed import Installed
 from reconciler.engine.network.ipv6 import lacking
 from reconciler.engine.network.leases import LeaseFile, Leases, NetworkLease
@@ -63,6 +69,7 @@ class Networks(Addresses):
         self._before = bridge.Before()
         self._last: _Seen | None = None
         self._ipv6_tried = False
+        self._blockers: tuple[tuple[object, ...], tuple[ForwardBlocker, ...]] | None = None
 
     # --- networks ---------------------------------------------------------------------------------------------------
 
@@ -298,8 +305,11 @@ class Networks(Addresses):
         return tuple([(key, reason) for key, reason in found.items() if reason])
 
     def forward_blockers(self) -> tuple[ForwardBlocker, ...]:
-        """Other people's chains that may drop what is forwarded to containers."""
-        return forward_blockers(self._firewall, ipv6=self._has_ipv6())
+        """Other people's chains that drop what is forwarded for containers; one message where nothing has changed."""
+        seen = self._firewall.generation(), tuple(socket.if_nameindex()), self._has_ipv6(), old_policy_drops()
+        if self._blockers is None or self._blockers[0] != seen:
+            self._blockers = seen, forward_blockers(self._firewall, ipv6=seen[2])
+        return self._blockers[1]
 
     def ports_of_others(self) -> tuple[Listener, ...]:
         """The ports that other instances on this host publish: as taken as those that a process listens on."""
