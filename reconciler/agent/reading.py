@@ -23,11 +23,12 @@ from reconciler.agent.turn import Listener, Turn
 from reconciler.agent.wanted import wanted_devices, wanted_networks, wanted_ports
 from reconciler.config import Device
 from reconciler.engine import instance
+from reconciler.engine.devices import present
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.firewall import Firewall
 from reconciler.engine.network.foreign import ForwardBlocker, forward_blockers
 from reconciler.engine.network.networks import Networks
-from reconciler.engine.observe import Observer, listeners_on
+from reconciler.engine.observe import Observer, capacity, listeners_on
 from reconciler.engine.process import boot_id
 from reconciler.engine.store import Store
 from reconciler.errors import BlockedError, ReconcilerError, UsageError
@@ -106,7 +107,13 @@ def observe(layout: Layout, desired: Desired | None = None) -> Observed:
             return Observed(boot=boot)
         conflicts = Networks(layout, "").conflicts(wanted_networks(desired))
         taken = listeners_on(p.port for p in wanted_ports(desired))
-        return Observed(boot=boot, listeners=taken, network=FoundNetworks(conflicts=conflicts))
+        return Observed(
+            boot=boot,
+            listeners=taken,
+            network=FoundNetworks(conflicts=conflicts),
+            devices=present(wanted_devices(desired)),
+            capacity=capacity(),
+        )
     identity = instance.read_id(layout)
     observer = Observer(layout, identity, Store(layout), Networks(layout, identity))
     ports = wanted_ports(desired) if desired is not None else []

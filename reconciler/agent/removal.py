@@ -40,9 +40,9 @@ def remove_everything(parts: Parts, say: Callable[[str], None]) -> None:
     say("removed networks, port table and sysctls")
     parts.close()
     drop_scope(parts.cgroup_parent, Hierarchies.detect())
-    trash.delete(parts.layout.run)
-    trash.delete(parts.layout.state)
-    say(f"removed {parts.layout.state}")
+    for directory in (layout.run, layout.state):
+        gone = trash.delete(directory)
+        say(f"removed {directory}" if gone else f"emptied {directory}: a file system is mounted there")
 
 
 def _stop(parts: Parts, found: list[Record], say: Callable[[str], None]) -> None:

@@ -31,17 +31,23 @@ def discard(path: Path, trash: Path, *, durable: bool = True) -> None:
         sync_directory(path.parent)
 
 
-def delete(path: Path) -> None:
-    """Delete `path`, of whatever kind, with all below it; succeeds if it is not there."""
+def delete(path: Path) -> bool:
+    """Delete `path`, of whatever kind, with all below it; succeeds if it is not there.
+
+    Return whether it is gone: a directory that something is mounted on is emptied and stays.
+    """
     try:
         empty(path)
         path.rmdir()
     except FileNotFoundError:
-        return
+        return True
     except OSError as error:
+        if error.errno == errno.EBUSY and os.path.ismount(path):
+            return False
         if error.errno not in (errno.ENOTDIR, errno.ELOOP):
             raise
         path.unlink(missing_ok=True)
+    return True
 
 
 def empty(trash: Path) -> int:

@@ -43,6 +43,11 @@ containers:
     devices: ["{node}:/dev/modem:rw"]
 """,
     )
+    first = device.reconciler("plan", str(device.specs)).stdout
+    assert f"waiting: modem/main: waiting for {node}" in first
+    os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(1, 5))
+    assert "waiting" not in device.reconciler("plan", str(device.specs)).stdout
+    node.unlink()
     device.start()
     device.until(lambda: device.status()["modem"]["health"] == "degraded")
     assert device.status()["modem"]["reason"] == f"main: waiting for {node}"

@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import struct
 import subprocess
@@ -410,3 +411,20 @@ def test_colours_are_for_terminals_and_only_without_no_color(ready: Device, box:
         assert "unknown key 'memmory'" in said
         assert ("\x1b[" in said) is coloured, (variables, said)
     assert "\x1b" not in ready.inside(command, check=False).stderr
+
+
+def test_uninstall_empties_a_state_directory_that_is_a_mount(device: Device) -> None:
+    device.configure()
+    device.state.mkdir(exist_ok=True)
+    places = shlex.join(device.places)
+    program = shlex.join(PROGRAM)
+    script = f"""
+        mount -t tmpfs tmpfs {device.state} && {program} volume create {places} keep/data && ls {device.state}
+        {program} uninstall {places} --yes; echo "status $?"; ls -A {device.state}
+    """
+    done = device.inside(["unshare", "--mount", "sh", "-c", script])
+    before, _, after = done.stdout.partition("status ")
+    assert "volumes" in before
+    assert after == "0\n"
+    assert f"emptied {device.state}: a file system is mounted there" in done.stderr
+    assert f"removed {device.run}" in done.stderr
