@@ -125,8 +125,9 @@ def _order(args: argparse.Namespace) -> Order:
             case "label!" if equals and value:
                 without.append(_label(value))
             case _:
+                wrong = f"there is no key {key!r}" if equals else "expected KEY=VALUE"
                 raise UsageError(
-                    f"--filter {text!r}: expected KEY=VALUE", hint="keys: until, label, label! (label!=KEY)"
+                    f"--filter {text!r}: {wrong}", hint="keys: until, label, label! (label!=KEY)"
                 )
     return Order(kinds, bool(args.all), plan.Filter(until, tuple(labels), tuple(without)))
 

@@ -31,9 +31,8 @@ class Filters:
         for text in texts:
             key, equals, value = text.partition("=")
             if not equals or key not in keys:
-                raise UsageError(
-                    f"--filter {text!r}: expected KEY=VALUE", hint=f"keys: {', '.join(sorted(keys))}"
-                )
+                wrong = f"there is no key {key!r}" if equals else "expected KEY=VALUE"
+                raise UsageError(f"--filter {text!r}: {wrong}", hint=f"keys: {', '.join(sorted(keys))}")
             self._wanted.setdefault(key, []).append(value)
 
     def __contains__(self, key: str) -> bool:

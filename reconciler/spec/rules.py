@@ -218,6 +218,7 @@ class Known:
 
 
 _ANY: Final = "0.0.0.0"
+_BOTH: Final = "a port without an address is one of IPv4 and of IPv6 here; of IPv4 alone: 0.0.0.0:PORT:PORT"
 _NAMED: Final = 3  # others that a message names
 _WAYS: Final = 20  # files that are told a way round of their own
 
@@ -240,8 +241,9 @@ def _ports(apps: Sequence[Known]) -> Iterable[Finding]:
         for name, container in known.app.containers.items():
             ipv6 = bool(container.ports) and has_ipv6(known.app, container)
             for index, port in enumerate(container.ports):
-                for host_ip in host_ips(port, ipv6=ipv6):
-                    place = _Published(known, name, index, host_ip)
+                addresses = host_ips(port, ipv6=ipv6)
+                for host_ip in addresses:
+                    place = _Published(known, name, index, host_ip, len(addresses) > 1)
                     anywhere = ANY6 if ":" in host_ip else _ANY
                     for published in range(port.published.first, port.published.last + 1):
                         taken[published, port.protocol, anywhere].append(place)
@@ -260,7 +262,10 @@ def _ports(apps: Sequence[Known]) -> Iterable[Finding]:
             path = ("containers", one.container, "ports", one.index)
             about = one.full_name, f"{mine} {twice}", one.index
             if about not in said:  # by IPv4 and by IPv6
-                yield Finding(path, f"{mine} is published {twice}", app=one.known.path)
+                both = anywhere == ANY6 and any(place.everywhere for place in places)
+                yield Finding(
+                    path, f"{mine} is published {twice}", hint=_BOTH if both else "", app=one.known.path
+                )
             said.add(about)
 
 
@@ -270,6 +275,7 @@ class _Published:
     container: str
     index: int
     host_ip: str
+    everywhere: bool  # by IPv4 and IPv6, as no address was said
 
     @property
     def full_name(self) -> str:
