@@ -25,8 +25,10 @@ from reconciler.agent.wanted import wanted_ports
 from reconciler.engine import bundle, cgroup
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.process import Control
+from reconciler.engine.seccomp import filter
 from reconciler.engine.snapshot import Uppers
 from reconciler.linux import mount, namespace
+from reconciler.linux.capability import NAMES
 from reconciler.source.directory import DirectorySource
 from reconciler.state.desired import App, Container, Desired
 from reconciler.state.network import Network
@@ -180,6 +182,7 @@ class _Maker:
             cgroup=located.annotation(),
             cgroups_path=located.path,
             nofile_hard=1024,
+            seccomp=filter.write(layout.filter(id), desired, NAMES),
         )
         layout.config(id).write_text(json.dumps(config))
         self.config = self.config or config

@@ -8,6 +8,7 @@ sys.path.insert(0, str(ROOT))  # the course is the test's own
 
 from reconciler.cli.docker import table  # noqa: E402
 from reconciler.cli.manual import manual  # noqa: E402
+from reconciler.engine.seccomp import default  # noqa: E402
 from reconciler.spec.schema import generated  # noqa: E402
 from tests.e2e.course import COURSE  # noqa: E402
 
@@ -22,6 +23,8 @@ spec declares is changed in the spec, and comes back if it is removed by hand. A
 answered with its line of this table.
 
 """
+_BEGIN = "<!-- from reconciler/engine/seccomp/default.py: make docs -->"
+_END = "<!-- end -->"
 _COURSE = """
 
 ## A course
@@ -41,9 +44,44 @@ def docker() -> str:
     return f"{_DOCKER}{table()}{_COURSE}{course}"
 
 
+def security() -> str:
+    """docs/security.md, which is written by hand but for the table of system calls."""
+    page = (ROOT / "docs/security.md").read_text()
+    before, begin, rest = page.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    assert begin, "docs/security.md has lost the place of its table"
+    return f"{before}{begin}\n{calls()}{end}{after}"
+
+
+def calls() -> str:
+    """The table of the default profile."""
+    known = {name for tables in default.TABLES.values() for table in tables for name in table}
+    added = {name for names in default.BY_CAPABILITY.values() for name in names}
+    allowed = default.allowed_names(())
+    rows = [(f"allowed: {purpose}", " ".join(sorted(names))) for purpose, names in default.ALLOWED.items()]
+    rows += [
+        (f"`{name}`", f"allowed for some arguments: {words}") for name, words in default.CONDITIONAL.items()
+    ]
+    rows += [
+        (f"allowed with {capability.removeprefix('CAP_')}", " ".join(sorted(names)))
+        for capability, names in default.BY_CAPABILITY.items()
+    ]
+    refused = known - allowed - added - default.ABSENT - default.CONDITIONAL.keys()
+    rows.append(("refused, with EPERM, as those above without the capability", " ".join(sorted(refused))))
+    rows.append(("as if the kernel had them not: ENOSYS", " ".join(sorted(default.ABSENT))))
+    return (
+        "\n| What | Calls |\n|---|---|\n" + "".join(f"| {what} | {names} |\n" for what, names in rows) + "\n"
+    )
+
+
 def main() -> int:
     """Write what is stale, or only name it."""
-    pages = {"docs/cli.md": manual(), "docs/docker.md": docker(), **generated()}
+    pages = {
+        "docs/cli.md": manual(),
+        "docs/docker.md": docker(),
+        "docs/security.md": security(),
+        **generated(),
+    }
     check = "--check" in sys.argv
     stale = [
         name

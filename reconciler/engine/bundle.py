@@ -84,6 +84,7 @@ def render(
     nodes: Sequence[Node] = (),
     rules: Sequence[Rule] | None = DEFAULT,
     joined: Joined | None = None,
+    seccomp: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return the config.json of `desired` as plain JSON values, or raise ReconcilerError for a mount that can't be.
 
@@ -91,7 +92,8 @@ def render(
     is where the shim puts the container, {"v2": directory or None, "v1": [directories]}; `cgroups_path` the same for
     other runtimes. `nofile_hard` is the agent's own hard RLIMIT_NOFILE (-1 for infinity): without CAP_SYS_RESOURCE no
     child can have more, so the default limit, which nobody asked for by name, is clamped to it. `held` are the agent's
-    own capabilities, which ALL means; `nodes` and `rules` are those of engine.devices. `joined` is the container whose
+    own capabilities, which ALL means; `nodes` and `rules` are those of engine.devices, `seccomp` is what
+    engine.seccomp.filter gives, None for no filter. `joined` is the container whose
     network it is in: the host name and the files in /etc are that one's as well.
     """
     identity = desired.identity
@@ -114,6 +116,8 @@ def render(
         },
         "annotations": _annotations(desired, id, layout, layers, upper, work, cgroup),
     }
+    if seccomp is not None:
+        config["linux"]["seccomp"] = seccomp
     if nodes:
         config["linux"]["devices"] = [node.document() for node in nodes]
     if identity.sysctls:

@@ -35,6 +35,7 @@ from reconciler.engine.layout import Layout
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.parting import drop_volumes
 from reconciler.engine.process import end, open_pidfd, read_shim, stop_signal
+from reconciler.engine.seccomp import filter
 from reconciler.engine.serving import sharing, until_served
 from reconciler.engine.snapshot import Uppers, held
 from reconciler.engine.store import Store
@@ -114,6 +115,7 @@ class Containers:
             )
             failpoint("create.limited")
             layers = tuple(layer.chain_id for layer in desired.image.layers)
+            capabilities = capability.names(capability.capget()[1])
             upper, work = self._uppers.paths(container_id)
             config = bundle.render(
                 desired,
@@ -125,10 +127,11 @@ class Containers:
                 cgroup=group.annotation(),
                 cgroups_path=group.path,
                 nofile_hard=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
-                held=capability.names(capability.capget()[1]),
+                held=capabilities,
                 nodes=nodes,
                 rules=rules,
                 joined=joined,
+                seccomp=filter.write(layout.filter(container_id), desired, capabilities),
             )
             replace_json(layout.config(container_id), config, durable=False)
             failpoint("create.configured")

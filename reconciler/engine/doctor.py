@@ -26,9 +26,11 @@ from reconciler.engine.network.firewall import Firewall
 from reconciler.engine.network.foreign import forward_blockers
 from reconciler.engine.network.leases import decode
 from reconciler.engine.network.ports import PortTable
+from reconciler.engine.seccomp.default import ARCHITECTURES
 from reconciler.engine.snapshot import file_system_type
 from reconciler.errors import ReconcilerError
 from reconciler.linux import bpf, capability, mount, namespace, netlink, rtnetlink
+from reconciler.linux.seccomp import load
 
 FLOOR: Final = (5, 15)
 _BUILT: Final = 1_767_225_600  # 2026-01-01: no clock that is right shows less
@@ -72,6 +74,7 @@ def checks(layout: Layout, *, quick: bool = False) -> tuple[Check, ...]:
     found = [_kernel(), _root()]
     if found[-1].ok:
         found += [_capabilities(), _namespaces(), _overlay(layout), *_cgroups(), _network(), _forwarding()]
+        found.append(_seccomp())
     if quick:
         return tuple(found)
     if found[1].ok:
@@ -80,7 +83,6 @@ def checks(layout: Layout, *, quick: bool = False) -> tuple[Check, ...]:
     return (
         *found,
         _git(),
-        _seccomp(),
         _room(layout),
         _quota(layout),
         _clock(),
@@ -299,12 +301,24 @@ def _git() -> Check:
 
 
 def _seccomp() -> Check:
-    return Check(
-        "seccomp",
-        None,
-        "containers run without a seccomp filter in this release",
-        "don't run programs you would not trust with your kernel",
-    )
+    """Whether the kernel can filter calls: without, no container starts but one that is not filtered."""
+    if not load.available():
+        return Check(
+            "seccomp", False, "this kernel can't filter system calls", "boot one with CONFIG_SECCOMP_FILTER"
+        )
+    if os.uname().machine not in ARCHITECTURES:
+        return Check(
+            "seccomp", False, f"system calls of {os.uname().machine} are not known", "use amd64 or arm64"
+        )
+    return Check("seccomp", True, f"containers are filtered; the kernel can: {_actions()}")
+
+
+def _actions() -> str:
+    """What filters can answer; `/proc` may be another's, so a surprise is only told."""
+    try:
+        return Path("/proc/sys/kernel/seccomp/actions_avail").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        return f"unknown ({error})"
 
 
 def _room(layout: Layout) -> Check:

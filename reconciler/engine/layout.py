@@ -13,7 +13,8 @@ STATE  (/var/lib/reconciler, 0700)
   layers/<hex of chain id>/  an unpacked layer (a directory for overlayfs), made by rename from partial/
   layers/<hex>.json          its record: written after the rename, and durable; without it the layer does not exist
   layers/<hex>.files         its index: the sha256 of every file, as sha256sum writes it
-  containers/<id>/           config.json (OCI bundle), identity.json (written last: it makes the container exist),
+  containers/<id>/           config.json (OCI bundle), seccomp.bpf (its linux.seccomp, compiled),
+                             identity.json (written last: it makes the container exist),
                              upper/ work/ (overlay), rootfs/ (mount point), log/, configs/,
                                  hosts, resolv.conf, hostname (bind-mounted, and written from inside too),
                                  exit.json where the outcome must survive a reboot
@@ -133,6 +134,9 @@ class Layout:
 
     def config(self, container_id: str) -> Path:
         return self.container(container_id) / "config.json"
+
+    def filter(self, container_id: str) -> Path:
+        return self.container(container_id) / "seccomp.bpf"
 
     def identity(self, container_id: str) -> Path:
         return self.container(container_id) / "identity.json"

@@ -30,7 +30,6 @@ SYNC: Final = ("synced", "out_of_sync", "unknown")
 HEALTH: Final = ("healthy", "progressing", "degraded", "suspended", "missing")
 START: Final = "run: reconciler agent SPECS, or systemctl start reconciler"
 STALE: Final = "keeps running its last good spec: "
-NO_SECCOMP: Final = "containers run without a seccomp filter in this release"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,7 @@ def document(
         "source": {"problem": source_problem, "stale": source_stale},
         "guard": guard,
         "problems": [_problem(problem) for problem in problems],
-        "notes": [NO_SECCOMP, *(printable(note) for note in notes)],
+        "notes": [printable(note) for note in notes],
         "steps": [str(step) for step in plan.steps],
         "pending": dict(Counter(action for step in plan.steps if (action := action_of(step)))),
         "blocked": [_blocked(item, now) for item in plan.blocked if not item.app],

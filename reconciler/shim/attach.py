@@ -59,7 +59,7 @@ def prepare(config: dict[str, object], request: dict[str, object]) -> Process:
         wanted["cwd"] = asked.text("cwd")
     if asked.raw("user") is not None:
         annotations[PREFIX + "user"] = asked.text("user")
-    result = prepare_process({"process": wanted, "annotations": annotations})
+    result = prepare_process({"process": wanted, "annotations": annotations, "linux": config.get("linux")})
     if result.terminal:
         result.console_size = size(asked)
     return result

@@ -19,7 +19,8 @@ talks to the child through three pipes:
 The steps, in their order: namespaces to join, propagation, root file system, copy-up of volumes, mounts, devices,
 masked and read-only paths (sysctls and oom_score_adj before them, by the new procfs), working directory, console, v1
 cgroups, cgroup namespace, read-only root, pivot_root, host name, user lookup, stdio, rlimits, keyring, capabilities,
-groups, user, no_new_privs, chdir, search for the program, b"c", wait for b"g", PDEATHSIG, signals, close_range, exec.
+groups, user, no_new_privs, chdir, search for the program, b"c", wait for b"g", PDEATHSIG, signals, close_range, seccomp
+filter, exec.
 
 After the clone nothing is imported, no lock is taken, and no path string is used on the root before pivot_root.
 """
@@ -112,6 +113,7 @@ def run(
         os.close(go_fd)
         start.reset_signals()
         if prepared.init:
+            privilege.confine(prepared.process)
             code = init.serve(lambda: _become(prepared, file, error_fd))
         else:
             _become(prepared, file, error_fd)
@@ -122,7 +124,7 @@ def run(
 
 def _become(prepared: Prepared, file: bytes, error_fd: int) -> None:
     try:
-        start.execute(file, prepared.process, error_fd)
+        start.execute(file, prepared.process, error_fd, confined=prepared.init)
     except BaseException as error:  # noqa: BLE001 - as above; in the child of init it is the end of the line as well
         os._exit(_report(error, error_fd))
 

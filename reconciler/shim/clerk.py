@@ -25,7 +25,7 @@ import socket
 import struct
 
 from reconciler.linux import process
-from reconciler.shim import attach, maker, protocol, record
+from reconciler.shim import attach, filter, maker, protocol, record
 from reconciler.shim.fields import PREFIX, ConfigError, Section
 from reconciler.shim.step import StepError
 
@@ -191,6 +191,8 @@ class Clerk:
             raise ConfigError("exec: the container does not run")
         config = maker.read_config(self._bundle, "config.json")
         wanted = attach.prepare(config, message)
+        if wanted.filtered:
+            wanted.filter = filter.read(self._bundle, "")
         null = -1
         if wanted.terminal:
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

@@ -60,7 +60,6 @@ _DEFAULT_DEVICES = (
 )
 # Settings whose absence from this program must not go unnoticed, with what they would have done.
 _REFUSED = {
-    ("linux", "seccomp"): "seccomp filters are not supported in this release",
     ("linux", "uidMappings"): "user namespaces are not supported",
     ("linux", "gidMappings"): "user namespaces are not supported",
     ("linux", "timeOffsets"): "time namespaces are not supported",

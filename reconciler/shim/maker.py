@@ -13,7 +13,7 @@ import signal
 import socket
 
 from reconciler.linux import namespace, process
-from reconciler.shim import channel, child, journal, oom, protocol, record
+from reconciler.shim import channel, child, filter, journal, oom, protocol, record
 from reconciler.shim.fields import PREFIX, ConfigError, Section, annotation
 from reconciler.shim.logfile import pipe
 from reconciler.shim.logopen import open_log
@@ -131,6 +131,8 @@ class Maker:
         config = read_config(bundle, f"{self._bundle}/config.json")
         annotations = Section(config, "annotations")
         prepared = child.prepare(config, self._bundle)
+        if prepared.process.filtered:
+            prepared.process.filter = filter.read(bundle, self._bundle)
         name = prepared.name or os.path.basename(self._bundle)
         process.set_title(area, f"{TITLE} {name}")
         with Step("run directory", self._directory):

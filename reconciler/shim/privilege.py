@@ -1,16 +1,20 @@
-"""Giving up what the program must not have: limits, keyring, capabilities, groups, user. The order is the point.
+"""Giving up what the program must not have: limits, keyring, capabilities, groups, user, calls. The order is the point.
 
 Serves the container's own program and every program that `exec` adds. Runs inside the container's root, so it opens no
 file and looks up no name. It gives exactly what the bundle says; defaults are the engine's.
 """
 
 import errno
+import os
 import resource
 
 from reconciler.linux import capability, process
+from reconciler.linux.seccomp import load
 from reconciler.shim.program import Process
 from reconciler.shim.step import Step, StepError
 from reconciler.shim.user import User
+
+_ADMIN = capability.mask(("CAP_SYS_ADMIN",))
 
 
 def set_limits(wanted: Process) -> None:
@@ -55,11 +59,13 @@ def fresh_keyring() -> None:
 def drop(wanted: Process, user: User) -> None:
     """Become `user` with exactly the capabilities of `wanted`; raise StepError, after which only exit is safe.
 
-    Afterwards this process can't come back, except that a program executed as uid 0 gets the bounding set
-    (capabilities(7), "Capabilities and execution of programs by root").
+    One more is left, out of effect, where `confine` needs it and takes it away. Afterwards this process can't come
+    back, except that a program executed as uid 0 gets the bounding set (capabilities(7), "Capabilities and execution of
+    programs by root").
     """
     have = capability.capget()[1]
-    lacking = (wanted.bounding | wanted.permitted | wanted.effective | wanted.inheritable) & ~have
+    needed = wanted.bounding | wanted.permitted | wanted.effective | wanted.inheritable
+    lacking = (needed | _held(wanted)) & ~have
     if lacking:
         names = ", ".join(capability.names(lacking))
         raise StepError("capabilities", names, errno.EPERM, "the agent itself does not have this")
@@ -79,17 +85,47 @@ def drop(wanted: Process, user: User) -> None:
     with Step("user", str(user.uid)):
         process.setresuid(user.uid)
         process.set_keep_capabilities(False)
-    permitted, effective = wanted.permitted, wanted.effective
-    if user.uid != 0:
-        # What the exec would leave anyway: a user other than root keeps ambient capabilities only. Done here as well,
-        # because everything from here on, the search for the program too, must see what the program will see.
-        permitted, effective = permitted & wanted.ambient, effective & wanted.ambient
+    effective, permitted = _sets(wanted, user.uid)
     with Step("capabilities", "sets"):
         capability.clear_ambient()
-        capability.capset(effective, permitted, wanted.inheritable)
+        capability.capset(effective, permitted | _held(wanted), wanted.inheritable)
         for number in range(wanted.ambient.bit_length()):
             if wanted.ambient >> number & 1:
                 capability.raise_ambient(number)
     if wanted.no_new_privileges:
         with Step("no_new_privs"):
             process.set_no_new_privs()
+
+
+def confine(wanted: Process) -> None:
+    """Load the filter, if there is to be one; raise StepError. Call it last: what follows is filtered.
+
+    A filter needs no_new_privs, or CAP_SYS_ADMIN (seccomp(2)), which `drop` has left within reach for that, out of
+    effect: runc instead loads it before it gives up anything, and so fails under profiles without getcwd or the like.
+    """
+    if not wanted.filtered:
+        return
+    if wanted.filter is None:
+        raise StepError("seccomp", "", 0, "config.json asks for a filter, and none has been compiled")
+    program, flags = wanted.filter
+    with Step("seccomp"):
+        effective, permitted = _sets(wanted, os.getuid())
+        if held := _held(wanted):
+            capability.capset(effective | held, permitted | held, wanted.inheritable)
+        load.load(program, flags)
+        if held:
+            capability.capset(effective, permitted, wanted.inheritable)
+
+
+def _sets(wanted: Process, uid: int) -> tuple[int, int]:
+    """Give the effective and the permitted capabilities that the program will have."""
+    if uid == 0:
+        return wanted.effective, wanted.permitted
+    # What the exec would leave anyway: a user other than root keeps ambient capabilities only. Done before it as well,
+    # because everything from there on, the search for the program too, must see what the program will see.
+    return wanted.effective & wanted.ambient, wanted.permitted & wanted.ambient
+
+
+def _held(wanted: Process) -> int:
+    """Give what stays permitted until the filter is loaded."""
+    return _ADMIN if wanted.filtered and not wanted.no_new_privileges else 0

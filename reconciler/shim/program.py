@@ -22,6 +22,8 @@ class Process:
         "cwd",
         "effective",
         "environment",
+        "filter",
+        "filtered",
         "gid",
         "groups",
         "inheritable",
@@ -56,12 +58,14 @@ class Process:
     oom_score_adj: int | None
     rlimits: tuple[tuple[str, int, int], ...]  # name, soft, hard; -1 is unlimited
     rlimits_requested: frozenset[str] | None  # None: all of them
+    filtered: bool  # it must not run without a filter, which whoever reads the bundle puts into `filter`
+    filter: tuple[bytes, int] | None  # see shim.filter
 
 
 def prepare_process(config: dict[str, object]) -> Process:
-    """Read `process` and the annotations about it; raise ConfigError naming the field.
+    """Read `process`, the annotations about it, and whether it is filtered; raise ConfigError naming the field.
 
-    For `exec`, give a config whose `process` is that of the new program.
+    For `exec`, give a config whose `process` is that of the new program, and whose `linux` is the container's.
     """
     annotations = Section(config, "annotations")
     process = Section(config, "process")
@@ -105,6 +109,10 @@ def prepare_process(config: dict[str, object]) -> Process:
     result.rlimits = tuple(_rlimit(entry) for entry in process.sections("rlimits"))
     ours = annotations.raw(PREFIX + "name") is not None
     result.rlimits_requested = frozenset(json_strings(annotations, "rlimits-requested")) if ours else None
+    linux = Section(config, "linux")
+    linux.section("seccomp")  # an object, if anything
+    result.filtered = linux.raw("seccomp") is not None
+    result.filter = None
     return result
 
 

@@ -11,6 +11,7 @@ import signal
 import stat
 
 from reconciler.linux import path, process
+from reconciler.shim import privilege
 from reconciler.shim.program import Process
 from reconciler.shim.step import Step, StepError, reason
 
@@ -122,14 +123,16 @@ def reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def execute(file: bytes, wanted: Process, keep: int) -> None:
-    """Execute `file`; never return except by StepError. `keep` is the error pipe, which the exec closes.
+def execute(file: bytes, wanted: Process, keep: int, *, confined: bool = False) -> None:
+    """Execute `file`, filtered; never return except by StepError. `keep` is the error pipe, which the exec closes.
 
-    Every other descriptor from 3 on is gone before (CVE-2024-21626).
+    Every other descriptor from 3 on is gone before (CVE-2024-21626). With `confined` the filter has been loaded.
     """
     with Step("exec", os.fsdecode(file)):
         process.close_except((0, 1, 2, keep))
         os.set_inheritable(keep, False)
+    if not confined:
+        privilege.confine(wanted)
     try:
         os.execve(file, wanted.arguments, wanted.environment)
     except OSError as error:

@@ -18,7 +18,10 @@ from typing import Any, Self
 import pytest
 
 from reconciler.engine.bundle import CAPABILITIES, MASKED_PATHS, READONLY_PATHS
+from reconciler.engine.seccomp import default
+from reconciler.engine.seccomp.filter import MACHINE, compiled
 from reconciler.shim import child
+from reconciler.shim.filter import FILE, read
 from reconciler.shim.step import StepError
 
 PREFIX = "dev.reconciler."
@@ -64,6 +67,17 @@ class Bundle:
         entry = {"destination": destination, "type": kind, "source": source, "options": list(options)}
         self.config["mounts"].append(entry)
         return self
+
+    def unfiltered(self) -> Self:
+        """Have no seccomp filter."""
+        self.config["linux"].pop("seccomp", None)
+        return self
+
+    def compile(self) -> None:
+        """Put the filter beside config.json, as who makes a bundle does."""
+        section = self.config["linux"].get("seccomp")
+        if section is not None:
+            (self.directory / FILE).write_bytes(compiled(section))
 
     @property
     def upper(self) -> Path:
@@ -118,6 +132,7 @@ def make_bundle(directory: Path, layers: list[Path], *args: str, env: tuple[str,
             "rootfsPropagation": "rslave",
             "maskedPaths": list(MASKED_PATHS),
             "readonlyPaths": list(READONLY_PATHS),
+            "seccomp": default.section(CAPABILITIES, MACHINE),
         },
         "annotations": {PREFIX + "name": "test/box"},
     }
@@ -146,6 +161,11 @@ class Box:
 
     def __init__(self, bundle: Bundle, *, death_signal: int = signal.SIGKILL) -> None:
         self._prepared = child.prepare(bundle.config, str(bundle.directory))
+        bundle.compile()
+        if self._prepared.process.filtered:
+            directory = os.open(bundle.directory, os.O_RDONLY)
+            self._prepared.process.filter = read(directory, str(bundle.directory))
+            os.close(directory)
         self._death_signal = death_signal
         self.pid = -1
         self.shim = -1

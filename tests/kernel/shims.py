@@ -38,6 +38,7 @@ class Case:
         self.created: Created | None = None
 
     def create(self, timeout: float = 30.0) -> Created:
+        self.bundle.compile()
         (self.bundle.directory / "config.json").write_text(json.dumps(self.bundle.config))
         self.created = self.host.zygote.create(self.bundle.directory, self.run, timeout=timeout)
         return self.created

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from reconciler.linux import namespace
-from reconciler.shim.child import ConfigError, prepare
 from tests.kernel.box import Box, Bundle, make_bundle, run, running
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("leak_check")]
@@ -148,12 +147,6 @@ def test_a_working_directory_that_is_a_file_is_named(bundle: Bundle) -> None:
     error = run(bundle).error
     assert error is not None
     assert error["message"] == "cwd: /etc/passwd: not a directory"
-
-
-def test_s4_a_seccomp_profile_is_refused_and_not_left_out(bundle: Bundle) -> None:
-    bundle.config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ERRNO"}
-    with pytest.raises(ConfigError, match="seccomp"):
-        prepare(bundle.config, str(bundle.directory))
 
 
 def test_a_network_namespace_can_be_joined(bundle: Bundle) -> None:

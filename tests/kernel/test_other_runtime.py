@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from reconciler.engine import bundle
+from reconciler.engine.bundle import CAPABILITIES
 from reconciler.engine.layout import Layout
+from reconciler.engine.seccomp import filter
 from reconciler.spec.reference import Digest
 from reconciler.state.desired import (
     ConfigMount,
@@ -92,6 +94,7 @@ def test_runc_makes_a_container_of_it(place: Path, busybox: Path) -> None:
         cgroup={"v2": None, "v1": []},
         cgroups_path=f"/{name}",
         nofile_hard=4096,
+        seccomp=filter.section(desired, CAPABILITIES),
     )
     (directory / "config.json").write_text(json.dumps(config))
     command = ["runc", "--root", str(place / "runc"), "run", "--bundle", str(directory), name]

@@ -47,6 +47,7 @@ sys.stdin.read()
 
 def test_r2_a_killed_agent_costs_neither_the_process_nor_a_line(host: Host) -> None:
     case = host.shell(_CHATTER)
+    case.bundle.compile()
     (case.bundle.directory / "config.json").write_text(json.dumps(case.bundle.config))
     command = [sys.executable, "-c", _AGENT, str(host.directory), str(case.bundle.directory), str(case.run)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:

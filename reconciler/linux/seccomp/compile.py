@@ -16,24 +16,8 @@ import os
 import struct
 from collections.abc import Mapping
 
-from reconciler.linux.seccomp import load, numbers
-
-_ALLOW = 0x7FFF0000
-_ACTIONS = {
-    "SCMP_ACT_KILL_PROCESS": 0x80000000,
-    "SCMP_ACT_KILL_THREAD": 0,
-    "SCMP_ACT_KILL": 0,
-    "SCMP_ACT_TRAP": 0x00030000,
-    "SCMP_ACT_ERRNO": 0x00050000,
-    "SCMP_ACT_NOTIFY": 0x7FC00000,
-    "SCMP_ACT_TRACE": 0x7FF00000,
-    "SCMP_ACT_LOG": 0x7FFC0000,
-    "SCMP_ACT_ALLOW": _ALLOW,
-}
-_WITH_ERRNO = ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
-_EPERM = 1
-_LARGEST_ERRNO = 4095
-_KILL_PROCESS = 0x80000000
+from reconciler.linux.seccomp import load, numbers, rules
+from reconciler.linux.seccomp.rules import KILL_PROCESS, Condition, Rule
 
 _FLAGS = {
     "SECCOMP_FILTER_FLAG_TSYNC": load.FLAG_TSYNC,
@@ -41,15 +25,6 @@ _FLAGS = {
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": load.FLAG_SPEC_ALLOW,
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": load.FLAG_WAIT_KILLABLE_RECV,
 }
-_OPERATORS = (
-    "SCMP_CMP_NE",
-    "SCMP_CMP_LT",
-    "SCMP_CMP_LE",
-    "SCMP_CMP_EQ",
-    "SCMP_CMP_GE",
-    "SCMP_CMP_GT",
-    "SCMP_CMP_MASKED_EQ",
-)
 
 # By machine: the native architecture's name, AUDIT_ARCH_* and table, then those of its 32-bit face.
 _FACES = {
@@ -72,9 +47,6 @@ _LOAD, _JUMP, _EQUAL, _GREATER, _NOT_LESS, _AND, _RETURN = 0x20, 0x05, 0x15, 0x2
 _FARTHEST = 255
 _LONGEST = 4096  # BPF_MAXINSNS
 
-Condition = tuple[int, str, int, int]  # argument, operator, value, valueTwo
-Rule = tuple[tuple[Condition, ...], int]  # conditions that all hold, the value that the filter returns
-
 
 def compile(section: Mapping[str, object], machine: str = os.uname().machine) -> bytes:
     """Give the filter of `section` for `machine` (x86_64 or aarch64) as struct sock_filter[].
@@ -84,17 +56,17 @@ def compile(section: Mapping[str, object], machine: str = os.uname().machine) ->
     """
     if machine not in _FACES:
         raise ValueError(f"system call numbers of {machine} are not known")
-    default = _action(section, "defaultAction", "defaultErrnoRet", "")
-    listed = _strings(section, "architectures", "architectures")
-    rules = _rules(section)
+    default = rules.default(section)
+    listed = rules.strings(section, "architectures", "architectures")
+    found = rules.read(section)
     native, compatible = _FACES[machine]
     code = _Code()
-    kill = code.answer(_KILL_PROCESS)
+    kill = code.answer(KILL_PROCESS)
     other = kill
     if compatible[0] in listed:
-        tree = _tree(code, _ranges(compatible[2], rules, default))
-        other = code.test(_EQUAL, compatible[1], code.load(_NR, tree), code.answer(_KILL_PROCESS))
-    ranges = _ranges(native[2], rules, default)
+        tree = _tree(code, _ranges(compatible[2], found, default))
+        other = code.test(_EQUAL, compatible[1], code.load(_NR, tree), code.answer(KILL_PROCESS))
+    ranges = _ranges(native[2], found, default)
     if machine == "x86_64":
         ranges = _without_x32(ranges)
     tree = code.load(_NR, _tree(code, ranges))
@@ -105,7 +77,7 @@ def compile(section: Mapping[str, object], machine: str = os.uname().machine) ->
 def flags(section: Mapping[str, object]) -> int:
     """Give the SECCOMP_FILTER_FLAG_* of `section` for `load`, the listener's where it notifies; raise ValueError."""
     result = 0
-    for name in _strings(section, "flags", "flags"):
+    for name in rules.strings(section, "flags", "flags"):
         if name not in _FLAGS:
             raise ValueError(f"flags: {name}: no such flag")
         result |= _FLAGS[name]
@@ -118,124 +90,20 @@ def flags(section: Mapping[str, object]) -> int:
 
 def notifies(section: Mapping[str, object]) -> bool:
     """Say whether a rule hands calls over to a supervisor, at `listenerPath`; raise ValueError."""
-    return any(_text(entry, "action", where) == "SCMP_ACT_NOTIFY" for entry, where in _entries(section))
+    return any(
+        rules.text(entry, "action", where) == "SCMP_ACT_NOTIFY" for entry, where in rules.entries(section)
+    )
 
 
 def unknown(section: Mapping[str, object]) -> list[str]:
     """Give the names of calls in `section` that no table knows: newer than it, misspelt, or of other processors."""
     known = {name for faces in _FACES.values() for _, _, table in faces for name in table}
     names = {
-        name for entry, where in _entries(section) for name in _strings(entry, "names", f"{where}.names")
+        name
+        for entry, where in rules.entries(section)
+        for name in rules.strings(entry, "names", f"{where}.names")
     }
     return sorted(names - known)
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def _entries(section: Mapping[str, object]) -> list[tuple[dict[str, object], str]]:
-    value = section.get("syscalls")
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise ValueError("syscalls: expected a list")
-    found = []
-    for index, entry in enumerate(value):
-        if not isinstance(entry, dict):
-            raise ValueError(f"syscalls[{index}]: expected an object")
-        found.append((entry, f"syscalls[{index}]"))
-    return found
-
-
-def _rules(section: Mapping[str, object]) -> dict[str, list[Rule]]:
-    """Read the rules of each name, the most restrictive first; what follows one without conditions is left out."""
-    found: dict[str, list[Rule]] = {}
-    for entry, where in _entries(section):
-        names = _strings(entry, "names", f"{where}.names")
-        if not names:
-            raise ValueError(f"{where}.names: expected at least one name")
-        answer = _action(entry, "action", "errnoRet", where)
-        conditions = _conditions(entry, where)
-        arguments = [condition[0] for condition in conditions]
-        alternatives = [conditions]
-        if len(set(arguments)) < len(arguments):
-            alternatives = [(condition,) for condition in conditions]
-        for name in names:
-            found.setdefault(name, []).extend((alternative, answer) for alternative in alternatives)
-    return {name: _settled(rules) for name, rules in found.items()}
-
-
-def _settled(rules: list[Rule]) -> list[Rule]:
-    result = []
-    for rule in sorted(rules, key=lambda rule: _rank(rule[1])):
-        result.append(rule)
-        if not rule[0]:
-            break
-    return result
-
-
-def _rank(answer: int) -> int:
-    """As the kernel compares answers: signed, without their data, and the smallest wins (kernel/seccomp.c)."""
-    action = answer & 0xFFFF0000
-    return action - _END if action & _NEGATIVE else action
-
-
-def _conditions(entry: Mapping[str, object], where: str) -> tuple[Condition, ...]:
-    value = entry.get("args")
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise ValueError(f"{where}.args: expected a list")
-    found = []
-    for index, condition in enumerate(value):
-        place = f"{where}.args[{index}]"
-        if not isinstance(condition, dict):
-            raise ValueError(f"{place}: expected an object")
-        operator = _text(condition, "op", place)
-        if operator not in _OPERATORS:
-            raise ValueError(f"{place}.op: {operator or 'missing'}: expected one of {', '.join(_OPERATORS)}")
-        argument = _number(condition, "index", place, 5)
-        first = _number(condition, "value", place, 2**64 - 1)
-        found.append((argument, operator, first, _number(condition, "valueTwo", place, 2**64 - 1)))
-    return tuple(found)
-
-
-def _action(entry: Mapping[str, object], key: str, number: str, where: str) -> int:
-    prefix = f"{where}." if where else ""
-    name = _text(entry, key, where)
-    if name not in _ACTIONS:
-        raise ValueError(f"{prefix}{key}: {name or 'missing'}: expected one of {', '.join(sorted(_ACTIONS))}")
-    if name not in _WITH_ERRNO:
-        if entry.get(number) is not None:
-            raise ValueError(f"{prefix}{number}: {name} has no error number")
-        return _ACTIONS[name]
-    given = entry.get(number)
-    return _ACTIONS[name] | (_EPERM if given is None else _number(entry, number, where, _LARGEST_ERRNO))
-
-
-def _text(entry: Mapping[str, object], key: str, where: str) -> str:
-    value = entry.get(key, "")
-    if not isinstance(value, str):
-        raise ValueError(f"{where}.{key}: expected a string" if where else f"{key}: expected a string")
-    return value
-
-
-def _number(entry: Mapping[str, object], key: str, where: str, largest: int) -> int:
-    value = entry.get(key, 0)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= largest:
-        raise ValueError(
-            f"{where}.{key}: expected 0 to {largest}" if where else f"{key}: expected 0 to {largest}"
-        )
-    return value
-
-
-def _strings(entry: Mapping[str, object], key: str, where: str) -> list[str]:
-    value = entry.get(key)
-    if value is None:
-        return []
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError(f"{where}: expected a list of strings")
-    return value
 
 
 # --- deciding ---------------------------------------------------------------------------------------------------------
@@ -244,15 +112,15 @@ Decision = tuple[Rule, ...]  # the last one has no conditions
 Ranges = list[tuple[int, Decision]]  # from which number on; the first is 0
 
 
-def _ranges(table: dict[str, int], rules: dict[str, list[Rule]], default: int) -> Ranges:
+def _ranges(table: dict[str, int], named: dict[str, list[Rule]], default: int) -> Ranges:
     """Give the decisions by number, equal neighbours as one."""
     otherwise: Decision = (((), default),)
     decided: dict[int, Decision] = {}
-    for name, found in rules.items():
+    for name, found in named.items():
         if name in table:
             number = table[name]
             before = decided.get(number, ())[:-1]  # by another name of the same call
-            settled = _settled([*before, *found])
+            settled = rules.settled([*before, *found])
             decided[number] = tuple(settled) if not settled[-1][0] else (*settled, ((), default))
     ranges: Ranges = []
     expected = 0
@@ -274,7 +142,7 @@ def _without_x32(ranges: Ranges) -> Ranges:
     """Replace the answer for numbers of x32. Negative ones stay: a tracer skips a call by making its number -1."""
     below = [entry for entry in ranges if entry[0] < _X32]
     default = ranges[-1][1]
-    return [*below, (_X32, (((), _KILL_PROCESS),)), (_NEGATIVE, default)]
+    return [*below, (_X32, (((), KILL_PROCESS),)), (_NEGATIVE, default)]
 
 
 class _Code:

@@ -36,12 +36,16 @@ def load(program: bytes, flags: int = 0) -> int:
     """
     code = ctypes.create_string_buffer(program, len(program))
     given = _Program(len(program) // _INSTRUCTION, ctypes.addressof(code))
-    result = check(_seccomp(_SET_MODE_FILTER, flags, ctypes.addressof(given)), "seccomp")
+    result = check(
+        _seccomp(_SET_MODE_FILTER, flags, ctypes.addressof(given)), "seccomp(SECCOMP_SET_MODE_FILTER)"
+    )
     if flags & FLAG_NEW_LISTENER:
         os.set_inheritable(result, False)
         return result
     if result > 0:  # with TSYNC and without TSYNC_ESRCH: the thread that could not be given the filter
-        raise OSError(errno.ESRCH, f"seccomp: thread {result} has a filter of its own")
+        raise OSError(
+            errno.ESRCH, f"seccomp(SECCOMP_SET_MODE_FILTER): thread {result} has a filter of its own"
+        )
     return -1
 
 

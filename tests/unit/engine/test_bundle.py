@@ -119,6 +119,9 @@ def render(desired: Container, *, nofile_hard: int = 1048576, nodes: tuple[Node,
         nofile_hard=nofile_hard,
         nodes=nodes,
         rules=rules(desired.identity, nodes),
+        seccomp=None
+        if desired.identity.privileged
+        else {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38},
     )
 
 

@@ -279,7 +279,7 @@ def test_a_held_app_is_unknown() -> None:
     assert shown(observed, Desired({}))["sync"] == "out_of_sync"
 
 
-def test_the_document_carries_problems_failures_and_the_missing_seccomp() -> None:
+def test_the_document_carries_problems_failures_and_notes() -> None:
     failure = Failure("pull x", "no route to host", "check the network", True, 3, 990.0, APP.digest)
     observed = replace(world(), failures={"web": failure})
     document = status.document(
@@ -290,13 +290,14 @@ def test_the_document_carries_problems_failures_and_the_missing_seccomp() -> Non
         problems=[Problem(Mark("b.yaml", 2, 1), "bad\x1b[2J", hint="fix it")],
         revision="abc",
         generation=4,
+        notes=["an odd\x1b note"],
     )
     (problem,) = document["problems"]
     assert problem["where"] == "b.yaml:2:1"
     assert (problem["file"], problem["line"], problem["column"]) == ("b.yaml", 2, 1)
     assert (problem["severity"], problem["message"], problem["hint"]) == ("error", "bad\ufffd[2J", "fix it")
     assert document["items"][0]["failure"]["count"] == 3
-    assert document["notes"] == [status.NO_SECCOMP]
+    assert document["notes"] == ["an odd\ufffd note"]
     assert (document["revision"], document["generation"], document["converged"]) == ("abc", 4, False)
     json.dumps(document)
 

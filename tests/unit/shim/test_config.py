@@ -87,7 +87,6 @@ def test_every_rlimit_of_a_bundle_that_is_not_the_engines_was_asked_for() -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"linux__seccomp": {"defaultAction": "SCMP_ACT_ERRNO"}}, "linux.seccomp: seccomp filters"),
         ({"linux__uidMappings": [{}]}, "linux.uidMappings: user namespaces"),
         ({"linux__namespaces": [{"type": "user"}]}, "user namespaces are not supported"),
         ({"linux__namespaces": [{"type": "time"}]}, "time namespaces are not supported"),
