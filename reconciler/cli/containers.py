@@ -32,6 +32,7 @@ def execute(args: argparse.Namespace) -> int:
         environment=tuple(args.env),
         user=args.user or None,
         cwd=args.workdir or None,
+        origin="exec",
     )
     try:
         control = Control.connect(layout.control_socket(found.id))
@@ -44,7 +45,10 @@ def execute(args: argparse.Namespace) -> int:
         if args.tty:
             return terminal.attach(control, wanted, interactive=args.interactive)
         with ExitStack() as stack:
-            return control.run(wanted, pipes.standard(stack, interactive=args.interactive))
+            stdio = pipes.standard(stack, interactive=args.interactive)
+            with control.execute(wanted, stdio) as execution:
+                terminal.warn(execution)
+                return execution.wait()
 
 
 def demand_moving(layout: Layout, found: Record) -> None:

@@ -1,4 +1,4 @@
-"""The verb events: what the agent did and saw, from the bounded log on disk; no agent is needed."""
+"""The verb events: what the agent did and saw and what `exec` ran, from the bounded log on disk; no agent is needed."""
 
 import argparse
 import os
@@ -76,6 +76,7 @@ def _form(args: argparse.Namespace) -> Callable[[Mapping[str, Any]], str]:
 
 _FIELDS: Final = (
     "time", "kind", "subject", "message", "container", "id", "image", "volume", "exit_code", "oom",
+    "exec", "command", "user", "tty", "origin", "login_uid", "seconds", "error", "cut",
 )  # fmt: skip
 
 

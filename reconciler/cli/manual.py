@@ -39,7 +39,9 @@ and have no set-uid bits, files that go in belong to root; with `-a`, and in arc
 container that does not run is looked at, and written to, in a mount of its own. What the kernel makes up (`/proc`,
 `/sys`) is not copied.
 
-What `exec` runs begins at NAME, and what `run` runs at IMAGE: options of the verb itself stand before it.
+What `exec` runs begins at NAME, and what `run` runs at IMAGE: options of the verb itself stand before it. Each `exec`
+is two events (`events --filter event=exec`): with user and command before it begins, and with the exit code at its end.
+The command line is kept as it is: give a secret to `-e` or to standard input, which are not.
 
 ## CONTAINERS BY HAND
 

@@ -8,11 +8,12 @@ import os
 import select
 import signal
 import struct
+import sys
 import termios
 import tty
 from collections.abc import Callable
 
-from reconciler.engine.control import Command, Control
+from reconciler.engine.control import Command, Control, Execution
 
 _CHUNK = 65536
 
@@ -28,6 +29,7 @@ def attach(control: Control, command: Command, *, interactive: bool) -> int:
     rows, columns = window_size()
     with control.execute_terminal(command, rows, columns) as execution:
         assert execution.master is not None
+        warn(execution)
         resized, notify = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         before = signal.signal(signal.SIGWINCH, lambda *_: None)
         wakeup = signal.set_wakeup_fd(notify)
@@ -47,6 +49,12 @@ def attach(control: Control, command: Command, *, interactive: bool) -> int:
             os.close(resized)
             os.close(notify)
         return execution.wait()
+
+
+def warn(execution: Execution) -> None:
+    """Say that what runs now is not in the log of events: a full disk must stop nobody who has come to free it."""
+    if execution.unrecorded:
+        print(f"reconciler: exec: no event was recorded: {execution.unrecorded}", file=sys.stderr)
 
 
 def _join(poll: "select.poll", master: int, resized: int, resize: Callable[[], None]) -> None:

@@ -371,6 +371,7 @@ def _annotations(
     ]
     values: dict[str, str] = {
         "name": desired.full_name,
+        "events": str(layout.events),
         "layers": _json([str(layer) for layer in layers]),
         "upper": str(upper),
         "work": str(work),

@@ -24,13 +24,14 @@ _ANSWER_TIMEOUT = 30.0
 class Command:
     """A program to run in a container: as `user` (USER of an image) or as the container's, in `cwd` or in its.
 
-    `environment` ("NAME=value") adds to the container's own.
+    `environment` ("NAME=value") adds to the container's own. `origin` is what asks for it, for the event.
     """
 
     arguments: tuple[str, ...]
     environment: tuple[str, ...] = ()
     user: str | None = None
     cwd: str | None = None
+    origin: str = ""
 
 
 class CommandError(ReconcilerError):
@@ -110,12 +111,12 @@ class Control:
         None of them may be a terminal, which a program inside could type into (TIOCSTI), or a directory.
         """
         answer, _ = self._execute({**_request(command), "tty": False}, stdio)
-        return Execution(self._channel, _pid(answer), None)
+        return Execution(self._channel, _pid(answer), None, unrecorded=_unrecorded(answer))
 
     def execute_terminal(self, command: Command, rows: int, columns: int) -> "Execution":
         """Run `command` on a pseudo-terminal of the container's own; its master is the execution's `master`."""
         answer, fds = self._execute({**_request(command), "tty": True, "size": [rows, columns]}, ())
-        return Execution(self._channel, _pid(answer), fds[0])
+        return Execution(self._channel, _pid(answer), fds[0], unrecorded=_unrecorded(answer))
 
     def run(self, command: Command, stdio: tuple[int, int, int], *, timeout: float | None = None) -> int:
         """Run `command` to its end and give its exit code, 128+n for signal n.
@@ -161,12 +162,16 @@ class Control:
 
 
 class Execution:
-    """A program that runs in a container. `pid` is the host's number for it; `master` its terminal, if it has one."""
+    """A program that runs in a container. `pid` is the host's number for it; `master` its terminal, if it has one.
 
-    def __init__(self, channel: socket.socket, pid: int, master: int | None) -> None:
+    `unrecorded` says why there is no event of it; empty where there is.
+    """
+
+    def __init__(self, channel: socket.socket, pid: int, master: int | None, *, unrecorded: str = "") -> None:
         self._channel = channel
         self.pid = pid
         self.master = master
+        self.unrecorded = unrecorded
 
     def __enter__(self) -> Self:
         return self
@@ -223,9 +228,14 @@ def _request(command: Command) -> protocol.Message:
         "env": list(command.environment),
         "user": command.user,
         "cwd": command.cwd,
+        "origin": command.origin,
     }
 
 
 def _pid(answer: protocol.Message) -> int:
     pid = answer.get("pid")
     return pid if isinstance(pid, int) else 0
+
+
+def _unrecorded(answer: protocol.Message) -> str:
+    return str(answer.get("unrecorded", ""))

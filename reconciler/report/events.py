@@ -1,12 +1,11 @@
-"""The event log: what the agent did and saw, one JSON object per line, bounded.
+"""The event log: what the agent did and saw, and what was run beside containers, one JSON object per line, bounded.
 
 Two files at most: the one being written and its predecessor, each up to half of the limit. Nothing is written where
 nothing happens. Losing the last lines in a power cut is no harm (the truth is elsewhere), so nothing is synced; a torn
-last line is skipped by the reader and closed off by the next writer.
+last line is skipped by the reader and closed off by the next writer. Shims write to the same files (shim.execlog).
 """
 
 import json
-import os
 import threading
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
@@ -30,6 +29,7 @@ from reconciler.plan.steps import (
     StopContainer,
     UpdateContainer,
 )
+from reconciler.shim import eventfile
 from reconciler.state.observed import Container, Created, Exited, Lost, Observed, Running
 
 MAX_BYTES: Final = 2 * 1024 * 1024
@@ -45,7 +45,6 @@ class EventLog:
 
     def __init__(self, path: Path, *, limit: int = MAX_BYTES) -> None:
         self._path = path
-        self._previous = previous_of(path)
         self._half = limit // 2
         self._lock = threading.Lock()
         self._last: dict[str, Any] | None = None
@@ -72,30 +71,12 @@ class EventLog:
                     {"time": round(wall, 3), "kind": kind, "subject": subject[:200], "cut": True}
                 ).encode()
             try:
-                self._write(line + b"\n")
+                eventfile.append(str(self._path), line + b"\n", self._half)
             except OSError:
                 self.lost += 1
                 return False
             self._last = event
             return True
-
-    def _write(self, line: bytes) -> None:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(self._path, flags, 0o600)
-        try:
-            size = os.fstat(fd).st_size
-            if size and size + len(line) > self._half:
-                os.close(fd)
-                fd = -1
-                self._path.rename(self._previous)
-                fd = os.open(self._path, flags, 0o600)
-                size = 0
-            if size and os.pread(fd, 1, size - 1) != b"\n":
-                line = b"\n" + line  # the last writer was cut off in the middle of a line
-            os.write(fd, line)
-        finally:
-            if fd >= 0:
-                os.close(fd)
 
 
 def _cut(more: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ A bad request, a client that vanishes or one that never reads costs this process
 
   {"op": "state"}                                        {"op": "start"}
   {"op": "kill", "signal": 15}                           {"op": "logging", "max_size", "max_files", "compress"}
-  {"op": "exec", "args", "env", "user", "cwd", "tty", "size"} with three descriptors, or with tty none
+  {"op": "exec", "args", "env", "user", "cwd", "tty", "size", "origin"} with three descriptors, or with tty none
 
   {"op": "attach"}, as the first of a connection
 
@@ -12,9 +12,10 @@ An attach is answered with {"ok", "tty"} and one descriptor: the master of the c
 and told the window's size, or the end that its standard input is written to. Output is in the log, for whoever is
 behind as well. Hanging up detaches; where annotation `stdin` says `once`, it closes the standard input too.
 
-An exec is answered once the program runs ({"ok", "pid"}, and a terminal's master), or with the error and the code that
-a shell would give. From then on the connection is the program's: {"op": "resize", "size"} comes in, {"code", "signal"}
-goes out at its end, and hanging up kills it.
+An exec is an event before it begins and another at its end (shim.execlog); `origin` says what asks for it. It is
+answered once the program runs ({"ok", "pid"}, and a terminal's master; "unrecorded" with the reason where the event
+could not be written), or with the error and the code that a shell would give. From then on the connection is the
+program's: {"op": "resize", "size"} comes in, {"code", "signal"} goes out at its end, and hanging up kills it.
 """
 
 import marshal
@@ -25,8 +26,9 @@ import socket
 import struct
 
 from reconciler.linux import process
-from reconciler.shim import attach, filter, maker, protocol, record
+from reconciler.shim import attach, execlog, filter, maker, protocol, record
 from reconciler.shim.fields import PREFIX, ConfigError, Section
+from reconciler.shim.program import Process
 from reconciler.shim.step import StepError
 
 _CREDENTIALS = struct.Struct("iII")
@@ -43,10 +45,11 @@ def serve(fds: tuple[int, ...], identity: record.Identity, cgroups: tuple[str, .
     process.close_except((0, 1, 2, *(fd for fd in fds if fd >= 0)))
     client = socket.socket(fileno=fds[0])
     credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    if _CREDENTIALS.unpack(credentials)[1] != 0:
+    peer, user, _ = _CREDENTIALS.unpack(credentials)
+    if user != 0:
         return 1
     client.settimeout(_SEND_TIMEOUT)
-    clerk = Clerk(client, fds[1:], identity, cgroups)
+    clerk = Clerk(client, peer, fds[1:], identity, cgroups)
     try:
         clerk.serve()
     except (OSError, protocol.ProtocolError, ConfigError):
@@ -62,17 +65,20 @@ class Clerk:
     def __init__(
         self,
         client: socket.socket,
+        peer: int,
         fds: tuple[int, ...],
         identity: record.Identity,
         cgroups: tuple[str, ...],
     ) -> None:
         self._client = client
+        self._peer = peer
         self._shim, self._pidfd, self._bundle, self._run, *self._inputs = fds
         self._once = False
         self._identity = identity
         self._pid = identity[2]
         self._cgroups = cgroups
         self._attached: attach.Attached | None = None
+        self._trace: execlog.Trace | None = None
         self._terminal = -1
 
     def serve(self) -> None:
@@ -100,7 +106,9 @@ class Clerk:
             os.killpg(self._attached.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass  # it has not come to lead a group yet
-        os.waitid(os.P_PIDFD, self._attached.pidfd, os.WEXITED)
+        result = os.waitid(os.P_PIDFD, self._attached.pidfd, os.WEXITED)
+        if result is not None and self._trace is not None:
+            self._trace.end(_code(result))
 
     def _answer(self) -> bool:
         received = protocol.receive(self._client)
@@ -191,6 +199,16 @@ class Clerk:
             raise ConfigError("exec: the container does not run")
         config = maker.read_config(self._bundle, "config.json")
         wanted = attach.prepare(config, message)
+        trace = execlog.Trace(config, Section({"exec": message}, "exec"), self._bundle, self._peer)
+        trace.begin()
+        self._trace = trace
+        try:
+            self._attached = self._spawn(wanted, fds)
+        except (StepError, ConfigError, OSError) as error:
+            trace.end(attach.exit_code(error) if isinstance(error, StepError) else 125, str(error))
+            raise
+
+    def _spawn(self, wanted: Process, fds: list[int]) -> attach.Attached:
         if wanted.filtered:
             wanted.filter = filter.read(self._bundle, "")
         null = -1
@@ -201,7 +219,7 @@ class Clerk:
             stdio = attach.check_stdio(fds)
         try:
             init = (self._pid, self._pidfd)
-            self._attached = attach.spawn(wanted, init=init, cgroups=self._cgroups, stdio=stdio)
+            return attach.spawn(wanted, init=init, cgroups=self._cgroups, stdio=stdio)
         finally:
             if null >= 0:
                 os.close(null)
@@ -229,6 +247,8 @@ class Clerk:
         result = os.waitid(os.P_PIDFD, attached.pidfd, os.WEXITED)
         self._attached = None
         if result is not None:
+            if self._trace is not None:
+                self._trace.end(_code(result))
             normal, status = result.si_code == os.CLD_EXITED, result.si_status
             answer: protocol.Message = {
                 "code": status if normal else None,
@@ -249,13 +269,23 @@ class Clerk:
             failure = maker.failure(line)
             number = failure["errno"] if isinstance(failure["errno"], int) else 0
             code = attach.exit_code(StepError(str(failure["step"]), "", number, ""))
+            if self._trace is not None:
+                self._trace.end(code, str(failure["message"]))
             protocol.send(self._client, {"error": failure, "code": code})
             return False
         if attached.console is not None:
             self._terminal = _master(attached.console)
         fds = (self._terminal,) if self._terminal >= 0 else ()
-        protocol.send(self._client, {"ok": True, "pid": attached.pid}, fds)
+        answer: protocol.Message = {"ok": True, "pid": attached.pid}
+        if self._trace is not None and self._trace.problem:
+            answer["unrecorded"] = self._trace.problem
+        protocol.send(self._client, answer, fds)
         return True
+
+
+def _code(result: os.waitid_result) -> int:
+    """Give an exit code as a shell has it: 128+n for signal n."""
+    return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
 
 
 def _master(console: socket.socket) -> int:

@@ -6,6 +6,7 @@ after the clone parses and allocates as little as can be.
 
 Besides the specification, these annotations are understood (all with the prefix `dev.reconciler.`):
   name                 the container's full name, `app/container`; its presence marks a bundle of the engine
+  events               the file of events, to which shim.execlog appends what is run beside the program
   layers               JSON list of absolute lower directories, topmost first; with `upper` and `work` the overlay
   user                 USER as in an image: name, uid, name:group, uid:gid; looked up in the root's own passwd and group
   groups               JSON list of further groups of the user, names or ids, beside those that USER brings

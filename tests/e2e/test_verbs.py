@@ -17,6 +17,7 @@ import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -249,11 +250,60 @@ def test_exec_runs_beside_the_program_with_its_streams_user_directory_and_enviro
     assert "nosuchuser" in nobody.stderr
     identity = str(ready.ps()["web/main"]["id"])
     assert run(identity[:8], "hostname").stdout == "web-main\n"
+    # Each of them is on record, with its end.
+    begun, ended = told(ready, "container=web/main")[:2]
+    assert begun["command"] == ended["command"] == "sh -c 'echo out; echo err >&2; exit 7'"
+    assert (begun["container"], begun["id"], begun["user"]) == ("main", identity, "0")
+    assert (begun["origin"], begun["tty"], "exit_code" in begun) == ("exec", False, False)
+    assert (ended["exec"], ended["exit_code"]) == (begun["exec"], 7)
+    codes = {event["command"]: event["exit_code"] for event in told(ready) if "exit_code" in event}
+    assert codes["/no/such/program"] == 127
+    assert codes["/etc/passwd"] == 126
+    assert codes["sh -c 'kill -9 $$'"] == 137
+    assert "as app" in next(event["message"] for event in told(ready) if event["user"] == "app")
+    assert "C=" not in ready.reconciler("events").stdout
     # It is a sibling of the program, in all its namespaces.
     links = [run("web/main", "readlink", f"/proc/{pid}/ns/pid").stdout for pid in ("1", "self")]
     assert links[0] == links[1] != ""
     ready.stop(signal.SIGKILL)
     assert run("web/main", "echo", "without an agent").stdout == "without an agent\n"
+    last = ready.reconciler("events", "--filter", "event=exec", "--tail", "1").stdout
+    assert last.endswith("  exec      web  exec web/main: echo 'without an agent': exit 0\n")
+    # A disk on which nothing can be written stops nobody, and says what is missing.
+    events = ready.state / "events.jsonl"
+    events.rename(ready.state / "away")
+    events.symlink_to("elsewhere")
+    done = run("web/main", "echo", "unrecorded")
+    assert (done.returncode, done.stdout) == (0, "unrecorded\n")
+    assert (
+        done.stderr
+        == f"reconciler: exec: no event was recorded: {events}: Too many levels of symbolic links\n"
+    )
+    assert not (ready.state / "elsewhere").exists()
+
+
+def told(device: Device, *filters: str) -> list[dict[str, Any]]:
+    """The events of programs that were run beside containers."""
+    wanted = [word for one in ("event=exec", *filters) for word in ("--filter", one)]
+    items: list[dict[str, Any]]
+    items = json.loads(device.reconciler("events", "-o", "json", *wanted).stdout)["items"]
+    return items
+
+
+def test_what_somebody_was_killed_over_is_on_record_to_its_end(ready: Device) -> None:
+    """Neither the verb's own end nor odd bytes keep an event back, or reach a terminal."""
+    odd = os.fsdecode(b"\x1b[2J\xff")
+    command = [*PROGRAM, "exec", *ready.places, "web/main", "sh", "-c", "echo up; exec sleep 1000", odd]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY) as verb:
+        assert verb.stdout is not None
+        assert verb.stdout.readline() == b"up\n"
+        verb.kill()
+    ready.until(lambda: any("exit_code" in event for event in told(ready)))
+    begun, ended = told(ready)
+    assert (begun["exec"], ended["exit_code"]) == (ended["exec"], 137)
+    shown = ready.reconciler("events", "--filter", "event=exec").stdout
+    assert shown.count("'\\x1b[2J\\udcff'") == 2
+    assert "\x1b" not in shown
 
 
 def _sha256(data: bytes) -> str:

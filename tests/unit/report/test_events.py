@@ -1,6 +1,8 @@
 """The event log: bounded, one record per line, and harmless when it can't be written."""
 
+import fcntl
 import json
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconciler.plan.steps import CollectGarbage, CreateVolume, RemoveContainer, StartContainer, Step
-from reconciler.report.events import Ends, EventLog, append_end, attributes, read_events
+from reconciler.report.events import Ends, EventLog, append_end, attributes, previous_of, read_events
+from reconciler.shim import eventfile
 from reconciler.state.observed import Exited, Lost, Observed
 from tests import values
 
@@ -140,3 +143,47 @@ def test_a_container_that_is_being_made_is_not_lost(tmp_path: Path) -> None:
 )
 def test_events_carry_what_their_step_is_about(step: Step, facts: dict[str, str]) -> None:
     assert attributes(step) == facts
+
+
+# --- several writers -------------------------------------------------------------------------------------------------
+
+
+def test_writers_that_do_not_know_of_each_other_write_whole_lines_in_order_and_keep_the_bound(
+    tmp_path: Path,
+) -> None:
+    """Four processes, whose lines make a new file every few writes."""
+    path, half, lines = tmp_path / "events.jsonl", 4000, 500
+
+    def write(writer: int) -> None:
+        for number in range(lines):
+            eventfile.append(str(path), b'{"time":1,"from":%d,"number":%d}\n' % (writer, number), half)
+
+    processes = [multiprocessing.get_context("fork").Process(target=write, args=(n,)) for n in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    kept = previous_of(path).read_bytes() + path.read_bytes()
+    events = list(read_events(path))
+    assert len(events) == kept.count(b"\n")
+    assert half < len(kept) <= 2 * half + 4 * 40  # each may have had the old file open
+    for writer in range(4):
+        numbers = [event["number"] for event in events if event["from"] == writer]
+        assert sorted(numbers) == numbers
+
+
+def test_who_holds_the_lock_for_ever_stops_nobody_and_the_file_stays_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path, limit=2000)
+    log.append(1.0, "a", "b", "c")
+    with path.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for number in range(100):
+            log.append(float(number), "step", "a", f"event {number}")
+        assert 1000 < path.stat().st_size <= 2000
+        assert not previous_of(path).exists()
+        assert log.lost > 0
+    assert log.append(1.0, "a", "b", "let go")
+    assert [event["message"] for event in read_events(path)][-1] == "let go"
+    assert path.stat().st_size < 1000 < previous_of(path).stat().st_size
