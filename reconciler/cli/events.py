@@ -75,7 +75,7 @@ def _form(args: argparse.Namespace) -> Callable[[Mapping[str, Any]], str]:
 
 
 _FIELDS: Final = (
-    "time", "kind", "subject", "message", "container", "id", "image", "volume", "exit_code", "oom",
+    "time", "kind", "subject", "message", "container", "id", "image", "volume", "exit_code", "oom", "memory_peak",
     "exec", "command", "user", "tty", "origin", "login_uid", "seconds", "error", "cut",
 )  # fmt: skip
 

@@ -18,6 +18,7 @@ from reconciler.engine.network.names import member
 from reconciler.engine.record import Record, records
 from reconciler.engine.sight import phase_of
 from reconciler.engine.store import Store
+from reconciler.engine.usage import usage
 from reconciler.errors import NotFoundError, ReconcilerError, UsageError
 from reconciler.report import inspection, stored
 from reconciler.report.tables import dump_json, dump_yaml, json_line
@@ -108,6 +109,7 @@ class Inspector:
                 phase=phase_of(layout, record.id),
                 log=str(layout.log(record.id)),
                 frozen=group is not None and cgroup.frozen(group),
+                memory_peak=usage(group).memory_max if group is not None else None,
                 networks=dict(self._places(record)),
                 image=next((image for image in self._images if str(image.config) == record.image), None),
                 status=self._row(record),

@@ -100,8 +100,9 @@ Docker's names or those of `-o json`; `json`, `index`, `len`, `join`, `upper`, `
 given several times: one value of each key must match, of `label` all.
 
 `ps -o wide` adds the id, the pid, the digest, and what the container's cgroup has counted: CPU is the average since its
-program was started, in percent of one core, as ps(1) has it, and MEM what it uses now, caches included. In JSON that is
-`usage`: `cpu` in cores, `cpu_seconds`, `memory`; null where nothing runs.
+program was started, in percent of one core, as ps(1) has it, MEM what it uses now, caches included, and PEAK the most
+that it used, also of one that has ended. In JSON that is `usage`: `cpu` in cores, `cpu_seconds`, `memory`; null where
+nothing runs; and `memory_peak`.
 
 Whatever containers, images and specs have chosen (names, labels, log lines) is printed to a terminal with its control
 characters as visible escapes. In tables and JSON that is so everywhere; `logs` and `--format` print it to a pipe as it

@@ -12,12 +12,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Final
 
-from reconciler.engine import clock, volumelimit
+from reconciler.engine import clock, enforcing
+from reconciler.engine.enforcing import Check, version
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
 from reconciler.engine.network import ipv6, ruleset
@@ -59,16 +59,6 @@ _NAMESPACES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing looked at. `ok` is False for what containers can't do without, None for a warning."""
-
-    name: str
-    ok: bool | None
-    detail: str
-    remedy: str = ""
-
-
 def checks(layout: Layout, *, quick: bool = False) -> tuple[Check, ...]:
     """Everything, or with `quick` only what an agent can't do without. Takes well under a second."""
     found = [_kernel(), _root()]
@@ -84,7 +74,7 @@ def checks(layout: Layout, *, quick: bool = False) -> tuple[Check, ...]:
         *found,
         _git(),
         _room(layout),
-        _quota(layout),
+        enforcing.quotas(_existing(layout.volumes)),
         _clock(),
         _inotify(),
         _descriptors(),
@@ -96,11 +86,8 @@ def checks(layout: Layout, *, quick: bool = False) -> tuple[Check, ...]:
 
 
 def _kernel() -> Check:
-    release = os.uname().release
-    numbers = release.split("-", 1)[0].split(".")
-    version = tuple(int(part) for part in numbers[:2] if part.isdigit())
-    ok = version >= FLOOR
-    return Check("kernel", ok, f"Linux {release}", "" if ok else "boot Linux 5.15 or newer")
+    ok = version() >= FLOOR
+    return Check("kernel", ok, f"Linux {os.uname().release}", "" if ok else "boot Linux 5.15 or newer")
 
 
 def _root() -> Check:
@@ -195,6 +182,8 @@ def _cgroups() -> list[Check]:
             return [Check("cgroup", False, f"{trial.parent}: {error.strerror}", _ELSEWHERE)]
     listing = [Check("cgroup", True, f"{found}: {where or 'no controller'}")]
     listing.append(_devices(found))
+    if versions["memory"]:
+        listing.append(enforcing.memory(found))
     if missing:
         remedy = f"boot with {' '.join(f'cgroup_enable={name}' for name in missing)}"
         listing.append(Check("limits", None, f"can't be enforced: {', '.join(missing)}", remedy))
@@ -330,15 +319,6 @@ def _room(layout: Layout) -> Check:
     return Check(
         "disk", None if low else True, detail, "make room, or use another --state directory" if low else ""
     )
-
-
-def _quota(layout: Layout) -> Check:
-    """Whether a volume can have a `size_limit`; only who wants one needs it."""
-    state = _existing(layout.volumes)
-    missing, remedy = volumelimit.lacking(state)
-    if missing:
-        return Check("quota", None, f"no size_limit of a volume can be enforced: {missing}", remedy)
-    return Check("quota", True, f"project quotas are enforced at {state}")
 
 
 def _clock() -> Check:

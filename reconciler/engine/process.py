@@ -158,6 +158,7 @@ def _exit(value: dict[str, Any]) -> ExitRecord:
         finished_boot=float(value["finished_boot"]),
         finished_wall=float(value["finished_wall"]),
         boot=str(value["boot"]),
+        peak=None if value.get("peak") is None else int(value["peak"]),
     )
 
 

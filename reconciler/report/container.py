@@ -88,6 +88,11 @@ def container(
         "exit_code": _exit_code(ended),
         "signal": ended.signal if ended is not None else None,
         "oom": ended.oom if ended is not None else False,
+        "memory_peak": ended.peak
+        if ended is not None
+        else usage.memory_max
+        if usage is not None and running is not None
+        else None,
         "last_exit_code": _exit_code(record),
         "restarts": have.restarts if have is not None else previous.restarts if previous is not None else 0,
         "attempt": attempt,

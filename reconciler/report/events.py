@@ -173,6 +173,7 @@ def append_end(log: EventLog, wall: float, container: Container) -> None:
                 **facts,
                 exit_code=code,
                 oom=record.oom,
+                memory_peak=record.peak,
             )
         case Lost(reason):
             log.append(wall, "exit", container.app, f"{container.full_name}: lost: {reason}", **facts)

@@ -28,7 +28,8 @@ class Found:
     """A container as it was found: its record, its config.json ({} where that is lost), and its phase.
 
     `frozen`: its cgroup is. `networks` are its places in networks, by key; `image` is None where it is
-    not known any more. `status` is its row of the status document, {} where that could not be had.
+    not known any more. `status` is its row of the status document, {} where that could not be had. `memory_peak` is in
+    bytes, None where nothing runs, or nothing counts it.
     """
 
     record: Record
@@ -39,6 +40,7 @@ class Found:
     networks: Mapping[str, "Place"] = field(default_factory=dict)
     image: Image | None = None
     status: Mapping[str, Any] = field(default_factory=dict)
+    memory_peak: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ def container(found: Found) -> dict[str, Any]:
             "Reference": record.reference,
             "Attempt": record.attempt,
             "DependsOn": list(settings.depends_on),
+            "MemoryPeak": found.phase.record.peak if isinstance(found.phase, Exited) else found.memory_peak,
             "State": found.status.get("state", ""),
             "UpToDate": found.status.get("up_to_date"),
             "Reason": found.status.get("reason", ""),

@@ -342,6 +342,7 @@ def ps_columns(*, now: float, truncate: bool = True) -> tuple[Column, ...]:
         Column("DIGEST", field("Digest"), wide=True),
         Column("CPU", _cpu, wide=True),
         Column("MEM", _memory, wide=True),
+        Column("PEAK", lambda item: _size(item["memory_peak"]), wide=True),
     )
 
 
@@ -388,6 +389,10 @@ def _cpu(item: Mapping[str, Any]) -> str:
     """100% is one core, as ps(1) and `docker stats` count."""
     cores = (item.get("usage") or {}).get("cpu")
     return "-" if cores is None else f"{cores * 100:.1f}%"
+
+
+def _size(count: int | None) -> str:
+    return "-" if count is None else size(count)
 
 
 def _memory(item: Mapping[str, Any]) -> str:

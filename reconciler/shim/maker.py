@@ -143,6 +143,8 @@ class Maker:
         outputs, stdio, feed = self._open_stdio(prepared.process.terminal, stdin)
         cgroups = (prepared.cgroup_v2 or "", *prepared.cgroup_v1)
         killed = oom.count(cgroups)
+        with Step("cgroup", "cgroup.event_control"):
+            memory = oom.announced(cgroups)
         pid, go, error, terminal = self._spawn(prepared, stdio, answer)
         identity = self._identity(pid)
         with Step("record", f"{self._directory}/{record.SHIM}"):
@@ -150,7 +152,8 @@ class Maker:
             own = os.pidfd_open(os.getppid())
             network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         titled = _dress(area, name)
-        fds = (self._pidfd, go, error, listener.fileno(), self._run, bundle, feed, terminal, *outputs, *logs)
+        inputs = (memory, feed, terminal)
+        fds = (self._pidfd, go, error, listener.fileno(), self._run, bundle, *inputs, *outputs, *logs)
         there = tuple(fd >= 0 for fd in fds)
         made: Made = (titled, identity, cgroups, killed, log, there)
         with Step("answer"):

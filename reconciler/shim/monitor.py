@@ -127,6 +127,7 @@ class Monitor:
         "_listener",
         "_log",
         "_maker",
+        "_memory",
         "_output",
         "_outputs",
         "_phase",
@@ -144,9 +145,8 @@ class Monitor:
         for number, present in enumerate(there):
             if not present:
                 fds.insert(number, -1)
-        self._pidfd, self._go, self._error, listener, self._run, self._bundle, self._stdin, *self._outputs = (
-            fds
-        )
+        self._pidfd, self._go, self._error, listener, self._run, self._bundle, *fds = fds
+        self._memory, self._stdin, *self._outputs = fds
         self._listener = Channel(fileno=listener)
         self._line = b""
         self._clerk = clerk
@@ -161,7 +161,7 @@ class Monitor:
             None  # made when there is some, or somebody asks: many a container is silent
         )
         self._epoll = select.epoll()
-        for fd in (self._pidfd, self._error, listener, *self._outputs[:3]):
+        for fd in (self._pidfd, self._error, listener, self._memory, *self._outputs[:3]):
             if fd >= 0:
                 self._epoll.register(fd, select.EPOLLIN)
 
@@ -180,6 +180,8 @@ class Monitor:
                     self._wanted(self._clients.pop(fd))
                 elif fd == self._listener.fileno():
                     self._accept()
+                elif fd == self._memory:
+                    self._starved()
                 else:
                     self._pump().ready(fd)
 
@@ -230,15 +232,24 @@ class Monitor:
 
     def _hire(self, client: int) -> None:
         """Have a fork serve the client, or nobody where that can't be."""
+        terminal = self._outputs[0] if self._output is None else self._output.terminal
+        fds = (self._pidfd, self._bundle, self._run, self._stdin, terminal)
+        self._fork(lambda channel: self._clerk((client, channel, *fds), self._identity, self._cgroups))
+
+    def _starved(self) -> None:
+        """The kernel is about to kill for memory: have a fork see to it that all of the container goes."""
+        os.read(self._memory, 8)
+        self._fork(lambda _: oom.end_all(self._cgroups, self._killed, self._pidfd))
+
+    def _fork(self, work: Callable[[int], int]) -> None:
+        """Do `work` in a fork, which has one end of a channel; not at all where that can't be."""
         try:
             ours, theirs = channel.pair()
             pid = os.fork()
         except OSError:
             return  # out of descriptors or processes
         if pid == 0:
-            terminal = self._outputs[0] if self._output is None else self._output.terminal
-            fds = (client, theirs.fileno(), self._pidfd, self._bundle, self._run, self._stdin, terminal)
-            finish(lambda: self._clerk(fds, self._identity, self._cgroups))
+            finish(lambda: work(theirs.fileno()))
         theirs.close()
         fd = ours.detach()
         self.clerks[fd] = pid
@@ -342,6 +353,7 @@ class Monitor:
                 oom.count(self._cgroups) > self._killed,
                 self._started,
                 finished,
+                oom.peak(self._cgroups),
             )
             try:
                 record.replace(self._run, record.EXIT, text)

@@ -55,11 +55,12 @@ def exit(
     oom: bool,
     started: tuple[float, float],
     finished: tuple[float, float],
+    peak: int | None,
 ) -> str:
-    """Give the text of exit.json; times are (boottime, wall)."""
+    """Give the text of exit.json; times are (boottime, wall), `peak` bytes of memory."""
     return (
         f'{{"version": {VERSION}, "boot": "{boot}", "code": {_number(code)}, "signal": {_number(signal)}, '
-        f'"oom": {"true" if oom else "false"}, '
+        f'"oom": {"true" if oom else "false"}, "peak": {_number(peak)}, '
         f'"started_boot": {started[0]!r}, "started_wall": {started[1]!r}, '
         f'"finished_boot": {finished[0]!r}, "finished_wall": {finished[1]!r}}}\n'
     )

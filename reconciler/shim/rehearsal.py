@@ -122,7 +122,7 @@ def _play(place: str, children: list[int]) -> None:
     pidfd = os.pidfd_open(container)
     identity = (os.getpid(), record.started(os.getpid()), container, record.started(container))
     fds = (pidfd, go, error, listener.fileno(), run, os.dup(run), stdout, stderr, directory, log, index)
-    there = (True,) * 6 + (False, False) + (True,) * 5
+    there = (True,) * 6 + (False,) * 3 + (True,) * 5
     made: monitor.Made = (
         True,
         (*identity, record.boot_id(), record.boottime()),

@@ -103,7 +103,14 @@ class Limits(Part):
             PlainValidator(_limit),
             WithJsonSchema({"type": ["string", "integer"], "pattern": r"^\d+(Ki|Mi|Gi|k|M|G)?$"}),
         ],
-        Doc("Memory; at least 6Mi. Without it there is a warning.", "bytes", "64Mi", "no limit", False),
+        Doc(
+            "Memory; at least 6Mi. Without it there is a warning. Where it runs out the whole container is killed, "
+            "with what `exec` runs in it, and the restart policy decides.",
+            "bytes",
+            "64Mi",
+            "no limit",
+            False,
+        ),
     ] = None
     swap: Annotated[Bytes, Doc("Swap beside `memory`, not the sum of both.", "bytes", "32Mi", "0", False)] = 0
     pids: Annotated[

@@ -21,6 +21,7 @@ class ExitRecord:
 
     Times are seconds, `*_boot` on the boottime clock of the boot `boot`, `*_wall` since the epoch; `started_*` is None
     where the program was never started. `oom` says that the kernel killed a process of it at its memory limit.
+    `peak` is the most memory in bytes that it had at once, None where the kernel does not say.
     """
 
     code: int | None
@@ -31,3 +32,4 @@ class ExitRecord:
     finished_boot: float
     finished_wall: float
     boot: str
+    peak: int | None = None

@@ -82,7 +82,8 @@ def test_a_memory_hog_is_killed_at_its_limit_and_counted(bundle: Bundle, group: 
     bundle.config["process"]["args"] = ["/bin/sh", "-c", hog]
     before = cgroup.oom_kills(group)
     assert run(bundle).code == -signal.SIGKILL
-    assert cgroup.oom_kills(group) == before + 1
+    # Version 2 counts the process that it chose, and then all of the cgroup, that one among them
+    assert cgroup.oom_kills(group) in (before + 1, before + 2)
     assert before == 0
 
 

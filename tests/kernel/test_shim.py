@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.engine import cgroup
-from reconciler.engine.process import StepError, alive, identify, open_pidfd, read_exit, read_shim
+from reconciler.engine.process import ExitRecord, StepError, alive, identify, open_pidfd, read_exit, read_shim
 from reconciler.errors import TimedOutError, UnreachableError
 from reconciler.linux import path
 from reconciler.shim import protocol
@@ -102,6 +102,80 @@ def test_an_end_for_lack_of_memory_is_told_apart(host: Host) -> None:
         cgroup.kill(group)
         cgroup.wait_empty(group, 5)
         cgroup.remove(group)
+
+
+HOG = "x=0123456789abcdef; while :; do x=$x$x; done"
+
+
+@pytest.mark.cgroup
+@pytest.mark.parametrize("init", ["", "true"])
+def test_s13_where_one_process_runs_out_of_memory_all_of_the_container_end_and_no_other(
+    host: Host, init: str
+) -> None:
+    """The hog is no first process, and what starts it waits for ever: half of a container must not go on."""
+    hierarchies = cgroup.Hierarchies.detect()
+    groups = [
+        cgroup.create(hierarchies, "reconciler-shimtest", f"{os.getpid()}-{number}", Limits(memory=16 << 20))
+        for number in range(2)
+    ]
+    try:
+        neighbour, shared = (host.shell(f"( {script} ) & sleep 1000") for script in ("sleep 1000", HOG))
+        for case, group in zip((neighbour, shared), groups, strict=True):
+            case.bundle.annotate("init", init)
+            case.bundle.annotate("cgroup", group.annotation())
+        neighbour.start()
+        record = shared.start().ended()
+        assert (record.signal, record.oom) == (signal.SIGKILL, True)
+        if _counts_peaks():
+            assert record.peak is not None
+            assert 14 << 20 < record.peak <= 16 << 20
+        assert not cgroup.populated(groups[1])
+        # Once more, by what is run beside a program that uses nothing.
+        neighbour.exec("/bin/true")
+        assert neighbour.exec_code("/bin/sh", "-c", HOG)[0] == 128 + signal.SIGKILL
+        record = neighbour.ended()
+        assert (record.signal, record.oom) == (signal.SIGKILL, True)
+        assert "Traceback" not in host.complaints()
+    finally:
+        for group in groups:
+            cgroup.kill(group)
+            cgroup.wait_empty(group, 5)
+            cgroup.remove(group)
+
+
+def _counts_peaks() -> bool:
+    """Whether this kernel keeps the most memory that a cgroup had: version 1, or Linux 5.19."""
+    numbers = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+    return cgroup.Hierarchies.detect().version("memory") == 1 or numbers >= (5, 19)
+
+
+@pytest.mark.cgroup
+def test_s13_memory_that_runs_out_above_a_container_ends_nobody_but_whom_the_kernel_chose(host: Host) -> None:
+    """Version 1 tells every cgroup below the one that is short; the kill is in one of them."""
+    hierarchies = cgroup.Hierarchies.detect()
+    parent = f"reconciler-shimtest-{os.getpid()}"
+    groups = [cgroup.create(hierarchies, parent, name, Limits()) for name in ("hungry", "modest")]
+    try:
+        above = groups[0].file("memory", "memory.max", "memory.limit_in_bytes")
+        assert above is not None
+        (above.parent.parent / above.name).write_text(str(24 << 20))
+        modest, hungry = host.case("/bin/sleep", "1000"), host.shell(f"( {HOG} ) & sleep 1000")
+        for case, group in zip((hungry, modest), groups, strict=True):
+            case.bundle.annotate("cgroup", group.annotation())
+        modest.start()
+        record = hungry.start().ended()
+        assert (record.signal, record.oom) == (signal.SIGKILL, True)
+        shim = modest.shim().shim.pid
+        eventually(lambda: _children(shim) == [str(modest.shim().init.pid)], 10 * host.patience)
+        modest.exec("/bin/true")
+        assert modest.created is not None
+        signal.pidfd_send_signal(modest.created.init_pidfd, signal.SIGKILL)
+        assert not modest.ended().oom
+    finally:
+        for group in groups:
+            cgroup.kill(group)
+            cgroup.wait_empty(group, 5)
+            cgroup.remove(group)
 
 
 def test_a_failed_creation_says_where_and_leaves_nothing(host: Host) -> None:
@@ -473,6 +547,20 @@ def test_r18_a_zombie_counts_as_dead() -> None:
     child.wait()
     child.stdout.close()
     assert identify(child.pid) is None
+
+
+def test_an_end_that_was_written_before_peaks_were_kept_is_read(tmp_path: Path) -> None:
+    """Release 0.1.0 of the first days wrote none."""
+    times = '"started_boot": 1.0, "started_wall": 2.0, "finished_boot": 3.0, "finished_wall": 4.0'
+    path = tmp_path / "exit.json"
+    path.write_text(f'{{"version": 1, "boot": "b", "code": 0, "signal": null, "oom": false, {times}}}')
+    assert read_exit(path) == ExitRecord(0, None, False, 1.0, 2.0, 3.0, 4.0, "b", None)
+    path.write_text(
+        f'{{"version": 1, "boot": "b", "code": 0, "signal": null, "oom": false, "peak": 77, {times}}}'
+    )
+    found = read_exit(path)
+    assert found is not None
+    assert found.peak == 77
 
 
 def test_the_shims_records_are_json_of_version_1(host: Host) -> None:

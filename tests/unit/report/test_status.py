@@ -232,13 +232,17 @@ def test_an_image_that_is_looked_up_again_says_when() -> None:
 def test_what_a_container_uses_is_its_average_since_it_was_started() -> None:
     running = found(Running(42, NOW.boottime - 60, NOW.wall - 60))
     item = shown(
-        world(running), live=status.Live(usage={"web/page": Usage(cpu_seconds=15.0, memory=3 << 20)})
+        world(running),
+        live=status.Live(
+            usage={"web/page": Usage(cpu_seconds=15.0, memory=3 << 20, memory_max=5 << 20)},
+        ),
     )
     container = item["container"]
     assert isinstance(container, dict)
     assert container["usage"] == {"cpu": 0.25, "cpu_seconds": 15.0, "memory": 3 << 20}
     text = listing("", [container], status.ps_columns(now=NOW.wall), output="wide")
-    assert text.splitlines()[1].split()[-2:] == ["25.0%", "3.00MiB"]
+    assert text.splitlines()[1].split()[-3:] == ["25.0%", "3.00MiB", "5.00MiB"]
+    assert container["memory_peak"] == 5 << 20
     assert shown(world(running))["container"]["usage"] is None  # type: ignore[index]
 
 
