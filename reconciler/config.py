@@ -74,6 +74,7 @@ class Device:
     allowed_devices: tuple[str, ...] = ()
     allowed_caps: tuple[str, ...] = ()
     allow_privileged: bool = False
+    allowed_seccomp: tuple[str, ...] = ()
     defaults: Defaults = field(default_factory=Defaults)
     gc: Gc = Gc()
     shrink_guard: ShrinkGuard = ShrinkGuard()
@@ -89,6 +90,7 @@ class Device:
             devices=self.allowed_devices,
             caps=self.allowed_caps,
             privileged=self.allow_privileged,
+            seccomp=self.allowed_seccomp,
             labels=self.labels,
             file=self.file,
         )
@@ -125,6 +127,7 @@ def _device(path: str, given: DeviceFile) -> Device:
         allowed_devices=given.allowed_devices,
         allowed_caps=given.allowed_caps,
         allow_privileged=given.allow_privileged,
+        allowed_seccomp=given.allowed_seccomp,
         defaults=Defaults(defaults.host_ip, defaults.logging, defaults.restart),
         gc=Gc(gc.keep_generations, gc.min_age, gc.keep_blobs == "used", gc.high, gc.low, gc.min_free),
         shrink_guard=ShrinkGuard(given.shrink_guard.max_removed, given.shrink_guard.min_apps),

@@ -269,12 +269,7 @@ class Reader:
             content = snapshot.files[app.path]
             if not isinstance(content, bytes):
                 continue
-            configs = tuple(
-                (config.file, app.config_files[config_name])
-                for config_name, config in sorted(app.app.configs.items())
-                if config.file is not None
-            )
-            good[name] = LastGood(name, app.path, app.digest, content, configs)
+            good[name] = LastGood(name, app.path, app.digest, content, app.named)
             self._unkept.add(name)
             try:
                 write_last_good(self._layout, good[name])

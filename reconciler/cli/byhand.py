@@ -76,7 +76,11 @@ def _privileges(parser: argparse.ArgumentParser) -> None:
         help="all capabilities and devices: its root is the device's root",
     )
     _texts(
-        parser, "--security-opt", metavar="OPTION", help="no-new-privileges=false lets set-uid programs work"
+        parser,
+        "--security-opt",
+        metavar="OPTION",
+        help="no-new-privileges=false lets set-uid programs work; seccomp=unconfined filters no system calls, "
+        "seccomp=FILE those that a profile in Docker's form says",
     )
 
 

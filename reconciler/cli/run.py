@@ -17,6 +17,7 @@ from reconciler.cli.attaching import Attached, manner
 from reconciler.cli.common import layout_of
 from reconciler.cli.lifecycle import each
 from reconciler.errors import NotFoundError, ReconcilerError, UsageError
+from reconciler.spec.commandline import security_option
 
 _OURS: Final = 125  # as Docker: the failure was not the program's
 _SHELL: Final = (126, 127)
@@ -137,6 +138,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "privileged": args.privileged,
     }
     options |= {name: getattr(args, name) for name in (*_TEXTS, *_LISTS)}
+    options["security_opt"] = [_with_profile(text) for text in args.security_opt]
     if args.entrypoint is not None:
         options["entrypoint"] = args.entrypoint
     return options
@@ -159,6 +161,17 @@ def _environment(args: argparse.Namespace) -> list[str]:
         elif name.strip() in os.environ:
             found.append(f"{name.strip()}={os.environ[name.strip()]}")
     return found
+
+
+def _with_profile(text: str) -> str:
+    """`seccomp=FILE` with what is in the file: the agent reads no files that people name."""
+    name, value = security_option(text)
+    if name != "seccomp" or value in ("", "default", "builtin", "unconfined"):
+        return text
+    try:
+        return f"seccomp={Path(value).read_text(encoding='utf-8')}"
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--security-opt {text}: {error}") from error
 
 
 def _absolute(text: str) -> str:

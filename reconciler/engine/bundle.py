@@ -390,6 +390,8 @@ def _annotations(
     }
     if identity.init:
         values["init"] = "true"
+    if identity.seccomp.startswith("sha256:"):
+        values["seccomp"] = identity.seccomp
     if identity.stdin:
         values["stdin"] = identity.stdin
     if not desired.networked:

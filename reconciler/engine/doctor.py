@@ -293,7 +293,10 @@ def _seccomp() -> Check:
     """Whether the kernel can filter calls: without, no container starts but one that is not filtered."""
     if not load.available():
         return Check(
-            "seccomp", False, "this kernel can't filter system calls", "boot one with CONFIG_SECCOMP_FILTER"
+            "seccomp",
+            False,
+            "this kernel can't filter system calls",
+            "boot one with CONFIG_SECCOMP_FILTER, or see `seccomp: unconfined`",
         )
     if os.uname().machine not in ARCHITECTURES:
         return Check(

@@ -191,7 +191,7 @@ def _host_config(found: Found, mounts: Sequence[Mapping[str, Any]]) -> dict[str,
         "Dns": [],
         "CapAdd": sorted(set(bounding) - set(CAPABILITIES)),
         "CapDrop": sorted(set(CAPABILITIES) - set(bounding)),
-        "SecurityOpt": ["no-new-privileges"] if process.get("noNewPrivileges") else [],
+        "SecurityOpt": _security(config),
         "OomScoreAdj": process.get("oomScoreAdj", 0),
         "GroupAdd": json.loads(_annotation(config, "groups") or "[]"),
         "Devices": list(_devices(linux)),
@@ -224,6 +224,16 @@ def _shm_size(config: Mapping[str, Any]) -> int:
             sizes = [option[5:] for option in mount.get("options", ()) if option.startswith("size=")]
             return int(sizes[-1]) if sizes else 0
     return 0
+
+
+def _security(config: Mapping[str, Any]) -> list[str]:
+    """As Docker has it: what differs from its own default; a profile by its digest, not with all its text."""
+    found = ["no-new-privileges"] if _mapping(config.get("process")).get("noNewPrivileges") else []
+    if "seccomp" not in _mapping(config.get("linux")):
+        found.append("seccomp=unconfined")
+    elif profile := _annotation(config, "seccomp"):
+        found.append(f"seccomp={profile}")
+    return found
 
 
 def _devices(linux: Mapping[str, Any]) -> Iterable[dict[str, str]]:

@@ -374,15 +374,29 @@ def _privileges(options: Options, draft: _Draft) -> None:
     if options.privileged:
         draft.set("privileged", True, "--privileged")
     for text in options.security_opt:
-        match text.replace("=", ":"):
-            case "no-new-privileges" | "no-new-privileges:true":
+        name, value = security_option(text)
+        match name, value:
+            case "no-new-privileges", "" | "true":
                 draft.set("no_new_privileges", True, "--security-opt")
-            case "no-new-privileges:false":
+            case "no-new-privileges", "false":
                 draft.set("no_new_privileges", False, "--security-opt")
+            case "seccomp", "unconfined":
+                draft.set("seccomp", value, "--security-opt seccomp")
+            case "seccomp", "default" | "builtin":
+                draft.set("seccomp", "default", "--security-opt seccomp")
+            case "seccomp", content if content.lstrip().startswith("{"):
+                draft.set("seccomp", {"content": content}, "--security-opt seccomp")
             case _:
                 raise UsageError(
-                    f"--security-opt {text}: not offered yet", hint="known: no-new-privileges[=false]"
+                    f"--security-opt {text}: not offered yet",
+                    hint="known: no-new-privileges[=false], seccomp=unconfined, seccomp=FILE",
                 )
+
+
+def security_option(text: str) -> tuple[str, str]:
+    """Take apart `name=value`, or `name:value` as older guides have it."""
+    name = re.split("[=:]", text, maxsplit=1)[0]
+    return name, text[len(name) + 1 :]
 
 
 def _limits(options: Options, draft: _Draft, before: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from reconciler.spec.parts import (
 )
 from reconciler.spec.process import Arguments, EnvFrom, Environment, Groups, StopSignal, Ulimits, User
 from reconciler.spec.resources import Cpuset, Limits, Reserve
+from reconciler.spec.seccomp import DEFAULT, Seccomp
 from reconciler.spec.values import (
     Annotations,
     Duration,
@@ -227,6 +228,19 @@ class Container(Part):
         bool,
         Doc("Set-uid programs and file capabilities give nothing.", "boolean", "false", "", True),
     ] = True
+    seccomp: Annotated[
+        Seccomp,
+        Doc(
+            "Which system calls it may make: `default` refuses what programs in containers do not need, `unconfined` "
+            "nothing, `{profile: FILE}` what a JSON file of the repository says, in Docker's form (`{content: TEXT}`: "
+            "the text itself). All but `default` the device must allow: `allowed_seccomp`. A privileged container is "
+            "not filtered.",
+            "default, unconfined or map",
+            "{profile: conf/seccomp.json}",
+            "",
+            True,
+        ),
+    ] = DEFAULT
     devices: Annotated[
         Devices,
         Doc(

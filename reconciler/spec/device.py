@@ -218,6 +218,16 @@ class DeviceFile(Part):
     allow_privileged: Annotated[
         bool, Doc("Containers may be `privileged`: their root is the device's root.", "boolean", "true")
     ] = False
+    allowed_seccomp: Annotated[
+        tuple[Literal["profiles", "unconfined"], ...],
+        Doc(
+            "What containers may have in place of the default seccomp profile: `profiles` of the repository, which may "
+            "allow anything, or none (`unconfined`).",
+            "list",
+            "[profiles]",
+            "`[]`: none",
+        ),
+    ] = ()
     defaults: Annotated[
         DeviceDefaults,
         Doc("What a container gets where its spec says nothing.", "map", "{host_ip: 127.0.0.1}"),

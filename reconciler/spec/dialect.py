@@ -12,7 +12,7 @@ NOT_YET: Final[dict[str, frozenset[str]]] = {
     "App": frozenset({"where", "jobs", "secrets", "update"}),
     "Container": frozenset(
         {
-            "apparmor", "drift", "healthcheck", "seccomp", "secrets", "selinux", "update",
+            "apparmor", "drift", "healthcheck", "secrets", "selinux", "update",
             "userns",
         }
     ),

@@ -18,12 +18,15 @@ from reconciler.errors import ReconcilerError
 from reconciler.spec.check import check
 from reconciler.spec.defaults import BUILT_IN, Defaults, with_defaults
 from reconciler.spec.environment import faulty, labels_of
+from reconciler.spec.fault import Fault
 from reconciler.spec.finding import Finding
 from reconciler.spec.marks import ERROR, WARNING, Mark, Problem, printable
-from reconciler.spec.model import App
+from reconciler.spec.model import App, Config
 from reconciler.spec.places import MAX_PROBLEMS, Locator, Marks
+from reconciler.spec.profile import misspelt, normal
 from reconciler.spec.reference import Digest, Reference
 from reconciler.spec.rules import Known, check_app, check_apps
+from reconciler.spec.seccomp import Profile
 from reconciler.spec.terms import Terms
 from reconciler.spec.yaml12 import MAX_BYTES, Node, Scalar, compose
 from reconciler.spec.yaml12 import Mapping as MappingNode
@@ -49,10 +52,11 @@ class ReadFailure:
 
 @dataclass(frozen=True, slots=True)
 class LoadedApp:
-    """An app that may be used. `config_files` holds the content of its configs by name, whether `content` or `file`.
+    """An app that may be used. `config_files` holds the content of its configs by name, whether `content` or `file`,
+    `profiles` the seccomp profiles of its containers, in their one form, by the container's name.
 
-    `digest` (hex sha256) identifies everything that was read: the file's bytes, the configs' contents and `labels`, the
-    device's labels that it asks for.
+    `digest` (hex sha256) identifies everything that was read: the file's bytes, the contents of configs and profiles,
+    and `labels`, the device's labels that it asks for.
     """
 
     path: str
@@ -61,6 +65,16 @@ class LoadedApp:
     config_files: Mapping[str, bytes]
     digest: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    profiles: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def named(self) -> tuple[tuple[str, bytes], ...]:
+        """The files of the repository that it names, with their contents."""
+        found = [(config.file, self.config_files[name]) for name, config in sorted(self.app.configs.items())]
+        for name, profile in sorted(self.profiles.items()):
+            source = self.app.containers[name].seccomp
+            found.append((source.file if isinstance(source, Profile) else None, profile))
+        return tuple((path, content) for path, content in found if path is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +151,7 @@ def load(
         known = fresh.get(path) or kept.parsed[path]
         changed = changed or path in fresh
         now.parsed[path] = known
-        if known.config_paths or (known.app is not None and known.app.configs):
+        if known.config_paths or (known.app is not None and _needs_files(known.app)):
             before = known.loaded
             problems = now.config_problems[path] = _with_configs(known, read_config, terms)
             changed = changed or known.loaded is not before or problems != kept.config_problems.get(path)
@@ -215,8 +229,8 @@ def _parse(path: str, data: bytes | ReadFailure, terms: Terms, defaults: Default
             memory_said=_memory_said(root),
         )
         problems += _problems(checked.locator, found, len(problems))
-    if parsed.app is not None and not parsed.failed and not parsed.app.configs:
-        parsed.loaded = _loaded(parsed, parsed.app, checked.locator, {}, terms)
+    if parsed.app is not None and not parsed.failed and not _needs_files(parsed.app):
+        parsed.loaded = _loaded(parsed, parsed.app, checked.locator, {}, {}, terms)
     return parsed
 
 
@@ -264,66 +278,109 @@ def _memory_said(root: Node) -> frozenset[str]:
     )
 
 
+def _needs_files(app: App) -> bool:
+    return bool(app.configs) or any(
+        isinstance(container.seccomp, Profile) for container in app.containers.values()
+    )
+
+
 def _config_paths(root: Node) -> frozenset[str]:
-    """Return the files that the app's configs name, also if the rest of it is broken."""
-    configs = _entry(root, "configs")
-    if not isinstance(configs, MappingNode):
-        return frozenset()
-    named = [_text(config, "file") for _, config in configs.entries.values()]
+    """Return the files that the app's configs and profiles name, also if the rest of it is broken."""
+    named: list[str | None] = []
+    for section, inner, key in (("configs", "", "file"), ("containers", "seccomp", "profile")):
+        nodes = _entry(root, section)
+        for _, node in nodes.entries.values() if isinstance(nodes, MappingNode) else ():
+            holder = _entry(node, inner) if inner else node
+            named.append(_text(holder, key) if holder is not None else None)
     return frozenset(path for path in named if path)
 
 
 def _loaded(
-    parsed: _Parsed, app: App, locator: Locator, contents: Mapping[str, bytes], terms: Terms
+    parsed: _Parsed,
+    app: App,
+    locator: Locator,
+    contents: Mapping[str, bytes],
+    profiles: Mapping[str, bytes],
+    terms: Terms,
 ) -> LoadedApp:
     assert isinstance(parsed.data, bytes)
     seen = hashlib.sha256(hashlib.sha256(parsed.data).digest())
     for name in sorted(contents):
         seen.update(name.encode() + b"\0" + hashlib.sha256(contents[name]).digest())
+    for name in sorted(profiles):
+        seen.update(f"seccomp {name}".encode() + b"\0" + hashlib.sha256(profiles[name]).digest())
     labels = {label: terms.labels.get(label, "") for label in labels_of(app)}
     for label in sorted(labels):
         seen.update(f"{label}={labels[label]}\0".encode())
     marks = Marks(parsed.path, locator.root)
-    contents = MappingProxyType(dict(contents))
-    return LoadedApp(parsed.path, app, marks, contents, seen.hexdigest(), MappingProxyType(labels))
+    return LoadedApp(
+        parsed.path,
+        app,
+        marks,
+        MappingProxyType(dict(contents)),
+        seen.hexdigest(),
+        MappingProxyType(labels),
+        MappingProxyType(dict(profiles)),
+    )
 
 
 def _with_configs(parsed: _Parsed, read_config: Callable[[str], bytes], terms: Terms) -> list[Problem]:
-    """Read the configs of an app, complete its LoadedApp if that is new, and return what is wrong with them."""
+    """Read the files of an app, complete its LoadedApp if that is new, and return what is wrong with them."""
     if parsed.app is None or parsed.locator is None:
         return []
     contents: dict[str, bytes] = {}
+    profiles: dict[str, bytes] = {}
     problems: list[Problem] = []
     for name, config in parsed.app.configs.items():
-        if config.file is None:
-            contents[name] = (config.content or "").encode()
-            continue
-        reason = ""
         try:
-            contents[name] = read_config(config.file)
-        except FileNotFoundError:
-            reason = "there is no such file in the source"
-        except OSError as error:
-            reason = f"can't be read: {error.strerror or type(error).__name__}"
-        except ReconcilerError as error:
-            reason = f"can't be read: {error}"
-        else:
-            if len(contents[name]) > MAX_BYTES:
-                reason = f"is larger than {MAX_BYTES >> 20} MiB"
-        if reason:
-            message = f"configs.{name}.file: {config.file}: {printable(reason)}"
+            contents[name] = _content(config, read_config)
+        except Fault as fault:
+            message = f"configs.{name}.file: {config.file}: {fault.message}"
             problems.append(parsed.locator.problem(("configs", name, "file"), message))
+    for name, container in parsed.app.containers.items():
+        if isinstance(container.seccomp, Profile):
+            key, shown = container.seccomp.where
+            place = ("containers", name, "seccomp", key)
+            try:
+                profiles[name] = normal(_content(container.seccomp, read_config))
+            except Fault as fault:
+                message = f"seccomp: {shown}: {printable(fault.message)}"
+                problems.append(parsed.locator.problem(place, message))
+            else:
+                if names := ", ".join(misspelt(profiles[name])):
+                    message = f"seccomp: {shown}: refuses calls that nobody knows: {names}"
+                    problems.append(parsed.locator.problem(place, printable(message), severity=WARNING))
     problems += (
         parsed.locator.problem(parsed.locator.original(path), said)
         for path, said in faulty(parsed.app, contents)
     )
-    if problems:
+    if any(problem.severity == ERROR for problem in problems):
         parsed.loaded = None
         return problems
-    unchanged = parsed.loaded is not None and parsed.loaded.config_files == contents
+    have = parsed.loaded
+    unchanged = have is not None and (have.config_files, have.profiles) == (contents, profiles)
     if not parsed.failed and not unchanged:
-        parsed.loaded = _loaded(parsed, parsed.app, parsed.locator, contents, terms)
-    return []
+        parsed.loaded = _loaded(parsed, parsed.app, parsed.locator, contents, profiles, terms)
+    return problems
+
+
+def _content(source: Config | Profile, read_config: Callable[[str], bytes]) -> bytes:
+    """Return what `source` is or names, or raise Fault."""
+    if source.file is None:
+        return (source.content or "").encode()
+    try:
+        found = read_config(source.file)
+    except FileNotFoundError:
+        reason = "there is no such file in the source"
+    except OSError as error:
+        reason = f"can't be read: {error.strerror or type(error).__name__}"
+    except ReconcilerError as error:
+        reason = f"can't be read: {error}"
+    else:
+        if len(found) <= MAX_BYTES:
+            return found
+        reason = f"is larger than {MAX_BYTES >> 20} MiB"
+    raise Fault(printable(reason))
 
 
 def _join(now: _Kept, alone: bool) -> Loaded:

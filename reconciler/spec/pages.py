@@ -87,8 +87,9 @@ _BETWEEN: Final = """\
 - `{device: labels.KEY}` asks for a label that the device's own file sets.
 - Nothing is mounted twice at one place in a container, nor at `/` or in `/proc`.
 - A path of the device may be mounted if it is in the device's `allowed_binds`, or below such a path.
-- A device, a capability beside the default ones, and `privileged` are allowed by the device's own file, or refused with
-  what to add there. What is allowed and gives ways to the whole device is a warning.
+- A device, a capability beside the default ones, a seccomp profile other than the default one, and `privileged` are
+  allowed by the device's own file, or refused with what to add there. What is allowed and gives ways to the whole
+  device is a warning.
 - `reserve` is at most what `limits` gives, and all that is reserved on a device at most what it has: what does not fit
   waits, says so, and takes nothing from those that run.
 - No two containers of a device publish the same port and protocol on overlapping addresses: both are named, and both
@@ -168,6 +169,7 @@ allowed_binds: [/srv, /run/dbus/system_bus_socket]
 allowed_devices: ["/dev/ttyUSB*", /dev/dri]
 allowed_caps: [NET_ADMIN]
 allow_privileged: false
+allowed_seccomp: [profiles]
 defaults:
   host_ip: 0.0.0.0
   restart: {max_delay: 1m}

@@ -1,4 +1,4 @@
-"""What a device allows a container beyond the default: capabilities, devices, `privileged`. Rules of one container.
+"""What a device allows a container beyond the default: capabilities, devices, calls, `privileged`. Rules of one.
 
 A refusal names the file of the device, the key in it, and what to add there. What is allowed and dangerous is a
 warning, which `validate` and `plan` show: whoever applies it should have read it. Pure.
@@ -12,12 +12,14 @@ from reconciler.spec.kernel import DANGEROUS, device_allowed
 from reconciler.spec.marks import WARNING
 from reconciler.spec.model import Container
 from reconciler.spec.places import Path
+from reconciler.spec.seccomp import DEFAULT, UNCONFINED
 from reconciler.spec.terms import Terms
 
 
 def privileges(container: Container, at: Path, terms: Terms) -> Iterable[Finding]:
     """Yield what the device does not allow, what contradicts itself, and what is a risk."""
     yield from _privileged(container, at, terms)
+    yield from _seccomp(container, at, terms)
     yield from _capabilities(container, at, terms)
     yield from _devices(container, at, terms)
 
@@ -39,6 +41,24 @@ def _privileged(container: Container, at: Path, terms: Terms) -> Iterable[Findin
             "cap_add has no effect: a privileged container has all capabilities",
             at_key=True,
         )
+
+
+def _seccomp(container: Container, at: Path, terms: Terms) -> Iterable[Finding]:
+    where, wanted = (*at, "seccomp"), container.seccomp
+    if wanted == DEFAULT:
+        return
+    key = "unconfined" if wanted == UNCONFINED else "profiles"
+    if container.privileged:
+        if key == "profiles":
+            message = "seccomp has no effect: a privileged container is not filtered"
+            yield Finding(where, message, at_key=True)
+    elif key not in terms.seccomp:
+        what = "containers without a seccomp filter" if key == "unconfined" else "seccomp profiles of specs"
+        hint = f"add it in {terms.file}: allowed_seccomp: [{key}]"
+        yield Finding(where, f"the device does not allow {what}", hint=hint)
+    elif key == "unconfined":
+        message = f"{_name(at)} is unconfined: it can make every system call that its capabilities allow"
+        yield Finding(where, message, WARNING, at_key=True)
 
 
 def _capabilities(container: Container, at: Path, terms: Terms) -> Iterable[Finding]:

@@ -13,7 +13,8 @@ DEVICE_FILE: Final = "/etc/reconciler/device.yaml"
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What may be asked for: `binds` are paths that may be mounted with all below, `devices` patterns of paths, `caps`
-    full names of capabilities beside the default ones, or ALL. `file` is the file that says all this, for messages.
+    full names of capabilities beside the default ones, or ALL; `seccomp` is what they may have in place of the default
+    profile: unconfined, profiles. `file` is the file that says all this, for messages.
     `foreign`: a container may join the network of one outside its app, which whoever asks has looked up.
     """
 
@@ -21,9 +22,17 @@ class Terms:
     devices: tuple[str, ...] = ()
     caps: tuple[str, ...] = ()
     privileged: bool = False
+    seccomp: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     file: str = DEVICE_FILE
     foreign: bool = False
 
 
-ANYTHING: Final = Terms(binds=("/",), devices=("/dev",), caps=("ALL",), privileged=True, foreign=True)
+ANYTHING: Final = Terms(
+    binds=("/",),
+    devices=("/dev",),
+    caps=("ALL",),
+    privileged=True,
+    seccomp=("unconfined", "profiles"),
+    foreign=True,
+)

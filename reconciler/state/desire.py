@@ -22,6 +22,8 @@ from reconciler.spec.load import LoadedApp
 from reconciler.spec.modes import JOINS
 from reconciler.spec.networking import has_ipv6, host_ips
 from reconciler.spec.reference import Reference
+from reconciler.spec.seccomp import DEFAULT as DEFAULT_PROFILE
+from reconciler.spec.seccomp import UNCONFINED
 from reconciler.state.desired import (
     App,
     BindMount,
@@ -156,6 +158,7 @@ def _container(
         cap_drop=_dropped(spec),
         privileged=spec.privileged,
         no_new_privileges=spec.no_new_privileges,
+        seccomp=_seccomp(loaded, spec, name),
         devices=tuple(
             sorted(
                 (
@@ -175,6 +178,7 @@ def _container(
         reference=str(spec.image),
         mark=str(loaded.marks.mark("containers", name, "image")),
         configs={mount.source: loaded.config_files[mount.source] for mount in spec.configs},
+        seccomp=loaded.profiles.get(name, b""),
     )
 
 
@@ -223,6 +227,15 @@ def _outward(app: model.App, spec: model.Container, *, ipv6: bool = False) -> st
         if not network.internal and (network.ipv6 or not ipv6):
             return "" if name == DEFAULT else _key(app, name)
     return ""
+
+
+def _seccomp(loaded: LoadedApp, spec: model.Container, name: str) -> str:
+    """What of its profile makes it this container: nothing for the default, which may be another in each release."""
+    if spec.privileged or spec.seccomp == DEFAULT_PROFILE:
+        return ""
+    if spec.seccomp == UNCONFINED:
+        return UNCONFINED
+    return f"sha256:{hashlib.sha256(loaded.profiles[name]).hexdigest()}"
 
 
 def _effective(added: tuple[str, ...], there: tuple[str, ...]) -> tuple[str, ...]:

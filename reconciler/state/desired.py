@@ -115,8 +115,9 @@ class Identity:
     looked up in the image's own passwd when the container is created. `network_mode` is bridge, host, none, or
     `container:` and the full name of the one whose network it joins (of an ad-hoc one `adhoc/ID`);
     `networks` the places in networks in the order of the interfaces, () for the app's own with nothing declared;
-    `extra_hosts` are (name, address or host-gateway). With `tty` it has a terminal; `stdin` is "" (the null device),
-    open, or once, which closes it when who attached first has left. No spec says these two: they are for people.
+    `extra_hosts` are (name, address or host-gateway). `seccomp` is "" for the default profile, whatever a release has
+    in it, unconfined, or sha256:HEX of its own. With `tty` it has a terminal; `stdin` is "" (the null device), open, or
+    once, which closes it when who attached first has left. No spec says these two: they are for people.
     """
 
     image: str
@@ -138,6 +139,7 @@ class Identity:
     cap_drop: tuple[str, ...] = ()
     privileged: bool = False
     no_new_privileges: bool = True
+    seccomp: str = ""
     devices: tuple[Device, ...] = ()
     network_mode: str = "bridge"
     dns: tuple[str, ...] = ()
@@ -279,7 +281,7 @@ class Settings:
 class Container:
     """One container that should run. `reference` is the image as the spec writes it, `mark` the file:line:col of it.
 
-    `configs` maps a config's name to its content, for the engine to write; equality looks at its digest only.
+    `configs` maps a config's name to its content, `seccomp` is its own profile; equality looks at their digests only.
     `wish` is what people want of it by hand, None for most. `id` is set for an ad-hoc container only: it keeps its id,
     and with it its files and its log, however often it is started; any other is a new one each time.
     """
@@ -294,6 +296,7 @@ class Container:
     configs: Mapping[str, bytes] = field(default_factory=dict, compare=False, repr=False)
     wish: Wish | None = None
     id: str = ""
+    seccomp: bytes = field(default=b"", compare=False, repr=False)
 
     @property
     def full_name(self) -> str:

@@ -265,6 +265,24 @@ def test_networks_and_privileges_reach_the_container(hand: Hand) -> None:
     assert "--cap-add FLY" in hand("run", "--cap-add", "FLY", hand.image, code=125)
 
 
+def test_a_seccomp_profile_reaches_the_container(hand: Hand, tmp_path: Path) -> None:
+    mode = ["grep", "Seccomp:", "/proc/self/status"]
+    assert hand("run", "--rm", hand.image, *mode).strip() == "Seccomp:\t2"
+    assert (
+        hand("run", "--rm", "--security-opt", "seccomp=unconfined", hand.image, *mode).strip()
+        == "Seccomp:\t0"
+    )
+    assert hand("run", "--rm", "--privileged", hand.image, *mode).strip() == "Seccomp:\t0"
+    profile = tmp_path / "calls.json"
+    rule = {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 5}
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
+    option = ("--security-opt", f"seccomp={profile}")
+    assert "Input/output error" in hand("run", "--rm", *option, hand.image, "mkdir", "/x", code=1)
+    profile.write_text("{}")
+    assert "--security-opt seccomp: this profile: defaultAction" in hand("run", *option, hand.image, code=125)
+    assert "No such file" in hand("run", "--security-opt", "seccomp=/none.json", hand.image, code=125)
+
+
 def test_limits_change_in_place(hand: Hand) -> None:
     identity = hand.detached("one", "sleep", "100000")
     pid = hand.device.pid("one")

@@ -1,5 +1,7 @@
 """Capabilities, devices and `privileged` of a spec: what its program can do, read from inside a real container."""
 
+import errno
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.network]
 
 SETTINGS = (
     'allowed_devices: ["/dev/fuse", "/dev/k*", "/dev/net"]\nallowed_caps: [ALL]\nallow_privileged: true\n'
+    "allowed_seccomp: [profiles, unconfined]\n"
 )
 TEN = 0x405FB
 NET_RAW, MKNOD = 1 << 13, 1 << 27
@@ -64,6 +67,28 @@ def test_s3_set_uid_programs_give_something_only_where_the_spec_says_so(trials: 
     status = "grep NoNewPrivs /proc/self/status"
     assert trials.start({}).shell(status) == "NoNewPrivs:\t1"
     assert trials.start({"no_new_privileges": False}).shell(status) == "NoNewPrivs:\t0"
+
+
+def test_s4_a_spec_says_which_calls_its_container_may_make(trials: Trials) -> None:
+    mode = "grep Seccomp: /proc/self/status"
+    plain = trials.start({})
+    assert plain.shell(mode) == "Seccomp:\t2"
+    assert plain.run_code("busybox", "unshare", "-u", "true")[0] == 1
+    for fields in ({"seccomp": "unconfined"}, {"privileged": True}):
+        assert trials.start(fields).shell(mode) == "Seccomp:\t0"
+    able = trials.start({"cap_add": ["SYS_ADMIN"]})
+    assert able.shell(mode) == "Seccomp:\t2"
+    assert able.run_code("busybox", "unshare", "-u", "true")[0] == 0
+    rules = [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EIO},
+        {"names": ["symlink"], "action": "SCMP_ACT_ERRNO", "includes": {"caps": ["CAP_NET_RAW"]}},
+    ]
+    own = trials.start(
+        {"seccomp": {"content": json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules})}}
+    )
+    assert "Input/output error" in own.run_code("mkdir", "/tmp/x")[1]
+    assert own.run_code("ln", "-s", "a", "/tmp/b")[0] == 0
+    assert own.shell(mode) == "Seccomp:\t2"
 
 
 @pytest.mark.cgroup

@@ -23,6 +23,7 @@ def test_every_setting_has_the_documented_default() -> None:
         allowed_devices=(),
         allowed_caps=(),
         allow_privileged=False,
+        allowed_seccomp=(),
         defaults=Defaults(host_ip="0.0.0.0", logging=Logging(), restart=Restart()),
         gc=Gc(keep_generations=3, min_age=3600.0, keep_blobs=False, high=85, low=75, min_free=512 << 20),
         shrink_guard=ShrinkGuard(max_removed=50, min_apps=3),
@@ -48,6 +49,7 @@ allowed_binds: [/srv/, /run/x]
 allowed_devices: ["/dev/ttyUSB*"]
 allowed_caps: [net_admin, ALL]
 allow_privileged: true
+allowed_seccomp: [profiles, unconfined]
 defaults: {host_ip: 127.0.0.1, restart: on-failure:3, logging: {driver: none}}
 gc: {keep_generations: 0, min_age: 0s, keep_blobs: used, high: 90%, low: 90%, min_free: 1G}
 shrink_guard: {max_removed: 100%, min_apps: 0}
@@ -63,6 +65,7 @@ interval: 1m30s
         allowed_devices=("/dev/ttyUSB*",),
         allowed_caps=("CAP_NET_ADMIN", "ALL"),
         allow_privileged=True,
+        allowed_seccomp=("profiles", "unconfined"),
         defaults=Defaults("127.0.0.1", Logging(driver="none"), Restart(policy="on-failure", max_attempts=3)),
         gc=Gc(0, 0.0, True, 90, 90, 10**9),
         shrink_guard=ShrinkGuard(100, 0),

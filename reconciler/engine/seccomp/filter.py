@@ -4,6 +4,7 @@ The agent compiles a profile in some milliseconds the first time, and a containe
 nothing more; the bundle keeps the result, so that a program that `exec` adds years later is under the very same filter.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping
@@ -16,6 +17,8 @@ from reconciler.engine.seccomp import default
 from reconciler.errors import ReconcilerError
 from reconciler.linux.seccomp import compile as compiler
 from reconciler.shim import filter as file
+from reconciler.spec import profile
+from reconciler.spec.seccomp import UNCONFINED
 from reconciler.state.desired import Container
 
 MACHINE: Final = os.uname().machine
@@ -42,9 +45,14 @@ def section(
 
     `capabilities` are the full names of those that its root has.
     """
-    if desired.identity.privileged:
+    wanted = desired.identity.seccomp
+    if desired.identity.privileged or wanted == UNCONFINED:
         return None
-    return _default(frozenset(capabilities), machine)
+    if not wanted:
+        return _default(frozenset(capabilities), machine)
+    if f"sha256:{hashlib.sha256(desired.seccomp).hexdigest()}" != wanted:
+        raise ReconcilerError(f"{desired.full_name}: its seccomp profile is not the one that it should have")
+    return profile.resolve(desired.seccomp, capabilities, machine, _kernel())
 
 
 def compiled(section: Mapping[str, Any], machine: str = MACHINE) -> bytes:
@@ -53,6 +61,11 @@ def compiled(section: Mapping[str, Any], machine: str = MACHINE) -> bytes:
         return _compiled(json.dumps(section, sort_keys=True), machine)
     except ValueError as error:
         raise ReconcilerError(f"seccomp: {error}") from error
+
+
+def _kernel() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(digit for digit in minor if digit.isdigit()) or 0)
 
 
 @lru_cache(maxsize=32)

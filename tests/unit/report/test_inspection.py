@@ -137,6 +137,7 @@ def test_mounts_are_told_apart_and_a_secrets_place_is_not_told() -> None:
     assert found["Config"]["User"] == "1000"
     host = found["HostConfig"]
     assert host["Devices"] == [{"PathInContainer": "/dev/fuse", "CgroupPermissions": "rw"}]
+    assert host["SecurityOpt"] == ["seccomp=unconfined"]
     assert (host["GroupAdd"], host["ShmSize"], host["Privileged"]) == (["20", "audio"], 4096, True)
     assert host["Ulimits"] == [{"Name": "core", "Soft": 0, "Hard": -1}]
     assert found["NetworkSettings"]["Ports"] == {"8080/tcp": [{"HostIp": "127.0.0.1", "HostPort": "80"}]}

@@ -18,6 +18,7 @@ from reconciler.spec.commandline import (
 )
 from reconciler.spec.defaults import BUILT_IN
 from reconciler.spec.model import BindMount, Container, TmpfsMount, VolumeMount
+from reconciler.spec.seccomp import Profile
 from reconciler.spec.units import size
 
 IMAGE = "registry.example/box@sha256:" + "1" * 64
@@ -117,6 +118,12 @@ def test_every_option_reaches_its_field() -> None:
     )
     assert not container.no_new_privileges
     assert made(privileged=True).privileged
+    assert container.seccomp == "default"
+    assert made(security_opt=["seccomp=unconfined"]).seccomp == "unconfined"
+    assert made(security_opt=["seccomp:unconfined"]).seccomp == "unconfined"
+    assert made(security_opt=["seccomp=builtin"]).seccomp == "default"
+    profile = '{"defaultAction": "SCMP_ACT_ALLOW"}'
+    assert made(security_opt=[f"seccomp={profile}"]).seccomp == Profile(content=profile)
     assert [(one.source, one.target, one.permissions) for one in container.devices] == [
         ("/dev/fuse", "/dev/f", "rw")
     ]
@@ -177,7 +184,9 @@ def test_every_option_reaches_its_field() -> None:
         ({"ulimit": ["nofile=many"]}, "--ulimit nofile=many: 'many' is not a whole number"),
         ({"ulimit": ["nofile=3:2"]}, "--ulimit"),
         ({"oom_score_adj": "1001"}, "--oom-score-adj must be at most 1000"),
-        ({"security_opt": ["seccomp=unconfined"]}, "known: no-new-privileges"),
+        ({"security_opt": ["apparmor=unconfined"]}, "known: no-new-privileges"),
+        ({"security_opt": ["seccomp="]}, "known: no-new-privileges"),
+        ({"security_opt": ["seccomp={}"]}, "--security-opt seccomp: this profile: defaultAction: "),
         ({"cap_add": ["FLY"]}, "--cap-add FLY"),
         ({"sysctl": ["kernel.hostname=x"]}, "the sysctl 'kernel.hostname' belongs to the whole device"),
         ({"add_device": ["/etc/passwd"]}, "--add-device /etc/passwd"),

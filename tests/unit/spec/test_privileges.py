@@ -38,6 +38,11 @@ def test_the_capabilities_of_the_format_are_those_of_the_kernel() -> None:
             "the device does not allow /dev/kmsg to be used",
             "allowed_devices: [/dev/kmsg]",
         ),
+        (
+            "seccomp: unconfined",
+            "the device does not allow containers without a seccomp filter",
+            "allowed_seccomp: [unconfined]",
+        ),
     ],
 )
 def test_a_refusal_names_the_file_the_key_and_what_to_add(container: str, message: str, key: str) -> None:
@@ -52,6 +57,7 @@ def test_a_refusal_names_the_file_the_key_and_what_to_add(container: str, messag
         "cap_drop: [ALL]",
         "devices: [/dev/ttyUSB7, /dev/dri/card0]",
         "privileged: false",
+        "seccomp: default",
     ],
 )
 def test_what_is_allowed_or_default_is_said_nothing_about(container: str) -> None:
@@ -63,6 +69,10 @@ def test_what_is_allowed_or_default_is_said_nothing_about(container: str) -> Non
     [
         ("privileged: true", "containers.web is privileged: its root can do anything to the device"),
         ("cap_add: [SYS_ADMIN]", "containers.web has SYS_ADMIN: its root has ways to the whole device"),
+        (
+            "seccomp: unconfined",
+            "containers.web is unconfined: it can make every system call that its capabilities allow",
+        ),
     ],
 )
 def test_what_is_allowed_and_dangerous_is_a_warning(container: str, message: str) -> None:

@@ -432,6 +432,7 @@ CHANGES: dict[str, Any] = {
     "cap_add": ["NET_ADMIN"],
     "cap_drop": ["CHOWN"],
     "privileged": True,
+    "seccomp": "unconfined",
     "no_new_privileges": False,
     "devices": ["/dev/ttyUSB0"],
     "environment": {"A": "1"},

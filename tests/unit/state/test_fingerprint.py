@@ -77,6 +77,7 @@ CHANGES: dict[str, Any] = {
     "cap_drop": ("ALL",),
     "privileged": True,
     "no_new_privileges": False,
+    "seccomp": "unconfined",
     "devices": (Device("/dev/fuse", "/dev/fuse"),),
     "network_mode": "host",
     "dns": ("192.0.2.53",),
