@@ -11,7 +11,7 @@ export PATH="$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
 run="python3 python3-venv libnftables1 git ca-certificates"
 test="$run gcc libc6-dev qemu-user-static binutils curl jq strace procps util-linux iproute2 nftables conntrack busybox-static
 	adjtimex mmdebstrap debian-archive-keyring skopeo umoci docker-registry redis-tools crun runc prometheus systemd bash zsh fish
-	squashfs-tools e2fsprogs xfsprogs cpio kmod"
+	squashfs-tools e2fsprogs xfsprogs cpio kmod podman conmon containerd netavark iptables"
 architecture=$(dpkg --print-architecture 2>/dev/null) || architecture=unknown
 case $architecture in
 amd64) test="$test gcc-aarch64-linux-gnu qemu-system-x86" ;;

@@ -4,6 +4,16 @@ import os
 import sys
 
 
+def runtime() -> int:
+    """Run the OCI runtime command line, which is `reconciler oci` as a program: its callers can pass no verb.
+
+    They start it several times for each container, so it does without the tree of all the other verbs.
+    """
+    from reconciler.shim.oci import main
+
+    return main(sys.argv[1:])
+
+
 def main() -> int:
     """Run the command line and return its exit code; never wait for a thread that a verb has left behind."""
     from reconciler.cli.main import run

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
-from reconciler.cli import completion, docker, options
+from reconciler.cli import completion, docker, oci, options
 from reconciler.errors import ReconcilerError
 
 
@@ -61,6 +61,8 @@ def run(arguments: Sequence[str]) -> int:
     ):  # names on disk need not be UTF-8, and no locale has every character
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if arguments[:1] == ["oci"]:
+        return oci.run(arguments[1:])
     if arguments[:1] == [completion.COMPLETE]:
         return completion.complete(arguments[1:])
     parser = build_parser()

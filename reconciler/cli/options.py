@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Final
 
-from reconciler.cli import byhand, stock, watching
+from reconciler.cli import byhand, oci, stock, watching
 from reconciler.cli.arguments import Add, Verbs, call, listing, output
 from reconciler.cli.stock import noun
 
@@ -122,6 +122,7 @@ _VERBS: Final[Verbs] = (
     *byhand.VERBS,
     ("exec", "Run a command inside a running container.", _exec),
     *stock.VERBS,
+    *oci.VERBS,
     ("doctor", "Check what this host offers and say what is missing.", _doctor),
     ("schema", "Print the JSON Schema of specs, for editors.", _schema),
     ("version", "Print the version.", _version),

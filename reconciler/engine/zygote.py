@@ -17,8 +17,8 @@ from pathlib import Path
 import reconciler
 from reconciler.engine.layout import Layout
 from reconciler.errors import ReconcilerError, TimedOutError
-from reconciler.linux.path import seal
 from reconciler.shim import protocol
+from reconciler.shim.sealed import sealed_interpreter
 from reconciler.state.process import ProcessId
 
 _START_TIMEOUT = 30.0
@@ -171,28 +171,6 @@ class Zygote:
                 self._process.kill()
                 self._process.wait()
             self._process = None
-
-
-def sealed_interpreter() -> int:
-    """Copy the interpreter that runs here into a sealed memfd and give its descriptor.
-
-    A process inside a container can reach the program of a process that joins it through /proc/PID/exe and open it
-    for writing once it ended (CVE-2019-5736). What it would reach here is a copy that nobody can change.
-    """
-    source = os.open("/proc/self/exe", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fd = os.memfd_create("reconciler", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            while os.sendfile(fd, source, None, 1 << 24):
-                pass
-            os.fchmod(fd, 0o500)
-            seal(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-    finally:
-        os.close(source)
 
 
 def _command(requests: int, interpreter: int, directory: Path) -> list[str]:

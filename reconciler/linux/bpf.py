@@ -21,6 +21,7 @@ _AND = 0x54
 _SHIFT_RIGHT = 0x74
 _COPY = 0xBC
 _SET = 0xB7
+_IF_EQUAL = 0x15
 _UNLESS_EQUAL = 0x55
 _UNLESS_SAME = 0x5D
 _EXIT = 0x95
@@ -35,15 +36,23 @@ def _instruction(code: int, to: int = 0, source: int = 0, jump: int = 0, value: 
     return struct.pack("=BBhi", code, to | source << 4, jump, value)
 
 
+# 2: the kind, 3: the access that is asked for, 4 and 5: major and minor
+_HEAD = (
+    _instruction(_LOAD, 2, 1, 0)
+    + _instruction(_COPY, 3, 2)
+    + _instruction(_AND, 2, value=0xFFFF)
+    + _instruction(_SHIFT_RIGHT, 3, value=16)
+    + _instruction(_LOAD, 4, 1, 4)
+    + _instruction(_LOAD, 5, 1, 8)
+)
+
+
 def device_program(allowed: tuple[tuple[str, int | None, int | None, str], ...]) -> bytes:
     """Give the program that allows exactly `allowed`: kind (c or b), major and minor (None: any), access (of r, w, m).
 
     The kernel's question is struct bpf_cgroup_dev_ctx: access << 16 | kind, major, minor.
     """
-    code = _instruction(_LOAD, 2, 1, 0)
-    code += _instruction(_COPY, 3, 2) + _instruction(_AND, 2, value=0xFFFF)
-    code += _instruction(_SHIFT_RIGHT, 3, value=16)
-    code += _instruction(_LOAD, 4, 1, 4) + _instruction(_LOAD, 5, 1, 8)
+    code = _HEAD
     for kind, major, minor, access in allowed:
         tests: list[tuple[int, int, int, int]] = [(_UNLESS_EQUAL, 2, 0, _KINDS[kind])]
         if major is not None:
@@ -62,6 +71,29 @@ def device_program(allowed: tuple[tuple[str, int | None, int | None, str], ...])
         for to, (instruction, left, right, value) in enumerate(tests, len(before) // 8):
             rule += _instruction(instruction, left, right, total - to - 1, value)
         code += rule + end
+    return code + _instruction(_SET, 0, value=0) + _instruction(_EXIT)
+
+
+def device_rules(rules: tuple[tuple[bool, str, int | None, int | None, str], ...]) -> bytes:
+    """Give the program for rules of which a later one beats an earlier: allow or deny, kind (a, b, c), major and minor.
+
+    Of each kind of access the last rule that speaks of it decides, as in the lists of version 1; none means no.
+    """
+    code = _HEAD
+    for allow, kind, major, minor, access in reversed(rules):
+        bits = sum(_ACCESS[letter] for letter in set(access))
+        if allow:  # what is asked for, less what this grants
+            body = _instruction(_AND, 3, value=~bits & 7) + _instruction(_UNLESS_EQUAL, 3, jump=2)
+        else:
+            body = _instruction(_COPY, 6, 3) + _instruction(_AND, 6, value=bits)
+            body += _instruction(_IF_EQUAL, 6, jump=2)
+        body += _instruction(_SET, 0, value=int(allow)) + _instruction(_EXIT)
+        tests = [] if kind == "a" else [(2, _KINDS[kind])]
+        tests += [(register, number) for register, number in ((4, major), (5, minor)) if number is not None]
+        for index, (register, number) in enumerate(tests):
+            jump = len(tests) - index - 1 + len(body) // 8
+            code += _instruction(_UNLESS_EQUAL, register, jump=jump, value=number)
+        code += body
     return code + _instruction(_SET, 0, value=0) + _instruction(_EXIT)
 
 

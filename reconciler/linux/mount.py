@@ -35,6 +35,7 @@ MOUNT_ATTR_RELATIME = 0x00
 MOUNT_ATTR_NOATIME = 0x10
 MOUNT_ATTR_STRICTATIME = 0x20
 MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_IDMAP = 0x100000
 MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 
 MS_RDONLY = 0x01
@@ -156,10 +157,20 @@ def context_messages(context: int) -> str:
 
 
 def mount_setattr(
-    fd: int, path: str = "", *, set_: int = 0, clear: int = 0, propagation: int = 0, recursive: bool = False
+    fd: int,
+    path: str = "",
+    *,
+    set_: int = 0,
+    clear: int = 0,
+    propagation: int = 0,
+    recursive: bool = False,
+    userns: int = 0,
 ) -> None:
-    """Change a mount's attributes and propagation, of the whole tree at once where `recursive`; since 5.12."""
-    attr = _MountAttr(set_, clear, propagation, 0)
+    """Change a mount's attributes and propagation, of the whole tree at once where `recursive`; since 5.12.
+
+    `userns` is the descriptor of the user namespace whose mapping MOUNT_ATTR_IDMAP takes.
+    """
+    attr = _MountAttr(set_, clear, propagation, userns)
     flags = (0 if path else AT_EMPTY_PATH) | (AT_RECURSIVE if recursive else 0)
     args = (fd, os.fsencode(path), flags, ctypes.byref(attr), ctypes.sizeof(attr))
     check(_mount_setattr(*args), "mount_setattr", path)

@@ -21,6 +21,8 @@ _NUMBERS = {
     "setgroups": (116, 159),
     "setresuid": (117, 147),
     "setresgid": (119, 149),
+    "ioprio_set": (251, 30),
+    "sched_setattr": (314, 274),
     "renameat2": (316, 276),
     "open_tree": (428, 428),
     "move_mount": (429, 429),

@@ -114,8 +114,8 @@ def spawn(
         error, error_write = os.pipe2(os.O_CLOEXEC)
         console, console_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        adjust = _oom_score_adj(init[0], wanted)
-        pid, pidfd = _clone(init[1], cgroups[0])
+        adjust = oom_score_adj(init[0], wanted)
+        pid, pidfd = clone(init[1], cgroups[0])
         if pid == 0:
             _run(wanted, init[1], cgroups[1:], adjust, go_read, error_write, console_child, stdio)
         try:
@@ -135,7 +135,7 @@ def spawn(
     return Attached(pid, pidfd, error, console if wanted.terminal else None)
 
 
-def _clone(init: int, cgroup: str) -> tuple[int, int]:
+def clone(init: int, cgroup: str) -> tuple[int, int]:
     """Fork into init's PID namespace, which setns gives to children only, and into its v2 cgroup."""
     group = None
     with Step("cgroup", cgroup):
@@ -157,7 +157,7 @@ def _clone(init: int, cgroup: str) -> tuple[int, int]:
     return pid, pidfd
 
 
-def _oom_score_adj(init: int, wanted: Process) -> str:
+def oom_score_adj(init: int, wanted: Process) -> str:
     """Give what the bundle sets, else what init has: never the shim's own, which is to be spared."""
     if wanted.oom_score_adj is not None:
         return str(wanted.oom_score_adj)
@@ -181,7 +181,7 @@ def _run(
         start.reset_signals()
         start.execute(file, wanted, error)
     except BaseException as problem:  # noqa: BLE001 - the error pipe is the only way out of here
-        code = _report(problem, error)
+        code = report(problem, error)
     os._exit(code)
 
 
@@ -217,7 +217,7 @@ def _become(
     who = user.resolve(root, wanted)
     wanted.environment.setdefault(b"HOME", who.home)
     if wanted.terminal:
-        master, slave = _terminal(wanted.console_size)
+        master, slave = terminal(wanted.console_size)
         os.fchown(slave, who.uid, -1)
         device.send_master(console, master)
         device.take_terminal(slave)
@@ -235,7 +235,7 @@ def _become(
     return start.find_program(wanted)
 
 
-def _terminal(window: tuple[int, int] | None) -> tuple[int, int]:
+def terminal(window: tuple[int, int] | None) -> tuple[int, int]:
     """Open a pseudo-terminal of the container's devpts: its master and slave.
 
     No link is followed to the multiplexer, it must be one, and the slave comes from the master (CVE-2025-52565).
@@ -262,7 +262,7 @@ def set_size(terminal: int, window: tuple[int, int] | None) -> None:
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *window, 0, 0))
 
 
-def _report(problem: BaseException, error: int) -> int:
+def report(problem: BaseException, error: int) -> int:
     if isinstance(problem, SystemExit):
         return 0
     if not isinstance(problem, StepError):

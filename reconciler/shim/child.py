@@ -31,12 +31,55 @@ import select
 import signal
 
 from reconciler.linux import mount, namespace, path, process
-from reconciler.shim import device, init, mounts, privilege, rootfs, start, user, volume
+from reconciler.shim import config, device, init, mounts, privilege, rootfs, start, user, volume
 from reconciler.shim.config import Prepared, prepare
 from reconciler.shim.fields import ConfigError
 from reconciler.shim.step import Step, StepError
 
-__all__ = ["ConfigError", "Prepared", "join_cgroups", "prepare", "run", "spawn"]
+__all__ = ["ConfigError", "Extras", "Prepared", "join_cgroups", "prepare", "run", "spawn"]
+
+
+class Extras:
+    """What a bundle of somebody else's may ask for beyond the engine's own: each method is one point of the way.
+
+    Here none of them does anything; shim.oci_child has those that do. `keep` are descriptors that stay open until the
+    root is entered, `late` those until the exec; `preserved` is how many from 3 on the program itself gets. `sources`
+    are binds that are detached mounts already, `tree` is the root file system as one, -1 where there is none.
+    """
+
+    keep: tuple[int, ...] = ()
+    late: tuple[int, ...] = ()
+    preserved = 0
+    sources: dict[config.Mount, int] = {}  # noqa: RUF012 - never changed
+    tree = -1
+    placed = False  # in its cgroups already
+    fresh_keyring = True
+    own_stdio = True  # its pipes and terminals become its user's here
+
+    def enter(self, prepared: Prepared) -> None:
+        """Before anything of the container is made."""
+
+    def write_proc(self, prepared: Prepared, proc: int) -> bool:
+        """With the container's procfs, -1 where it has none; whether oom_score_adj is seen to already."""
+        return False
+
+    def mounted(self, root: rootfs.Root) -> None:
+        """Everything is mounted; this process still has the runtime's root."""
+
+    def entered(self) -> None:
+        """The container's root is this process's own."""
+
+    def tune(self) -> None:
+        """Before the limits are set and the capabilities go."""
+
+    def confine(self) -> None:
+        """Everything else has been given up."""
+
+    def start(self, keep: tuple[int, ...]) -> None:
+        """The program is to be started."""
+
+
+_NOTHING = Extras()
 
 
 def spawn(
@@ -100,31 +143,35 @@ def run(
     stdio: tuple[int, int, int],
     console_fd: int = -1,
     death_signal: int = signal.SIGKILL,
+    extras: Extras = _NOTHING,
 ) -> None:
     """Turn this freshly cloned process into the container's program; never return. See the module's text."""
     code = 125
     try:
-        _isolate((0, 1, 2, go_fd, sync_fd, error_fd, *stdio, *((console_fd,) if console_fd >= 0 else ())))
-        file = _create(prepared, stdio, console_fd, (go_fd, sync_fd, error_fd))
+        pipes = (go_fd, sync_fd, error_fd)
+        console = (console_fd,) if console_fd >= 0 else ()
+        _isolate((0, 1, 2, *pipes, *stdio, *console, *extras.keep, *extras.late))
+        file = _create(prepared, stdio, console_fd, (*pipes, *extras.late), extras)
         _tell(sync_fd, b"c")
         os.close(sync_fd)
         _await(go_fd)
         _die_with_parent(death_signal, go_fd)
         os.close(go_fd)
+        extras.start((error_fd, *extras.late))
         start.reset_signals()
         if prepared.init:
             privilege.confine(prepared.process)
             code = init.serve(lambda: _become(prepared, file, error_fd))
         else:
-            _become(prepared, file, error_fd)
+            _become(prepared, file, error_fd, extras.preserved)
     except BaseException as error:  # noqa: BLE001 - the error pipe is the only way out of here
         code = _report(error, error_fd)
     os._exit(code)
 
 
-def _become(prepared: Prepared, file: bytes, error_fd: int) -> None:
+def _become(prepared: Prepared, file: bytes, error_fd: int, preserved: int = 0) -> None:
     try:
-        start.execute(file, prepared.process, error_fd, confined=prepared.init)
+        start.execute(file, prepared.process, error_fd, preserved, confined=prepared.init)
     except BaseException as error:  # noqa: BLE001 - as above; in the child of init it is the end of the line as well
         os._exit(_report(error, error_fd))
 
@@ -156,30 +203,36 @@ def _isolate(keep: tuple[int, ...]) -> None:
         os.setsid()
 
 
-def _create(prepared: Prepared, stdio: tuple[int, int, int], console_fd: int, keep: tuple[int, ...]) -> bytes:
+def _create(
+    prepared: Prepared, stdio: tuple[int, int, int], console_fd: int, keep: tuple[int, ...], extras: Extras
+) -> bytes:
     """Do everything up to the exec; give the program's file."""
     wanted = prepared.process
+    extras.enter(prepared)
     for flag, name in prepared.joins:
         with Step("namespace", name):
             fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
             namespace.setns(fd, flag)
             os.close(fd)
-    sources = mounts.take(prepared)
-    root = rootfs.make(prepared)
+    sources = extras.sources or mounts.take(prepared)
+    root = rootfs.make(prepared, extras.tree)
     for destination, directory, subpath, copy in prepared.volumes:
         if copy:
             volume.settle(root, destination, directory)
         if subpath:
             volume.make(directory, subpath)
     done = mounts.mount_all(prepared, root, sources)
-    _write_proc(prepared, done.proc)
+    adjust = None if extras.write_proc(prepared, done.proc) else wanted.oom_score_adj
+    _write_proc(prepared, done.proc, adjust)
     device.make(prepared, root)
     mounts.mask(prepared, root)
     with Step("cwd", wanted.cwd):
         os.close(root.target(wanted.cwd, directory=True))
     terminal = device.console(root, done.devpts, wanted.console_size) if wanted.terminal else None
     mounts.finish(done)
-    join_cgroups(prepared.cgroup_v1)
+    extras.mounted(root)
+    if not extras.placed:
+        join_cgroups(prepared.cgroup_v1)
     if prepared.new_cgroup_namespace:
         with Step("namespace", "cgroup"):
             namespace.unshare(namespace.CLONE_NEWCGROUP)
@@ -187,6 +240,7 @@ def _create(prepared: Prepared, stdio: tuple[int, int, int], console_fd: int, ke
         with Step("rootfs", "/"):
             mount.mount_setattr(root.fd, set_=mount.MOUNT_ATTR_RDONLY)
     rootfs.enter(root)
+    extras.entered()
     with Step("hostname", prepared.hostname):
         if prepared.hostname:
             namespace.sethostname(prepared.hostname)
@@ -200,23 +254,26 @@ def _create(prepared: Prepared, stdio: tuple[int, int, int], console_fd: int, ke
         device.send_master(console_fd, master)
         device.take_terminal(slave)
     else:
-        start.set_stdio(stdio, who.uid)
+        start.set_stdio(stdio, who.uid if extras.own_stdio else 0)
     with Step("descriptors"):
         process.close_except((0, 1, 2, *keep))
+    extras.tune()
     privilege.set_limits(wanted)
-    privilege.fresh_keyring()
+    if extras.fresh_keyring:
+        privilege.fresh_keyring()
     privilege.drop(wanted, who)
     os.umask(wanted.umask)
     start.change_directory(wanted.cwd)
-    return start.find_program(wanted)
+    file = start.find_program(wanted)
+    extras.confine()
+    return file
 
 
-def _write_proc(prepared: Prepared, proc: int) -> None:
+def _write_proc(prepared: Prepared, proc: int, adjust: int | None) -> None:
     """Write sysctls and oom_score_adj through a fresh procfs that nobody else can have touched (CVE-2025-52881).
 
     That is the container's own, `proc`, by the descriptor that its making gave, or one made for this if there is none.
     """
-    adjust = prepared.process.oom_score_adj
     if not prepared.sysctl and adjust is None:
         return
     if proc < 0:

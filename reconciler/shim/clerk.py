@@ -26,7 +26,7 @@ import socket
 import struct
 
 from reconciler.linux import process
-from reconciler.shim import attach, execlog, filter, maker, protocol, record
+from reconciler.shim import attach, document, execlog, filter, maker, protocol, record, step
 from reconciler.shim.fields import PREFIX, ConfigError, Section
 from reconciler.shim.program import Process
 from reconciler.shim.step import StepError
@@ -167,7 +167,7 @@ class Clerk:
         """Have the program run; note in shim.json since when, again if it runs already."""
         phase, line, boot, wall = self._ask("start")
         if phase != "running" or not isinstance(boot, float) or not isinstance(wall, float):
-            return {"error": maker.failure(line if isinstance(line, bytes) else b"")}
+            return {"error": step.failure(line if isinstance(line, bytes) else b"")}
         text = record.shim(self._identity, boot, wall)
         record.replace(self._run, record.SHIM, text)
         return {"ok": True}
@@ -183,7 +183,7 @@ class Clerk:
         given = terminal if terminal >= 0 else stdin
         if given < 0:
             raise ConfigError("attach: the container has no terminal, and no standard input that is open")
-        annotations = Section(maker.read_config(self._bundle, "config.json"), "annotations")
+        annotations = Section(document.read_config(self._bundle, "config.json"), "annotations")
         protocol.send(self._client, {"ok": True, "tty": terminal >= 0}, (given,))
         self._once = terminal < 0 and annotations.text(PREFIX + "stdin") == "once"
 
@@ -197,7 +197,7 @@ class Clerk:
     def _exec(self, message: protocol.Message, fds: list[int]) -> None:
         if self._ask("phase")[0] != "running":
             raise ConfigError("exec: the container does not run")
-        config = maker.read_config(self._bundle, "config.json")
+        config = document.read_config(self._bundle, "config.json")
         wanted = attach.prepare(config, message)
         trace = execlog.Trace(config, Section({"exec": message}, "exec"), self._bundle, self._peer)
         trace.begin()
@@ -266,7 +266,7 @@ class Clerk:
         while chunk := os.read(attached.error, 65536):
             line += chunk
         if line:
-            failure = maker.failure(line)
+            failure = step.failure(line)
             number = failure["errno"] if isinstance(failure["errno"], int) else 0
             code = attach.exit_code(StepError(str(failure["step"]), "", number, ""))
             if self._trace is not None:

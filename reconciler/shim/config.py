@@ -107,6 +107,7 @@ class Prepared:
         "mounts",
         "name",
         "new_cgroup_namespace",
+        "powerless",
         "process",
         "read_only",
         "readonly",
@@ -136,6 +137,7 @@ class Prepared:
     new_cgroup_namespace: bool
     joins: tuple[tuple[int, str], ...]  # CLONE_NEW* flag, path
     root_propagation: int
+    powerless: bool  # device nodes in the root file system do nothing
     cgroup_v2: str | None
     cgroup_v1: tuple[str, ...]
     init: bool
@@ -176,6 +178,7 @@ def prepare(config: dict[str, object], bundle: str = "/") -> Prepared:
     result.init = annotations.text(PREFIX + "init") == "true"
     result.cgroup_v2, result.cgroup_v1 = _cgroup(annotations)
     result.mounts = tuple(_mount(entry, bundle) for entry in Section(config, "").sections("mounts"))
+    result.powerless = any(entry.destination == "/dev" for entry in result.mounts)
     _namespaces(result, linux)
     result.devices = tuple(_devices(linux))
     result.masked = tuple(clean(path) for path in linux.strings("maskedPaths"))
@@ -266,22 +269,27 @@ def _devices(linux: Section) -> list[tuple[str, int, int, int, int, int]]:
         (f"/dev/{name}", stat.S_IFCHR | 0o666, major, minor, 0, 0) for name, major, minor in _DEFAULT_DEVICES
     ]
     for entry in linux.sections("devices"):
-        kind, path = entry.text("type"), clean(entry.text("path"))
-        if kind not in _DEVICE_KINDS:
-            raise ConfigError(f"{entry.name}.type: {kind}: expected c, u, b or p")
-        if not path.startswith("/dev/"):
-            raise ConfigError(f"{entry.name}.path: {path}: expected a path in /dev")
-        mode = entry.number("fileMode") if entry.raw("fileMode") is not None else 0o666
-        device = (
-            path,
-            _DEVICE_KINDS[kind] | stat.S_IMODE(mode),
-            entry.number("major"),
-            entry.number("minor"),
-            checked_id(entry.number("uid"), f"{entry.name}.uid"),
-            checked_id(entry.number("gid"), f"{entry.name}.gid"),
-        )
-        result = [other for other in result if other[0] != path] + [device]
+        made = device(entry)
+        if not made[0].startswith("/dev/"):
+            raise ConfigError(f"{entry.name}.path: {made[0]}: expected a path in /dev")
+        result = [other for other in result if other[0] != made[0]] + [made]
     return result
+
+
+def device(entry: Section) -> tuple[str, int, int, int, int, int]:
+    """Read one entry of `linux.devices`; raise ConfigError."""
+    kind, path = entry.text("type"), clean(entry.text("path"))
+    if kind not in _DEVICE_KINDS:
+        raise ConfigError(f"{entry.name}.type: {kind}: expected c, u, b or p")
+    mode = entry.number("fileMode") if entry.raw("fileMode") is not None else 0o666
+    return (
+        path,
+        _DEVICE_KINDS[kind] | stat.S_IMODE(mode),
+        entry.number("major"),
+        entry.number("minor"),
+        checked_id(entry.number("uid"), f"{entry.name}.uid"),
+        checked_id(entry.number("gid"), f"{entry.name}.gid"),
+    )
 
 
 def _sysctls(result: Prepared, linux: Section) -> tuple[tuple[str, str], ...]:

@@ -5,7 +5,6 @@ container's first process as a child of the shim (CLONE_PARENT), answers the age
 exits. Whatever fails here, the agent is told, and nothing is left.
 """
 
-import json
 import marshal
 import os
 import select
@@ -14,19 +13,19 @@ import socket
 
 from reconciler.linux import namespace, process
 from reconciler.shim import channel, child, filter, journal, oom, protocol, record
+from reconciler.shim.document import read_config
 from reconciler.shim.fields import PREFIX, ConfigError, Section, annotation
 from reconciler.shim.logfile import pipe
 from reconciler.shim.logopen import open_log
-from reconciler.shim.monitor import KILLED, TITLE, Made
+from reconciler.shim.monitor import TITLE, Made
 from reconciler.shim.output import Log
-from reconciler.shim.step import Step, StepError
+from reconciler.shim.step import Step, StepError, problem
 
 SPARE = "reconciler spare"
 # Annotation `stdin`: "once" has its end come with that of who attached first, outside of a terminal.
 STDIN = ("open", "once")
 _IMPORTANCE = b"-999"
 _LARGEST_ORDER = 65536
-_LARGEST_CONFIG = 4 * 1024 * 1024
 _CLONE_PARENT = 0x00008000
 
 
@@ -85,33 +84,6 @@ def describe(error: StepError | ConfigError, config: str) -> dict[str, object]:
     if isinstance(error, StepError):
         return {"step": error.step, "path": error.path, "errno": error.errno, "message": str(error)}
     return {"step": "config", "path": config, "errno": 0, "message": f"config: {error}"}
-
-
-def read_config(directory: int, shown: str) -> dict[str, object]:
-    """Read config.json in the open bundle `directory`; raise StepError."""
-    with Step("config", shown):
-        fd = os.open("config.json", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-        with open(fd, "rb") as file:
-            data = file.read(_LARGEST_CONFIG + 1)
-    if len(data) > _LARGEST_CONFIG:
-        raise StepError("config", shown, 0, "larger than 4 MiB")
-    try:
-        config = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise StepError("config", shown, 0, f"not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise StepError("config", shown, 0, "not an object")
-    return config
-
-
-def failure(line: bytes) -> dict[str, object]:
-    """Read the line of a child that failed before its program ran; without one it was killed before it could write."""
-    try:
-        value = json.loads(line)
-        return {key: value[key] for key in ("step", "path", "errno", "message")}
-    except (ValueError, KeyError, TypeError):
-        killed: dict[str, object] = json.loads(KILLED)
-        return killed
 
 
 class Maker:
@@ -298,11 +270,7 @@ class Maker:
         line = b""
         while chunk := os.read(error, 65536):
             line += chunk
-        found = failure(line)
-        problem = StepError(str(found["step"]), str(found["path"]), 0, "")
-        problem.errno = found["errno"] if isinstance(found["errno"], int) else 0
-        problem.args = (found["message"],)
-        raise problem
+        raise problem(line)
 
 
 def _dress(area: tuple[int, int], name: str) -> bool:

@@ -28,12 +28,12 @@ from reconciler.linux import process
 from reconciler.shim import channel, oom, record
 from reconciler.shim.channel import Channel
 from reconciler.shim.output import Log, Output
+from reconciler.shim.step import KILLED
 
 TITLE = "reconciler shim"
 _CLIENTS = 64
 START = b'{"op":"start"}'  # as protocol.send writes it; in any other form it is a clerk's
 STARTED = b'{"ok":true}'
-KILLED = b'{"step":"child","path":"","errno":0,"message":"child: killed before the program ran"}'
 _ROOT = b"\0\0\0\0"
 
 # What the maker sends: whether it could write the shim's title, who is who, the cgroups (v2 or "", then v1), how many

@@ -49,29 +49,29 @@ class Mounted:
         self.late: list[int] = []
 
 
-def take(prepared: Prepared) -> dict[str, int]:
-    """Copy the sources of binds that later mounts are to pass through, by destination; raise StepError.
+def take(prepared: Prepared) -> dict[Mount, int]:
+    """Copy the sources of binds that later mounts are to pass through, each a `detached` one; raise StepError.
 
     Before the host's mounts are made private here: afterwards nothing connects a copy with them any more. A copy that
     is in no place yet is left alone by that.
     """
-    copies: dict[str, int] = {}
+    copies: dict[Mount, int] = {}
     for entry in prepared.mounts:
         if entry.kind == "bind" and entry.options.propagation in (mount.MS_SLAVE, mount.MS_SHARED):
             with Step("mount", entry.destination):
-                copies[entry.destination] = _copy(entry)[0]
+                copies[entry] = detached(entry, _source(entry))
     return copies
 
 
-def mount_all(prepared: Prepared, root: Root, sources: dict[str, int]) -> Mounted:
-    """Do the bundle's mounts in their order, with the `sources` that `take` gave; raise StepError naming the
+def mount_all(prepared: Prepared, root: Root, sources: dict[Mount, int]) -> Mounted:
+    """Do the bundle's mounts in their order, with the `sources` that are detached already; raise StepError naming the
     destination.
     """
     done = Mounted()
     for entry in prepared.mounts:
         with Step("mount", entry.destination):
             if entry.kind == "bind":
-                _bind(entry, root, sources.get(entry.destination, -1))
+                _bind(entry, root, sources.get(entry, -1))
             elif entry.kind in ("cgroup", "cgroup2"):
                 _cgroup(prepared, entry, root, done)
             else:
@@ -106,28 +106,21 @@ def create(kind: str, data: tuple[tuple[str, str | None], ...], attributes: int,
         os.close(context)
 
 
-def _copy(entry: Mount) -> tuple[int, bool]:
-    """Give a detached copy of the bind's source, and whether that is a directory."""
-    options = entry.options
+def _source(entry: Mount) -> int:
     try:
-        source = open_source(entry.source)
+        return open_source(entry.source)
     except OSError as error:
         raise OSError(error.errno, f"bind source {entry.source}: {os.strerror(error.errno or 0)}") from error
-    try:
-        recursive = options.recursive
-        copy = mount.open_tree(source, flags=mount.OPEN_TREE_CLONE | (mount.AT_RECURSIVE if recursive else 0))
-        return copy, stat.S_ISDIR(os.fstat(source).st_mode)
-    finally:
-        os.close(source)
 
 
-def _bind(entry: Mount, root: Root, taken: int) -> None:
+def detached(entry: Mount, source: int) -> int:
+    """Give a copy of the mount at the descriptor `source`, which is closed, with all that `entry` wants of it."""
     options = entry.options
     recursive = options.recursive
-    if taken >= 0:
-        copy, directory = taken, stat.S_ISDIR(os.fstat(taken).st_mode)
-    else:
-        copy, directory = _copy(entry)
+    try:
+        copy = mount.open_tree(source, flags=mount.OPEN_TREE_CLONE | (mount.AT_RECURSIVE if recursive else 0))
+    finally:
+        os.close(source)
     try:
         if options.tree_set or options.tree_clear:
             mount.mount_setattr(copy, set_=options.tree_set, clear=options.tree_clear, recursive=recursive)
@@ -139,7 +132,16 @@ def _bind(entry: Mount, root: Root, taken: int) -> None:
         deep = options.propagation_recursive or not options.propagation
         if propagation != mount.MS_SHARED:
             mount.mount_setattr(copy, propagation=propagation, recursive=deep)
-        _attach(copy, entry, root, directory=directory)
+    except BaseException:
+        os.close(copy)
+        raise
+    return copy
+
+
+def _bind(entry: Mount, root: Root, taken: int) -> None:
+    copy = taken if taken >= 0 else detached(entry, _source(entry))
+    try:
+        _attach(copy, entry, root, directory=stat.S_ISDIR(os.fstat(copy).st_mode))
     finally:
         os.close(copy)
 

@@ -36,6 +36,16 @@ _PROPAGATION = {
 _SUPERBLOCK = ("sync", "dirsync", "lazytime", "mand", "iversion")
 _NOTHING = ("defaults", "async", "nomand", "nolazytime", "noiversion", "loud", "silent")
 _REFUSED = ("remount", "idmap", "ridmap")
+# Everything that has a meaning here, for whoever asks
+NAMES = (
+    *_PLAIN,
+    *(f"r{name}" for name in _PLAIN if f"r{name}" not in _PLAIN),
+    *_PROPAGATION,
+    *(f"r{name}" for name in _PROPAGATION),
+    *_SUPERBLOCK,
+    *_NOTHING,
+    *("bind", "rbind", "tmpcopyup"),
+)
 
 
 class Options:

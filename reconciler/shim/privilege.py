@@ -4,9 +4,11 @@ Serves the container's own program and every program that `exec` adds. Runs insi
 file and looks up no name. It gives exactly what the bundle says; defaults are the engine's.
 """
 
+import array
 import errno
 import os
 import resource
+import socket
 
 from reconciler.linux import capability, process
 from reconciler.linux.seccomp import load
@@ -112,9 +114,18 @@ def confine(wanted: Process) -> None:
         effective, permitted = _sets(wanted, os.getuid())
         if held := _held(wanted):
             capability.capset(effective | held, permitted | held, wanted.inheritable)
-        load.load(program, flags)
+        listener = load.load(program, flags)
+        if listener >= 0 and wanted.supervisor is not None:
+            _hand_over(listener, *wanted.supervisor)
         if held:
             capability.capset(effective, permitted, wanted.inheritable)
+
+
+def _hand_over(listener: int, supervisor: int, message: bytes) -> None:
+    """Send a filter's listener to whoever is to answer its questions (config-linux.md, "Seccomp", listenerPath)."""
+    with socket.socket(fileno=supervisor) as channel:
+        channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))])
+    os.close(listener)
 
 
 def _sets(wanted: Process, uid: int) -> tuple[int, int]:

@@ -32,6 +32,7 @@ class Process:
         "permitted",
         "rlimits",
         "rlimits_requested",
+        "supervisor",
         "terminal",
         "uid",
         "umask",
@@ -60,6 +61,9 @@ class Process:
     rlimits_requested: frozenset[str] | None  # None: all of them
     filtered: bool  # it must not run without a filter, which whoever reads the bundle puts into `filter`
     filter: tuple[bytes, int] | None  # see shim.filter
+    supervisor: (
+        tuple[int, bytes] | None
+    )  # a socket that takes the listener of the filter, and what is sent with it
 
 
 def prepare_process(config: dict[str, object]) -> Process:
@@ -113,6 +117,7 @@ def prepare_process(config: dict[str, object]) -> Process:
     linux.section("seccomp")  # an object, if anything
     result.filtered = linux.raw("seccomp") is not None
     result.filter = None
+    result.supervisor = None
     return result
 
 

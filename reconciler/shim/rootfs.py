@@ -121,11 +121,12 @@ def open_source(name: str) -> int:
     return path.openat2(path.AT_FDCWD, name, os.O_PATH, resolve=resolve)
 
 
-def make(prepared: Prepared) -> Root:
+def make(prepared: Prepared, tree: int = -1) -> Root:
     """Mount the root file system in this mount namespace and give its descriptor; raise StepError.
 
-    With layers it is an overlay, covering the directory `upper` in this namespace only, else a copy of the mount tree
-    at `rootfs`, covering that. Device nodes in it have no power as long as /dev is a mount of its own.
+    With layers it is an overlay, covering the directory `upper` in this namespace only; else `tree`, a detached mount,
+    or a copy of the mount tree at `rootfs`, covering that. Device nodes in it have no power where /dev is a mount of
+    its own.
     """
     with Step("propagation", "/"):
         # What is mounted from here on stays here; the host's own unmounts still arrive, so that nothing of the host
@@ -134,6 +135,12 @@ def make(prepared: Prepared) -> Root:
     if prepared.layers:
         with Step("overlay", prepared.upper):
             root = Root(_overlay(prepared))
+    elif tree >= 0:
+        with Step("rootfs", prepared.rootfs):
+            place = _place(prepared.rootfs)
+            mount.move_mount(tree, place)
+            os.close(place)
+            root = Root(tree)
     else:
         with Step("rootfs", prepared.rootfs):
             source = open_source(prepared.rootfs)
@@ -141,10 +148,19 @@ def make(prepared: Prepared) -> Root:
             mount.move_mount(tree, source)
             os.close(source)
             root = Root(tree)
-    if any(entry.destination == "/dev" for entry in prepared.mounts):
+    if prepared.powerless:
         with Step("rootfs", "/"):
             mount.mount_setattr(root.fd, set_=mount.MOUNT_ATTR_NODEV)
     return root
+
+
+def _place(name: str) -> int:
+    """Open where the root goes until it is the root: the root of a user namespace may not reach its own directory."""
+    try:
+        return open_source(name)
+    except PermissionError:
+        # Whatever is under it is hidden in this namespace only, which is about to let go of it
+        return os.open("/tmp", _PLACE | os.O_DIRECTORY)
 
 
 def _overlay(prepared: Prepared) -> int:

@@ -27,20 +27,29 @@ def set_stdio(stdio: tuple[int, int, int], uid: int) -> None:
     container's root: where one of them is the host's null device, it becomes the one in there.
     """
     with Step("stdio"):
-        # Away from 0 to 2 first: stdio=(1, 0, 2) must not overwrite one before it is used
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in stdio]
-        for number, fd in enumerate(high):
-            os.dup2(fd, number)
-            os.close(fd)
+        set_descriptors(stdio)
         for fd in (0, 1, 2):
             if _is_null(fd):
                 _reopen_null(fd)
         if uid == 0:
             return
         for fd in (0, 1, 2):
-            mode = os.fstat(fd).st_mode
-            if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and os.isatty(fd)):
+            if passes_hands(os.fstat(fd).st_mode, fd):
                 os.fchown(fd, uid, -1)
+
+
+def passes_hands(mode: int, fd: int) -> bool:
+    """Say whether the descriptor is of the kind that becomes its user's: a pipe, a socket, a terminal."""
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and os.isatty(fd))
+
+
+def set_descriptors(stdio: tuple[int, int, int]) -> None:
+    """Make `stdio` the descriptors 0 to 2, whatever they are."""
+    # Away from 0 to 2 first: stdio=(1, 0, 2) must not overwrite one before it is used
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in stdio]
+    for number, fd in enumerate(high):
+        os.dup2(fd, number)
+        os.close(fd)
 
 
 def _is_null(fd: int) -> bool:
@@ -123,13 +132,15 @@ def reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def execute(file: bytes, wanted: Process, keep: int, *, confined: bool = False) -> None:
+def execute(file: bytes, wanted: Process, keep: int, preserved: int = 0, *, confined: bool = False) -> None:
     """Execute `file`, filtered; never return except by StepError. `keep` is the error pipe, which the exec closes.
 
-    Every other descriptor from 3 on is gone before (CVE-2024-21626). With `confined` the filter has been loaded.
+    Every other descriptor from 3 on is gone before (CVE-2024-21626), but the first `preserved`: whoever starts a
+    container of its own may hand it some. With `confined` the filter has been loaded.
     """
     with Step("exec", os.fsdecode(file)):
-        process.close_except((0, 1, 2, keep))
+        supervisor = () if wanted.supervisor is None else (wanted.supervisor[0],)
+        process.close_except((*range(3 + preserved), keep, *supervisor))
         os.set_inheritable(keep, False)
     if not confined:
         privilege.confine(wanted)

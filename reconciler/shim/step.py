@@ -6,6 +6,8 @@ Used inside the child only. Imports nothing of this program, so that it is there
 import json
 import os
 
+KILLED = b'{"step":"child","path":"","errno":0,"message":"child: killed before the program ran"}'
+
 
 class StepError(Exception):
     """Step `step` of a container's start failed at `path` with `errno` (0 where no call failed)."""
@@ -48,3 +50,22 @@ def reason(error: OSError) -> str:
     call, colon, rest = text.rpartition(": ")
     text = f"{call}{colon}{rest[:1].lower()}{rest[1:]}"
     return f"{text} ({error.filename})" if isinstance(error.filename, str) and error.filename else text
+
+
+def failure(line: bytes) -> dict[str, object]:
+    """Read the line of a child that failed before its program ran; without one it was killed before it could write."""
+    try:
+        value = json.loads(line)
+        return {key: value[key] for key in ("step", "path", "errno", "message")}
+    except (ValueError, KeyError, TypeError):
+        killed: dict[str, object] = json.loads(KILLED)
+        return killed
+
+
+def problem(line: bytes) -> StepError:
+    """Make the exception of it again."""
+    found = failure(line)
+    result = StepError(str(found["step"]), str(found["path"]), 0, "")
+    result.errno = found["errno"] if isinstance(found["errno"], int) else 0
+    result.args = (found["message"],)
+    return result

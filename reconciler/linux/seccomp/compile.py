@@ -95,6 +95,17 @@ def notifies(section: Mapping[str, object]) -> bool:
     )
 
 
+def features() -> dict[str, list[str]]:
+    """Tell what a section may say here, by the names of features-linux.md, "Seccomp"."""
+    return {
+        "actions": list(rules.ACTIONS),
+        "operators": list(rules.OPERATORS),
+        "archs": [name for name, _, _ in _FACES.get(os.uname().machine, ())],
+        "knownFlags": list(_FLAGS),
+        "supportedFlags": list(_FLAGS),
+    }
+
+
 def unknown(section: Mapping[str, object]) -> list[str]:
     """Give the names of calls in `section` that no table knows: newer than it, misspelt, or of other processors."""
     known = {name for faces in _FACES.values() for _, _, table in faces for name in table}

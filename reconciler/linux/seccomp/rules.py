@@ -8,7 +8,7 @@ from collections.abc import Mapping
 ERRNO = 0x00050000
 ALLOW = 0x7FFF0000
 KILL_PROCESS = 0x80000000
-_ACTIONS = {
+ACTIONS = {
     "SCMP_ACT_KILL_PROCESS": KILL_PROCESS,
     "SCMP_ACT_KILL_THREAD": 0,
     "SCMP_ACT_KILL": 0,
@@ -22,7 +22,7 @@ _ACTIONS = {
 _WITH_ERRNO = ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
 _EPERM = 1
 _LARGEST_ERRNO = 4095
-_OPERATORS = (
+OPERATORS = (
     "SCMP_CMP_NE",
     "SCMP_CMP_LT",
     "SCMP_CMP_LE",
@@ -142,8 +142,8 @@ def _conditions(entry: Mapping[str, object], where: str) -> tuple[Condition, ...
         if not isinstance(condition, dict):
             raise ValueError(f"{place}: expected an object")
         operator = text(condition, "op", place)
-        if operator not in _OPERATORS:
-            raise ValueError(f"{place}.op: {operator or 'missing'}: expected one of {', '.join(_OPERATORS)}")
+        if operator not in OPERATORS:
+            raise ValueError(f"{place}.op: {operator or 'missing'}: expected one of {', '.join(OPERATORS)}")
         argument = _number(condition, "index", place, 5)
         first = _number(condition, "value", place, _ALL)
         found.append((argument, operator, first, _number(condition, "valueTwo", place, _ALL)))
@@ -153,14 +153,14 @@ def _conditions(entry: Mapping[str, object], where: str) -> tuple[Condition, ...
 def _action(entry: Mapping[str, object], key: str, number: str, where: str) -> int:
     prefix = f"{where}." if where else ""
     name = text(entry, key, where)
-    if name not in _ACTIONS:
-        raise ValueError(f"{prefix}{key}: {name or 'missing'}: expected one of {', '.join(sorted(_ACTIONS))}")
+    if name not in ACTIONS:
+        raise ValueError(f"{prefix}{key}: {name or 'missing'}: expected one of {', '.join(sorted(ACTIONS))}")
     if name not in _WITH_ERRNO:
         if entry.get(number) is not None:
             raise ValueError(f"{prefix}{number}: {name} has no error number")
-        return _ACTIONS[name]
+        return ACTIONS[name]
     given = entry.get(number)
-    return _ACTIONS[name] | (_EPERM if given is None else _number(entry, number, where, _LARGEST_ERRNO))
+    return ACTIONS[name] | (_EPERM if given is None else _number(entry, number, where, _LARGEST_ERRNO))
 
 
 def text(entry: Mapping[str, object], key: str, where: str) -> str:

@@ -3,7 +3,7 @@
 import json
 import socket
 
-from reconciler.shim import maker, monitor, protocol
+from reconciler.shim import monitor, protocol, step
 
 
 def test_the_start_is_the_packet_that_is_sent_for_it() -> None:
@@ -16,4 +16,4 @@ def test_the_start_is_the_packet_that_is_sent_for_it() -> None:
 
 
 def test_a_child_that_could_not_write_a_line_is_told_of_in_one_way() -> None:
-    assert json.loads(monitor.KILLED) == maker.failure(b"")
+    assert json.loads(step.KILLED) == step.failure(b"")
