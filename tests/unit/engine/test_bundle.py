@@ -15,6 +15,7 @@ from referencing import Registry, Resource
 from reconciler.engine import bundle
 from reconciler.engine.devices import DEFAULT, Node, rules
 from reconciler.engine.layout import Layout
+from reconciler.engine.seccomp import default
 from reconciler.errors import ReconcilerError
 from reconciler.linux import capability
 from reconciler.shim.config import prepare
@@ -157,6 +158,13 @@ def test_a_bundle_is_the_golden_one(name: str) -> None:
 @pytest.mark.parametrize("desired", [PLAIN, FULL])
 def test_a_bundle_satisfies_the_schema_of_the_runtime_specification(desired: Container) -> None:
     VALIDATOR.validate(render(desired))
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_default_seccomp_profile_is_one_of_the_specification(machine: str) -> None:
+    config = render(PLAIN)
+    config["linux"]["seccomp"] = default.section(bundle.CAPABILITIES, machine)
+    VALIDATOR.validate(config)
 
 
 def test_the_schema_refuses_what_is_no_bundle() -> None:
