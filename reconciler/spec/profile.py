@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, Final, NoReturn
 
 from reconciler.linux.seccomp.compile import compile, flags, notifies, unknown
+from reconciler.linux.seccomp.load import FLAG_WAIT_KILLABLE_RECV
 from reconciler.spec.fault import Fault
 from reconciler.spec.kernel import CAPABILITIES
 
@@ -59,7 +60,10 @@ def normal(data: bytes) -> bytes:
         _fail("archMap: not beside architectures")
     section = _section(document, _rules(document))
     try:
-        flags(section)
+        if flags(section) & FLAG_WAIT_KILLABLE_RECV:
+            _fail(
+                "flags: SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: there is no supervisor that it would be for"
+            )
         asked = document.get("listenerPath") or notifies(section)
         if asked or section.get("defaultAction") == "SCMP_ACT_NOTIFY":
             _fail("SCMP_ACT_NOTIFY: there is no supervisor that calls could be handed over to")

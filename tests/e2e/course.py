@@ -79,6 +79,14 @@ COURSE: Final[tuple[tuple[str, str], ...]] = (
         "a directory of the host is seen",
     ),
     ("run --rm -v $PWD:/host:ro registry.example/busybox touch /host/other", "and can't be written to"),
+    (
+        "run --rm registry.example/busybox grep Seccomp: /proc/self/status",
+        "every container is under a filter of system calls (2)",
+    ),
+    (
+        "run --rm --security-opt seccomp=unconfined registry.example/busybox grep Seccomp: /proc/self/status",
+        "but one that is to be under none (0)",
+    ),
     ("run -d --name db -v dbdata:/data registry.example/redis", "redis runs, its data in a volume"),
     ("exec db redis-cli set answer 42", "a client in the same container"),
     ("rm -f db", "the container goes, the volume stays"),
@@ -101,7 +109,7 @@ COURSE: Final[tuple[tuple[str, str], ...]] = (
     ("image inspect localhost/mybox:v1", "the same image under both names"),
     ("rmi localhost/mybox:v1", "takes the name away again"),
     ("rmi registry.example/nginx", "is refused while a container uses it"),
-    ("events -n 100", "what happened"),
+    ("events -n 200", "what happened"),
     ("system df", "what takes room, and what of it can be had back"),
     ("kill db", "the database is stopped the hard way"),
     ("rm db", "and removed"),

@@ -203,6 +203,9 @@ def the_data(course: Course) -> None:
     refused = course("run --rm -v $PWD:/host:ro registry.example/busybox touch /host/other", code=1)
     assert "Read-only file system" in refused
     assert not (course.directory / "other").exists()
+    mode = "registry.example/busybox grep Seccomp: /proc/self/status"
+    assert course(f"run --rm {mode}").split() == ["Seccomp:", "2"]
+    assert course(f"run --rm --security-opt seccomp=unconfined {mode}").split() == ["Seccomp:", "0"]
 
     start = "run -d --name db -v dbdata:/data registry.example/redis"
     course(start)
@@ -232,7 +235,7 @@ def the_room(course: Course) -> None:
     assert any("/busybox" in name for name in tagged["RepoTags"])
     course("rmi localhost/mybox:v1")
     assert "adhoc/web1" in course("rmi registry.example/nginx", code=5)
-    assert "start adhoc/web1" in course("events -n 100")
+    assert "start adhoc/web1" in course("events -n 200")
     assert re.search(r"^volumes +2 +1 ", course("system df"), re.MULTILINE)
     course("kill db")
     course("rm db")

@@ -140,6 +140,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
         (encode(changed("architectures", ["SCMP_ARCH_X86"])), "archMap: not beside architectures"),
         (encode(changed("archMap.0.subArchitectures", 3)), r"archMap\[0\].subArchitectures: expected a list"),
         (encode(changed("flags", ["FAST"])), "flags: FAST: no such flag"),
+        (encode(changed("flags", ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"])), "there is no supervisor"),
         (encode(changed("listenerPath", "/x")), "SCMP_ACT_NOTIFY: there is no supervisor"),
         (encode(changed("syscalls.0.action", "SCMP_ACT_NOTIFY")), "SCMP_ACT_NOTIFY: there is no supervisor"),
         (
