@@ -75,6 +75,12 @@ def _privileges(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="all capabilities and devices: its root is the device's root",
     )
+    parser.add_argument(
+        "--userns",
+        default="",
+        metavar="MODE",
+        help="auto: ids of its own, so that its root is nobody on the device; host: the device's (default)",
+    )
     _texts(
         parser,
         "--security-opt",

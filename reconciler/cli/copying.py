@@ -15,10 +15,11 @@ from reconciler.engine.transfer import archive, place
 from reconciler.engine.transfer.item import CHUNK, Item
 from reconciler.engine.transfer.landing import Landing, Ownership
 from reconciler.engine.transfer.root import open_root
-from reconciler.engine.transfer.walk import walk
+from reconciler.engine.transfer.walk import renumbered, walk
 from reconciler.errors import UsageError
 from reconciler.linux import capability
 from reconciler.report.progress import CopyProgress
+from reconciler.shim import users
 
 _STREAM: Final = "-"
 _GZIP: Final = b"\x1f\x8b"
@@ -56,13 +57,16 @@ def copy(args: argparse.Namespace) -> int:
     progress = CopyProgress(sys.stderr, shown=False if args.quiet else None)
     with ExitStack() as stack:
         stack.callback(progress.close)
-        inside = place.Tree(stack.enter_context(open_root(layout, found)), found.full_name, True)
+        root = stack.enter_context(open_root(layout, found))
+        inside = place.Tree(root.fd, found.full_name, True)
         if source.container:
-            _out(args, inside, source.path, target.path, progress, stack)
+            _out(args, inside, source.path, target.path, progress, stack, root.first)
         else:
             # With CAP_SYS_RESOURCE the size_limit of a volume would not hold (fs/quota/dquot.c, ignore_hardlimit)
             capability.drop_effective(capability.NUMBERS["CAP_SYS_RESOURCE"])
-            _in(args, inside, source.path, target.path, progress, stack)
+            if root.first:
+                users.make_files_as(root.first)
+            _in(args, inside, source.path, target.path, progress, stack, root.first)
     return 0
 
 
@@ -73,11 +77,13 @@ def _out(
     target: str,
     progress: CopyProgress,
     stack: ExitStack,
+    first: int,
 ) -> None:
     what = place.source(inside, path, follow=args.follow_link)
     stack.callback(os.close, what.fd)
     stream = target == _STREAM
-    items = walk(what.fd, inside.said(path), _warn, attributes=args.archive or stream)
+    found = walk(what.fd, inside.said(path), _warn, attributes=args.archive or stream)
+    items = renumbered(found, first)
     if stream:
         _write(items, "." if what.contents else what.name, progress)
         return
@@ -92,18 +98,26 @@ def _in(
     target: str,
     progress: CopyProgress,
     stack: ExitStack,
+    first: int,
 ) -> None:
     if path == _STREAM:
         top = place.directory(inside, target)
         try:
             # The owners in an archive are part of it
-            _put(archive.read(_standard_input()), top, "", inside.said(target), Ownership(), progress)
+            _put(
+                archive.read(_standard_input()),
+                top,
+                "",
+                inside.said(target),
+                Ownership(first=first),
+                progress,
+            )
         finally:
             os.close(top)
         return
     what = place.source(place.host(), path, follow=args.follow_link)
     stack.callback(os.close, what.fd)
-    theirs = Ownership() if args.archive else Ownership(0, 0)
+    theirs = Ownership(first=first) if args.archive else Ownership(0, 0, first=first)
     _land(walk(what.fd, path, _warn, attributes=args.archive), inside, target, what, theirs, progress)
 
 

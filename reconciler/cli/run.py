@@ -23,7 +23,7 @@ _OURS: Final = 125  # as Docker: the failure was not the program's
 _SHELL: Final = (126, 127)
 _TEXTS: Final = (
     *("user", "workdir", "hostname", "restart", "stop_signal", "stop_timeout"),
-    *("memory", "memory_swap", "cpus", "pids_limit", "shm_size", "cpuset_cpus", "oom_score_adj"),
+    *("userns", "memory", "memory_swap", "cpus", "pids_limit", "shm_size", "cpuset_cpus", "oom_score_adj"),
     *("network", "log_driver"),
 )
 _LISTS: Final = (

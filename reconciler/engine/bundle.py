@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, assert_never
 
+from reconciler.engine import idrange
 from reconciler.engine.devices import DEFAULT, Node, Rule
 from reconciler.engine.joining import Joined
 from reconciler.engine.layout import Layout
@@ -85,6 +86,7 @@ def render(
     rules: Sequence[Rule] | None = DEFAULT,
     joined: Joined | None = None,
     seccomp: Mapping[str, Any] | None,
+    ids: int = 0,
 ) -> dict[str, Any]:
     """Return the config.json of `desired` as plain JSON values, or raise ReconcilerError for a mount that can't be.
 
@@ -95,6 +97,7 @@ def render(
     own capabilities, which ALL means; `nodes` and `rules` are those of engine.devices, `seccomp` is what
     engine.seccomp.filter gives, None for no filter. `joined` is the container whose
     network it is in: the host name and the files in /etc are that one's as well.
+    `ids` is the first of its range of ids, 0 where it has the device's.
     """
     identity = desired.identity
     config: dict[str, Any] = {
@@ -122,9 +125,25 @@ def render(
         config["linux"]["devices"] = [node.document() for node in nodes]
     if identity.sysctls:
         config["linux"]["sysctl"] = {_sysctl(name): value for name, value in identity.sysctls}
+    if ids:
+        _give_ids(config, identity, ids)
     if hostname := joined.hostname if joined else identity.hostname:
         config["hostname"] = hostname
     return config
+
+
+def _give_ids(config: dict[str, Any], identity: Identity, first: int) -> None:
+    """Add the user namespace: every bind shows the ids that are on disk as those of the range."""
+    mapping = [{"containerID": 0, "hostID": first, "size": idrange.COUNT}]
+    linux = config["linux"]
+    linux["namespaces"].append({"type": "user"})
+    linux["uidMappings"] = linux["gidMappings"] = mapping
+    for mount in config["mounts"]:
+        if mount["type"] == "bind":
+            mount["uidMappings"] = mount["gidMappings"] = mapping
+    # CAP_NET_BIND_SERVICE counts over a network of its user namespace only, which this one is not (ip(7))
+    if identity.network_mode in ("bridge", "none"):
+        linux["sysctl"] = {"net.ipv4.ip_unprivileged_port_start": "0", **linux.get("sysctl", {})}
 
 
 def config_files(desired: Container) -> dict[str, ConfigMount]:

@@ -31,6 +31,7 @@ from reconciler.engine.connect import Connections
 from reconciler.engine.control import Control
 from reconciler.engine.durable import replace_bytes, replace_json
 from reconciler.engine.hierarchies import Hierarchies
+from reconciler.engine.idrange import IdRanges
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.networks import Networks
 from reconciler.engine.parting import drop_volumes
@@ -72,6 +73,7 @@ class Containers:
         self._zygote = zygote
         self._hierarchies = hierarchies
         self._uppers = Uppers(layout)
+        self._ranges = IdRanges(layout)
         self._made: dict[
             tuple[str, str], str
         ] = {}  # a shortcut to the newest container of a name, never the truth
@@ -114,6 +116,7 @@ class Containers:
                 devices_needed=devices.needed(desired.identity),
             )
             failpoint("create.limited")
+            ids = claim.enter_context(self._ranges.of(desired, container_id))
             layers = tuple(layer.chain_id for layer in desired.image.layers)
             capabilities = capability.names(capability.capget()[1])
             upper, work = self._uppers.paths(container_id)
@@ -132,6 +135,7 @@ class Containers:
                 rules=rules,
                 joined=joined,
                 seccomp=filter.write(layout.filter(container_id), desired, capabilities),
+                ids=ids,
             )
             replace_json(layout.config(container_id), config, durable=False)
             failpoint("create.configured")
@@ -157,6 +161,7 @@ class Containers:
                         turn=desired.wish.turn if desired.wish is not None else 0,
                         networks=desired.networks,
                         joins=desired.joins,
+                        ids=ids,
                     ),
                     durable=bool(desired.id) and not again,
                 )
@@ -206,11 +211,7 @@ class Containers:
         ):
             directory.mkdir(mode=0o700)
         self._make_upper(desired, container_id)
-        for name, mount in bundle.config_files(desired).items():
-            path = layout.configs(container_id) / name
-            path.write_bytes(desired.configs[mount.config])
-            os.chown(path, mount.uid, mount.gid)
-            path.chmod(mount.mode)
+        etc.write_configs(layout, container_id, desired)
 
     def _make_again(self, desired: Container) -> None:
         """Take away what the last run left, but for the files and the log; what is missing of those is made anew."""

@@ -8,13 +8,14 @@ container has none, and a full /run stops the host.
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from reconciler.engine import record
-from reconciler.engine.bundle import PREFIX
+from reconciler.engine.bundle import PREFIX, config_files
 from reconciler.engine.durable import replace_bytes
 from reconciler.engine.layout import Layout
 from reconciler.engine.network import resolv
@@ -120,3 +121,12 @@ def _names(layout: Layout, container_id: str) -> tuple[str, list[tuple[str, str]
         return str(config["hostname"]), [(str(name), str(address)) for name, address in extra]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "", []  # deleted or damaged: that container is made again in a later turn
+
+
+def write_configs(layout: Layout, container_id: str, desired: Container) -> None:
+    """Write the files that its config mounts show."""
+    for name, mount in config_files(desired).items():
+        path = layout.configs(container_id) / name
+        path.write_bytes(desired.configs[mount.config])
+        os.chown(path, mount.uid, mount.gid)
+        path.chmod(mount.mode)

@@ -31,6 +31,8 @@ class Record:
     `networks` are the keys of its networks, in the order of its interfaces, and `address` is that in the first of them.
     `joins` is the full name of the container whose network it is in, of an ad-hoc one `adhoc/ID`.
 
+    `ids` is the first of its range of ids (`engine.idrange`), 0 where it has the device's.
+
     `layers` are hex chain ids, bottom first, `image` and `manifest` digests, `created` wall seconds.
     """
 
@@ -51,6 +53,7 @@ class Record:
     turn: int = 0
     networks: tuple[str, ...] = ()
     joins: str = ""
+    ids: int = 0
 
     @property
     def full_name(self) -> str:
@@ -109,6 +112,7 @@ def parse(data: bytes, where: str) -> Record:
             # A release that knew one network for each app wrote none
             networks=tuple(map(str, value.get("networks", [value["app"]] if value["address"] else []))),
             joins=str(value.get("joins", "")),
+            ids=int(value.get("ids", 0)),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CorruptRecordError(

@@ -5,6 +5,7 @@ name lookups (NSS) load libraries, which must never happen inside a container's 
 """
 
 import ctypes
+import errno
 import os
 import signal
 
@@ -32,6 +33,8 @@ _prctl = bind_libc("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes
 _setgroups = bind("setgroups", ctypes.c_size_t, ctypes.c_void_p)
 _setresuid = bind("setresuid", ctypes.c_uint, ctypes.c_uint, ctypes.c_uint)
 _setresgid = bind("setresgid", ctypes.c_uint, ctypes.c_uint, ctypes.c_uint)
+_setfsuid = bind("setfsuid", ctypes.c_uint)
+_setfsgid = bind("setfsgid", ctypes.c_uint)
 _keyctl = bind("keyctl", ctypes.c_int, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _rt_sigaction = bind("rt_sigaction", ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _close_range = bind("close_range", ctypes.c_uint, ctypes.c_uint, ctypes.c_uint)
@@ -91,6 +94,14 @@ def setgroups(groups: tuple[int, ...]) -> None:
     """Replace the supplementary groups."""
     array = (ctypes.c_uint * len(groups))(*groups)
     check(_setgroups(len(groups), ctypes.addressof(array)), "setgroups")
+
+
+def set_file_ids(uid: int, gid: int) -> None:
+    """Have files belong to these ids that this thread makes (setfsuid(2), which never says that it failed)."""
+    _setfsgid(gid)
+    _setfsuid(uid)
+    if (_setfsuid(_ALL), _setfsgid(_ALL)) != (uid, gid):  # no id is that, so it only asks
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def setresuid(uid: int) -> None:

@@ -23,6 +23,8 @@ _NUMBERS = {
     "setresgid": (119, 149),
     "ioprio_set": (251, 30),
     "sched_setattr": (314, 274),
+    "setfsuid": (122, 151),
+    "setfsgid": (123, 152),
     "renameat2": (316, 276),
     "open_tree": (428, 428),
     "move_mount": (429, 429),

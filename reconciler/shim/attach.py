@@ -15,7 +15,7 @@ import struct
 import termios
 
 from reconciler.linux import namespace, process
-from reconciler.shim import child, device, privilege, start, user
+from reconciler.shim import child, device, privilege, start, user, users
 from reconciler.shim.fields import PREFIX, ConfigError, Section
 from reconciler.shim.program import Process, prepare_process
 from reconciler.shim.step import Step, StepError
@@ -212,21 +212,23 @@ def _become(
         raise SystemExit
     with Step("namespace"):
         namespace.setns(init, _JOINED)
-        os.close(init)
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     who = user.resolve(root, wanted)
     wanted.environment.setdefault(b"HOME", who.home)
+    owner = user.outside(who, wanted)
     if wanted.terminal:
         master, slave = terminal(wanted.console_size)
-        os.fchown(slave, who.uid, -1)
+        os.fchown(slave, owner, -1)
         device.send_master(console, master)
         device.take_terminal(slave)
     else:
-        start.set_stdio(stdio, who.uid)
+        start.set_stdio(stdio, owner)
     with Step("descriptors"):
-        process.close_except((0, 1, 2, go, error))
+        process.close_except((0, 1, 2, go, error, *((init,) if wanted.ids is not None else ())))
     privilege.set_limits(wanted)
     privilege.fresh_keyring()
+    if wanted.ids is not None:
+        users.join(init)
     privilege.drop(wanted, who)
     os.umask(wanted.umask)
     start.change_directory(wanted.cwd)

@@ -18,9 +18,9 @@ talks to the child through three pipes:
 
 The steps, in their order: namespaces to join, propagation, root file system, copy-up of volumes, mounts, devices,
 masked and read-only paths (sysctls and oom_score_adj before them, by the new procfs), working directory, console, v1
-cgroups, cgroup namespace, read-only root, pivot_root, host name, user lookup, stdio, rlimits, keyring, capabilities,
-groups, user, no_new_privs, chdir, search for the program, b"c", wait for b"g", PDEATHSIG, signals, close_range, seccomp
-filter, exec.
+cgroups, cgroup namespace, read-only root, pivot_root, host name, user lookup, stdio, rlimits, keyring, user namespace,
+capabilities, groups, user, no_new_privs, chdir, search for the program, b"c", wait for b"g", PDEATHSIG, signals,
+close_range, seccomp filter, exec.
 
 After the clone nothing is imported, no lock is taken, and no path string is used on the root before pivot_root.
 """
@@ -31,7 +31,7 @@ import select
 import signal
 
 from reconciler.linux import mount, namespace, path, process
-from reconciler.shim import config, device, init, mounts, privilege, rootfs, start, user, volume
+from reconciler.shim import config, device, init, mounts, privilege, rootfs, start, user, users, volume
 from reconciler.shim.config import Prepared, prepare
 from reconciler.shim.fields import ConfigError
 from reconciler.shim.step import Step, StepError
@@ -101,6 +101,8 @@ def spawn(
         if prepared.cgroup_v2:
             cgroup = os.open(prepared.cgroup_v2, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        if prepared.process.ids is not None:
+            prepared.users = users.make(prepared.process.ids)
         with Step("clone", prepared.name):
             pid, pidfd = namespace.clone3(prepared.clone_flags, cgroup=cgroup)
         if pid == 0:
@@ -114,8 +116,9 @@ def spawn(
                 death_signal=death_signal,
             )
     finally:
-        if cgroup is not None:
-            os.close(cgroup)
+        for fd in (cgroup if cgroup is not None else -1, prepared.users):
+            if fd >= 0:
+                os.close(fd)
     return pid, pidfd
 
 
@@ -149,8 +152,8 @@ def run(
     code = 125
     try:
         pipes = (go_fd, sync_fd, error_fd)
-        console = (console_fd,) if console_fd >= 0 else ()
-        _isolate((0, 1, 2, *pipes, *stdio, *console, *extras.keep, *extras.late))
+        optional = tuple(fd for fd in (console_fd, prepared.users) if fd >= 0)
+        _isolate((0, 1, 2, *pipes, *stdio, *optional, *extras.keep, *extras.late))
         file = _create(prepared, stdio, console_fd, (*pipes, *extras.late), extras)
         _tell(sync_fd, b"c")
         os.close(sync_fd)
@@ -214,13 +217,15 @@ def _create(
             fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
             namespace.setns(fd, flag)
             os.close(fd)
+    if wanted.ids is not None:
+        users.make_files_as(wanted.ids[0])
     sources = extras.sources or mounts.take(prepared)
     root = rootfs.make(prepared, extras.tree)
     for destination, directory, subpath, copy in prepared.volumes:
         if copy:
-            volume.settle(root, destination, directory)
+            volume.settle(root, destination, directory, prepared.users)
         if subpath:
-            volume.make(directory, subpath)
+            volume.make(directory, subpath, prepared.users)
     done = mounts.mount_all(prepared, root, sources)
     adjust = None if extras.write_proc(prepared, done.proc) else wanted.oom_score_adj
     _write_proc(prepared, done.proc, adjust)
@@ -248,19 +253,22 @@ def _create(
             namespace.setdomainname(prepared.domainname)
     who = user.resolve(root.fd, wanted)
     wanted.environment.setdefault(b"HOME", who.home)
+    owner = user.outside(who, wanted)
     if terminal is not None:
         master, slave = terminal
-        os.fchown(slave, who.uid, -1)
+        os.fchown(slave, owner, -1)
         device.send_master(console_fd, master)
         device.take_terminal(slave)
     else:
-        start.set_stdio(stdio, who.uid if extras.own_stdio else 0)
+        start.set_stdio(stdio, owner if extras.own_stdio else 0)
     with Step("descriptors"):
-        process.close_except((0, 1, 2, *keep))
+        process.close_except((0, 1, 2, *keep, *((prepared.users,) if prepared.users >= 0 else ())))
     extras.tune()
     privilege.set_limits(wanted)
     if extras.fresh_keyring:
         privilege.fresh_keyring()
+    if wanted.ids is not None:
+        users.join(prepared.users)
     privilege.drop(wanted, who)
     os.umask(wanted.umask)
     start.change_directory(wanted.cwd)

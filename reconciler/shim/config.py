@@ -41,6 +41,7 @@ _NAMESPACES = {
     "ipc": namespace.CLONE_NEWIPC,
     "uts": namespace.CLONE_NEWUTS,
     "cgroup": namespace.CLONE_NEWCGROUP,
+    "user": namespace.CLONE_NEWUSER,
 }
 _JOINABLE = ("network", "ipc", "uts", "cgroup")
 _ROOT_PROPAGATION = {
@@ -61,8 +62,6 @@ _DEFAULT_DEVICES = (
 )
 # Settings whose absence from this program must not go unnoticed, with what they would have done.
 _REFUSED = {
-    ("linux", "uidMappings"): "user namespaces are not supported",
-    ("linux", "gidMappings"): "user namespaces are not supported",
     ("linux", "timeOffsets"): "time namespaces are not supported",
     ("linux", "mountLabel"): "SELinux is not supported",
     ("linux", "intelRdt"): "Intel RDT is not supported",
@@ -77,17 +76,22 @@ _REFUSED = {
 class Mount:
     """One entry of `mounts`: `destination` normalised and absolute, `kind` bind or a file system type."""
 
-    __slots__ = ("destination", "kind", "options", "source")
+    __slots__ = ("destination", "kind", "mapped", "options", "source")
 
-    def __init__(self, destination: str, kind: str, source: str, options: Options) -> None:
+    def __init__(
+        self, destination: str, kind: str, source: str, options: Options, mapped: bool = False
+    ) -> None:
         self.destination = destination
         self.kind = kind
         self.source = source
         self.options = options
+        self.mapped = mapped  # to the ids of the container's user namespace
 
 
 class Prepared:
     """A container ready to be cloned. `clone_flags` are the namespaces that clone3 makes.
+
+    Neither is the user namespace: see shim.users. `users` is its descriptor, -1 without one, once it has been made.
 
     The cgroup namespace is not among them: its root would be the cgroup of the cloning process, not of the child
     (kernel/cgroup/namespace.c takes that of `current`), so the child unshares it once it has been placed.
@@ -115,6 +119,7 @@ class Prepared:
         "rootfs",
         "sysctl",
         "upper",
+        "users",
         "volumes",
         "work",
     )
@@ -138,6 +143,7 @@ class Prepared:
     joins: tuple[tuple[int, str], ...]  # CLONE_NEW* flag, path
     root_propagation: int
     powerless: bool  # device nodes in the root file system do nothing
+    users: int
     cgroup_v2: str | None
     cgroup_v1: tuple[str, ...]
     init: bool
@@ -156,6 +162,7 @@ def prepare(config: dict[str, object], bundle: str = "/") -> Prepared:
     if any(Section(config, "hooks").values.values()):
         raise ConfigError("hooks: not supported")
     result.name = annotations.text(PREFIX + "name")
+    result.users = -1
     result.rootfs = _absolute(root.text("path") or "rootfs", bundle)
     result.read_only = root.flag("readonly")
     result.layers = tuple(json_strings(annotations, "layers"))
@@ -177,7 +184,8 @@ def prepare(config: dict[str, object], bundle: str = "/") -> Prepared:
     )
     result.init = annotations.text(PREFIX + "init") == "true"
     result.cgroup_v2, result.cgroup_v1 = _cgroup(annotations)
-    result.mounts = tuple(_mount(entry, bundle) for entry in Section(config, "").sections("mounts"))
+    mappings = linux.raw("uidMappings"), linux.raw("gidMappings")
+    result.mounts = tuple(_mount(entry, bundle, mappings) for entry in Section(config, "").sections("mounts"))
     result.powerless = any(entry.destination == "/dev" for entry in result.mounts)
     _namespaces(result, linux)
     result.devices = tuple(_devices(linux))
@@ -214,7 +222,7 @@ def _absolute(path: str, bundle: str) -> str:
     return path if path.startswith("/") else posixpath.normpath(f"{bundle}/{path}")
 
 
-def _mount(entry: Section, bundle: str) -> Mount:
+def _mount(entry: Section, bundle: str, mappings: tuple[object, object]) -> Mount:
     destination = entry.text("destination")
     if not destination:
         raise ConfigError(f"{entry.name}.destination: missing")
@@ -222,11 +230,13 @@ def _mount(entry: Section, bundle: str) -> Mount:
         options = parse(entry.strings("options"))
     except ValueError as cause:
         raise ConfigError(f"{entry.name}.options: {cause}") from cause
-    if entry.raw("uidMappings") or entry.raw("gidMappings"):
-        raise ConfigError(f"{entry.name}.uidMappings: id-mapped mounts are not supported")
+    own = entry.raw("uidMappings") or None, entry.raw("gidMappings") or None
+    mapped = own != (None, None)
     kind = entry.text("type")
     if options.bind:
         kind = "bind"
+    if mapped and (kind != "bind" or own != mappings):
+        raise ConfigError(f"{entry.name}.uidMappings: only those of the container, for binds, are supported")
     if not kind or kind == "none":
         raise ConfigError(f"{entry.name}.type: missing")
     target = clean(destination)
@@ -238,7 +248,7 @@ def _mount(entry: Section, bundle: str) -> Mount:
         if not source:
             raise ConfigError(f"{entry.name}.source: missing")
         source = _absolute(source, bundle)
-    return Mount(target, kind, source, options)
+    return Mount(target, kind, source, options, mapped)
 
 
 def _namespaces(result: Prepared, linux: Section) -> None:
@@ -259,8 +269,10 @@ def _namespaces(result: Prepared, linux: Section) -> None:
             raise ConfigError(f"{entry.name}.path: joining a {kind} namespace is not supported")
     if not flags & namespace.CLONE_NEWNS:
         raise ConfigError("linux.namespaces: a new mount namespace is needed")
+    if bool(flags & namespace.CLONE_NEWUSER) != bool(linux.raw("uidMappings")):
+        raise ConfigError("linux.uidMappings: goes with a new user namespace, and that with it")
     result.new_cgroup_namespace = bool(flags & namespace.CLONE_NEWCGROUP)
-    result.clone_flags = flags & ~namespace.CLONE_NEWCGROUP
+    result.clone_flags = flags & ~(namespace.CLONE_NEWCGROUP | namespace.CLONE_NEWUSER)
     result.joins = tuple(joins)
 
 

@@ -40,7 +40,8 @@ def make(prepared: Prepared, root: Root) -> None:
             folder, _, last = name.rpartition("/")
             parent = dev if folder == "/dev" else root.real_directory(folder)
             if _node(parent, last, name, mode, os.makedev(major, minor)):
-                os.chown(last, uid, gid, dir_fd=parent, follow_symlinks=False)
+                first = prepared.process.ids[0] if prepared.process.ids is not None else 0
+                os.chown(last, first + uid, first + gid, dir_fd=parent, follow_symlinks=False)
             if parent != dev:
                 os.close(parent)
     links = list(_LINKS)

@@ -12,7 +12,7 @@ import signal
 import socket
 
 from reconciler.linux import namespace, process
-from reconciler.shim import channel, child, filter, journal, oom, protocol, record
+from reconciler.shim import channel, child, filter, journal, oom, protocol, record, users
 from reconciler.shim.document import read_config
 from reconciler.shim.fields import PREFIX, ConfigError, Section, annotation
 from reconciler.shim.logfile import pipe
@@ -238,6 +238,8 @@ class Maker:
         with Step("cgroup", prepared.cgroup_v2 or ""):
             if prepared.cgroup_v2:
                 cgroup = os.open(prepared.cgroup_v2, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if prepared.process.ids is not None:
+            prepared.users = users.make(prepared.process.ids)
         with Step("clone", prepared.name):
             # CLONE_PARENT takes over the exit signal of the maker and allows no other (clone(2))
             pid, self._pidfd = namespace.clone3(
@@ -252,7 +254,8 @@ class Maker:
                 stdio=stdio,
                 console_fd=console_child.fileno(),
             )
-        for fd in {go_read, sync_write, error_write, *stdio}:
+        held = {go_read, sync_write, error_write, *stdio, prepared.users} - {-1}
+        for fd in held:
             os.close(fd)
         console_child.close()
         self._await_created(sync, error, answer)

@@ -11,7 +11,7 @@ import stat
 from reconciler.linux import mount, path
 from reconciler.shim import tree
 from reconciler.shim.config import Mount, Prepared
-from reconciler.shim.rootfs import Root, open_source
+from reconciler.shim.rootfs import Root, map_ids, open_source
 from reconciler.shim.step import Step, StepError
 
 # What the kernel itself provides must appear on a real directory: on a link it would be somewhere else.
@@ -59,7 +59,7 @@ def take(prepared: Prepared) -> dict[Mount, int]:
     for entry in prepared.mounts:
         if entry.kind == "bind" and entry.options.propagation in (mount.MS_SLAVE, mount.MS_SHARED):
             with Step("mount", entry.destination):
-                copies[entry] = detached(entry, _source(entry))
+                copies[entry] = detached(entry, _source(entry), prepared.users)
     return copies
 
 
@@ -71,11 +71,11 @@ def mount_all(prepared: Prepared, root: Root, sources: dict[Mount, int]) -> Moun
     for entry in prepared.mounts:
         with Step("mount", entry.destination):
             if entry.kind == "bind":
-                _bind(entry, root, sources.get(entry, -1))
+                _bind(entry, root, sources.get(entry, -1), prepared.users)
             elif entry.kind in ("cgroup", "cgroup2"):
                 _cgroup(prepared, entry, root, done)
             else:
-                _filesystem(entry, root, done)
+                _filesystem(entry, root, done, prepared.process.ids)
     return done
 
 
@@ -113,8 +113,10 @@ def _source(entry: Mount) -> int:
         raise OSError(error.errno, f"bind source {entry.source}: {os.strerror(error.errno or 0)}") from error
 
 
-def detached(entry: Mount, source: int) -> int:
-    """Give a copy of the mount at the descriptor `source`, which is closed, with all that `entry` wants of it."""
+def detached(entry: Mount, source: int, users: int = -1) -> int:
+    """Give a copy of the mount at the descriptor `source`, which is closed, with all that `entry` wants of it; a mapped
+    one shows its ids as those of the user namespace `users`.
+    """
     options = entry.options
     recursive = options.recursive
     try:
@@ -122,6 +124,8 @@ def detached(entry: Mount, source: int) -> int:
     finally:
         os.close(source)
     try:
+        if users >= 0 and entry.mapped:
+            map_ids(copy, users, entry.source, recursive=recursive)
         if options.tree_set or options.tree_clear:
             mount.mount_setattr(copy, set_=options.tree_set, clear=options.tree_clear, recursive=recursive)
         if options.set or options.clear:
@@ -138,8 +142,8 @@ def detached(entry: Mount, source: int) -> int:
     return copy
 
 
-def _bind(entry: Mount, root: Root, taken: int) -> None:
-    copy = taken if taken >= 0 else detached(entry, _source(entry))
+def _bind(entry: Mount, root: Root, taken: int, users: int) -> None:
+    copy = taken if taken >= 0 else detached(entry, _source(entry), users)
     try:
         _attach(copy, entry, root, directory=stat.S_ISDIR(os.fstat(copy).st_mode))
     finally:
@@ -163,9 +167,11 @@ def _attach(fd: int, entry: Mount, root: Root, *, directory: bool = True) -> Non
         os.close(target)
 
 
-def _filesystem(entry: Mount, root: Root, done: Mounted) -> None:
+def _filesystem(entry: Mount, root: Root, done: Mounted, ids: tuple[int, int] | None) -> None:
     options = entry.options
     data, attributes = options.data, options.set
+    if ids is not None:
+        data = _outside(entry.kind, data, ids[0])
     existing = None
     if entry.kind == "tmpfs":
         existing = root.find(entry.destination, os.O_RDONLY | os.O_DIRECTORY)
@@ -192,6 +198,19 @@ def _filesystem(entry: Mount, root: Root, done: Mounted) -> None:
         done.proc = fd
     else:
         os.close(fd)
+
+
+def _outside(
+    kind: str, data: tuple[tuple[str, str | None], ...], first: int
+) -> tuple[tuple[str, str | None], ...]:
+    """The options with the ids in them as the device knows them, and a tmpfs that belongs to the container's root."""
+    owned = tuple(
+        (key, str(first + int(value)) if key in ("uid", "gid") and value else value) for key, value in data
+    )
+    if kind != "tmpfs":
+        return owned
+    said = {key for key, _ in data}
+    return owned + tuple((key, str(first)) for key in ("uid", "gid") if key not in said)
 
 
 def _writable(tree_fd: int) -> int:

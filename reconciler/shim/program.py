@@ -26,6 +26,7 @@ class Process:
         "filtered",
         "gid",
         "groups",
+        "ids",
         "inheritable",
         "no_new_privileges",
         "oom_score_adj",
@@ -49,6 +50,7 @@ class Process:
     gid: int
     additional_gids: tuple[int, ...]
     groups: tuple[str, ...]  # names or ids, beside those that `user` brings
+    ids: tuple[int, int] | None  # its user namespace: the device's id that 0 is in it, and how many
     umask: int
     bounding: int
     effective: int
@@ -112,6 +114,8 @@ def prepare_process(config: dict[str, object]) -> Process:
     result.oom_score_adj = process.number("oomScoreAdj") if adjust is not None else None
     result.rlimits = tuple(_rlimit(entry) for entry in process.sections("rlimits"))
     ours = annotations.raw(PREFIX + "name") is not None
+    # Of its own bundles: others join a user namespace their own way (shim.oci_create)
+    result.ids = _ids(Section(config, "linux")) if ours else None
     result.rlimits_requested = frozenset(json_strings(annotations, "rlimits-requested")) if ours else None
     linux = Section(config, "linux")
     linux.section("seccomp")  # an object, if anything
@@ -119,6 +123,27 @@ def prepare_process(config: dict[str, object]) -> Process:
     result.filter = None
     result.supervisor = None
     return result
+
+
+def _ids(linux: Section) -> tuple[int, int] | None:
+    """Read the range of a user namespace, the same for users and groups and from 0 on; raise ConfigError."""
+    both = []
+    for key in ("uidMappings", "gidMappings"):
+        entries = linux.sections(key)
+        if not entries:
+            continue
+        (entry, *more) = entries
+        first, count = entry.number("hostID"), entry.number("size")
+        if more or entry.number("containerID") != 0 or count < 1:
+            raise ConfigError(f"linux.{key}: expected one range, from 0 on")
+        checked_id(first, f"{entry.name}.hostID")
+        checked_id(first + count - 1, f"{entry.name}.size")
+        both.append((first, count))
+    if not both:
+        return None
+    if len(both) != 2 or both[0] != both[1]:
+        raise ConfigError("linux.gidMappings: expected the range of linux.uidMappings")
+    return both[0]
 
 
 def _rlimit(entry: Section) -> tuple[str, int, int]:

@@ -163,15 +163,59 @@ def _place(name: str) -> int:
         return os.open("/tmp", _PLACE | os.O_DIRECTORY)
 
 
+def map_ids(tree: int, users: int, name: str, *, recursive: bool = False) -> None:
+    """Have the detached mount `tree` of `name` show its files' ids as those of the user namespace `users`."""
+    try:
+        mount.mount_setattr(tree, set_=mount.MOUNT_ATTR_IDMAP, userns=users, recursive=recursive)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        text = f"{name}: its file system can't show other ids (id-mapped mounts), which userns: auto needs"
+        raise OSError(errno.EINVAL, text) from error
+
+
+def _mapped(name: str, users: int, cover: str = "") -> int:
+    """Cover the directory `name`, or `cover`, with an id-mapped mount of `name`, in this namespace only; give its
+    descriptor. Overlay takes no detached one before Linux 6.15.
+    """
+    source = os.open(name, _PLACE | os.O_DIRECTORY)
+    place = os.open(cover or name, _PLACE | os.O_DIRECTORY)
+    try:
+        tree = mount.open_tree(source)
+        map_ids(tree, users, name)
+        mount.move_mount(tree, place)
+        return tree
+    finally:
+        os.close(source)
+        os.close(place)
+
+
+def _directories(prepared: Prepared) -> list[int]:
+    """The layers, topmost first, then upper and work, which overlay wants to be of one mount."""
+    users, upper = prepared.users, prepared.upper
+    if users < 0:
+        names = (*prepared.layers, upper, prepared.work)
+        return [os.open(name, _PLACE | os.O_DIRECTORY) for name in names]
+    opened = [_mapped(name, users) for name in prepared.layers]
+    both = os.path.dirname(upper)
+    if os.path.dirname(prepared.work) != both:
+        raise OSError(errno.EINVAL, "upper and work must be in one directory")
+    parent = _mapped(
+        both, users, cover=upper
+    )  # files of the engine beside it are mounted later: they stay in sight
+    for name in (upper, prepared.work):
+        opened.append(os.open(os.path.basename(name), _PLACE | os.O_DIRECTORY, dir_fd=parent))
+    os.close(parent)
+    return opened
+
+
 def _overlay(prepared: Prepared) -> int:
-    directories = [
-        os.open(name, _PLACE | os.O_DIRECTORY) for name in (*prepared.layers, prepared.upper, prepared.work)
-    ]
+    directories = _directories(prepared)
     upper = directories[-2]
     try:
         tree = _overlay_by_descriptor(directories)
         if tree is None:
-            return _overlay_by_number(directories, prepared.upper)
+            return _overlay_by_number(directories, os.path.basename(prepared.upper))
         mount.move_mount(tree, upper)
         return tree
     finally:
@@ -206,11 +250,12 @@ def _overlay_by_descriptor(directories: list[int]) -> int | None:
         os.close(context)
 
 
-def _overlay_by_number(directories: list[int], upper: str) -> int:
+def _overlay_by_number(directories: list[int], name: str) -> int:
     """Mount the overlay with the option string of old, in which every directory is its descriptor's number.
 
-    The numbers are names relative to /proc/self/fd. So 500 layers fit into the one page that mount(2) takes, whatever
-    their paths are, and no `:` or `,` in a path is ever taken for a separator.
+    `name` is that of the upper directory in its own. The numbers are names relative to /proc/self/fd. So 500 layers
+    fit into the one page that mount(2) takes, whatever their paths are, and no `:` or `,` in a path is ever taken
+    for a separator.
     """
     here = os.open(".", _PLACE | os.O_DIRECTORY)
     os.chdir("/proc/self/fd")
@@ -218,11 +263,16 @@ def _overlay_by_number(directories: list[int], upper: str) -> int:
         options = [f"lowerdir={':'.join(str(fd) for fd in directories[:-2])}"]
         options += [f"upperdir={directories[-2]}", f"workdir={directories[-1]}"]
         options += [f"{key}={value}" for key, value in _OVERLAY_OPTIONS]
-        mount.mount("overlay", upper, "overlay", 0, ",".join(options))
+        mount.mount("overlay", str(directories[-2]), "overlay", 0, ",".join(options))
+        # By its name: what a descriptor leads to is the directory under the new mount
+        parent = os.open("..", _PLACE | os.O_DIRECTORY, dir_fd=directories[-2])
+        try:
+            return os.open(name, _PLACE | os.O_DIRECTORY, dir_fd=parent)
+        finally:
+            os.close(parent)
     finally:
         os.fchdir(here)
         os.close(here)
-    return os.open(upper, _PLACE | os.O_DIRECTORY)
 
 
 def enter(root: Root) -> None:

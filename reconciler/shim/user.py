@@ -64,6 +64,18 @@ def resolve(root_fd: int, process: Process) -> User:
     return User(uid, gid, (gid, *(other for other in groups if other != gid)), home)
 
 
+def outside(user: User, process: Process) -> int:
+    """The device's own id of the user; raise StepError where the container's user namespace has no such id."""
+    if process.ids is None:
+        return user.uid
+    first, count = process.ids
+    for number in (user.uid, user.gid, *user.groups):
+        if number >= count:
+            text = f"not among the {count} ids of the container's user namespace"
+            raise StepError("user", str(number), errno.EINVAL, text)
+    return first + user.uid
+
+
 def _home(root_fd: int, uid: int) -> bytes:
     entry = _by_id(_entries(root_fd, "/etc/passwd"), uid)
     return entry[5] if entry is not None and len(entry) > 5 and entry[5].startswith(b"/") else b"/"

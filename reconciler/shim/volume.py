@@ -9,17 +9,19 @@ import errno
 import fcntl
 import os
 
-from reconciler.linux import capability
+from reconciler.linux import capability, mount
 from reconciler.linux.path import syncfs
 from reconciler.shim import tree
-from reconciler.shim.rootfs import Root
+from reconciler.shim.rootfs import Root, map_ids
 from reconciler.shim.step import Step
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def settle(root: Root, destination: str, directory: str) -> None:
+def settle(root: Root, destination: str, directory: str, users: int = -1) -> None:
     """Copy the image's content at `destination` into the volume `directory` if that is still to be done.
+
+    With `users`, a user namespace, the ids of the image's files are not those of the device: see shim.users.
 
     Must come before anything is mounted on the root: only the image's own content is meant. Containers that share the
     volume and start at once wait for each other; a killed one's lock goes with it.
@@ -30,14 +32,14 @@ def settle(root: Root, destination: str, directory: str) -> None:
             fcntl.flock(volume, fcntl.LOCK_EX)
             if _pending(volume):
                 if _is_empty(volume):
-                    _fill(root, destination, volume)
+                    _fill(root, destination, volume if users < 0 else _mapped(volume, users, directory))
                 os.unlink("pending", dir_fd=volume)
                 os.fsync(volume)
         finally:
             os.close(volume)
 
 
-def make(directory: str, subpath: str) -> None:
+def make(directory: str, subpath: str, users: int = -1) -> None:
     """Make the directory `subpath` of the volume where it is missing; raise StepError where a part of it is a link.
 
     What is in a volume is a container's work: a link in it may lead anywhere.
@@ -45,9 +47,10 @@ def make(directory: str, subpath: str) -> None:
     with Step("volume", subpath):
         volume = os.open(directory, _DIRECTORY)
         try:
-            data = Root(os.open("data", _DIRECTORY | os.O_NOFOLLOW, dir_fd=volume))
+            found = os.open("data", _DIRECTORY | os.O_NOFOLLOW, dir_fd=volume)
         finally:
             os.close(volume)
+        data = Root(found if users < 0 else _mapped(found, users, directory))
         try:
             before = os.umask(0o022)
             try:
@@ -56,6 +59,16 @@ def make(directory: str, subpath: str) -> None:
                 os.umask(before)
         finally:
             os.close(data.fd)
+
+
+def _mapped(volume: int, users: int, name: str) -> int:
+    """Open the volume once more, with the ids that are on disk as those of `users`."""
+    tree = mount.open_tree(volume)
+    map_ids(tree, users, name)
+    try:
+        return os.open(".", _DIRECTORY, dir_fd=tree)
+    finally:
+        os.close(tree)
 
 
 def _pending(volume: int) -> bool:

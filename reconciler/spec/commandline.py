@@ -74,6 +74,7 @@ class Options:
     shm_size: str = ""
     cpuset_cpus: str = ""
     oom_score_adj: str = ""
+    userns: str = ""
     annotation: tuple[str, ...] = ()
     log_driver: str = ""
     log_opt: tuple[str, ...] = ()
@@ -373,6 +374,8 @@ def _privileges(options: Options, draft: _Draft) -> None:
     draft.each("devices", options.add_device, "--add-device", str)
     if options.privileged:
         draft.set("privileged", True, "--privileged")
+    if options.userns:
+        draft.set("userns", options.userns, "--userns")
     for text in options.security_opt:
         name, value = security_option(text)
         match name, value:

@@ -1,6 +1,6 @@
 """`Container`: everything that a spec says about one container. The largest part of an app (`spec.model`). Pure."""
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -241,6 +241,17 @@ class Container(Part):
             True,
         ),
     ] = DEFAULT
+    userns: Annotated[
+        Literal["host", "auto"],
+        Doc(
+            "`auto` gives it 65,536 ids of its own: its root is nobody on the device, and has power over its own files "
+            "and processes alone. Files keep the ids that they have on disk.",
+            "host, auto",
+            "auto",
+            "",
+            True,
+        ),
+    ] = "host"
     devices: Annotated[
         Devices,
         Doc(

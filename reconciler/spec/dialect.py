@@ -13,7 +13,6 @@ NOT_YET: Final[dict[str, frozenset[str]]] = {
     "Container": frozenset(
         {
             "apparmor", "drift", "healthcheck", "secrets", "selinux", "update",
-            "userns",
         }
     ),
     "Limits": frozenset({"rootfs"}),
@@ -111,6 +110,7 @@ TRANSLATIONS: Final[dict[str, dict[str, str]]] = {
         "schedule": "only a job has one, under 'jobs', which is not supported yet",
         "volumes_from": "declare the volume at the top level and mount it in both containers",
         "userns_mode": "userns",
+        "hostUsers": "write 'userns: auto' for ids of its own",
         "hostNetwork": "network_mode",
     },
     "Limits": {

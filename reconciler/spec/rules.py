@@ -29,6 +29,7 @@ from reconciler.spec.privileges import privileges
 from reconciler.spec.process import FromDevice
 from reconciler.spec.reference import Digest
 from reconciler.spec.terms import Terms
+from reconciler.spec.userns import check_userns
 
 
 def check_app(
@@ -56,6 +57,7 @@ def check_app(
         found += check_container(container, at, app, declared)
         found += check_joining(container, at, app, terms, declared["containers"])
         found += privileges(container, at, terms)
+        found += check_userns(container, at)
         found += _reserve(container, at)
         if container.limits.memory is None and name not in memory_said:
             found.append(

@@ -159,6 +159,7 @@ def _container(
         privileged=spec.privileged,
         no_new_privileges=spec.no_new_privileges,
         seccomp=_seccomp(loaded, spec, name),
+        userns=spec.userns,
         devices=tuple(
             sorted(
                 (

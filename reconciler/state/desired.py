@@ -110,14 +110,14 @@ class Identity:
     `groups` are ids and names of further groups, `ulimits` (name, soft, hard; -1 for no limit) what differs from the
     default, `sysctls` are by dotted name, `cap_add` and `cap_drop` full names (CAP_CHOWN) or ALL; all sorted.
 
-    `image` is the digest of the image's config document, never of an index or a tag. `arguments` is the whole argument
-    vector, `environment` complete `K=V` strings sorted by key, `user` as in Docker's USER ("" is root); names are
-    looked up in the image's own passwd when the container is created. `network_mode` is bridge, host, none, or
-    `container:` and the full name of the one whose network it joins (of an ad-hoc one `adhoc/ID`);
-    `networks` the places in networks in the order of the interfaces, () for the app's own with nothing declared;
-    `extra_hosts` are (name, address or host-gateway). `seccomp` is "" for the default profile, whatever a release has
-    in it, unconfined, or sha256:HEX of its own. With `tty` it has a terminal; `stdin` is "" (the null device), open, or
-    once, which closes it when who attached first has left. No spec says these two: they are for people.
+    `image` is the digest of the image's config document, never of an index or a tag. `arguments` is the whole
+    argument vector, `environment` complete `K=V` strings sorted by key, `user` as in Docker's USER ("" is root);
+    names are those of the image's own passwd. `userns` is host, or auto for ids of its own. `network_mode` is
+    bridge, host, none, or `container:` and the full name of the one whose network it joins (`adhoc/ID`); `networks`
+    the places in networks in the order of the interfaces, () for the app's own with nothing declared; `extra_hosts`
+    are (name, address or host-gateway). `seccomp` is "" for the default profile, whatever a release has in it,
+    unconfined, or sha256:HEX of its own. `tty` and `stdin` ("" for the null device, open, or once, which closes it
+    when who attached first has left) are for people: no spec says them.
     """
 
     image: str
@@ -141,6 +141,7 @@ class Identity:
     no_new_privileges: bool = True
     seccomp: str = ""
     devices: tuple[Device, ...] = ()
+    userns: str = "host"
     network_mode: str = "bridge"
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
@@ -153,8 +154,7 @@ class Identity:
     def fingerprint(self) -> str:
         """Identify the configuration by content: equal fingerprints need no restart.
 
-        Fields that have their default value are left out, of the identity and of each mount, so that a field added by
-        a later release restarts nothing. Lone surrogates, which JSON of an image may spell, are hashed as they are.
+        Defaults are left out, so that a field of a later release restarts nothing. Lone surrogates stay as they are.
         """
         value = _said(self)
         value["mounts"] = [

@@ -30,12 +30,13 @@ class Ownership:
     """Whose the files are afterwards: `uid` and `gid`, or with None each item's own, with its extended attributes.
 
     `special` False takes set-uid and set-gid bits from files: a container's file must not become a program that gives
-    away the rights of whoever copied it.
+    away the rights of whoever copied it. `first` is the device's id that 0 is where the files go.
     """
 
     uid: int | None = None
     gid: int | None = None
     special: bool = True
+    first: int = 0
 
     @property
     def kept(self) -> bool:
@@ -199,8 +200,8 @@ class Landing:
     def _ids(self, item: Item) -> tuple[int, int]:
         wanted = self._ownership
         return (
-            item.uid if wanted.uid is None else wanted.uid,
-            item.gid if wanted.gid is None else wanted.gid,
+            wanted.first + (item.uid if wanted.uid is None else wanted.uid),
+            wanted.first + (item.gid if wanted.gid is None else wanted.gid),
         )
 
     def _own(self, parent: int, name: str, item: Item) -> None:

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from reconciler.engine.layout import Layout
 from reconciler.engine.process import open_pidfd, read_shim
@@ -25,9 +26,17 @@ from reconciler.shim.step import StepError
 from reconciler.state.process import ProcessId
 
 
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A container's root directory (O_PATH), and the id of the device that 0 is in it: others follow it."""
+
+    fd: int
+    first: int = 0
+
+
 @contextmanager
-def open_root(layout: Layout, found: Record) -> Iterator[int]:
-    """Hold the container's root directory (O_PATH).
+def open_root(layout: Layout, found: Record) -> Iterator[Root]:
+    """Hold the container's root directory.
 
     For a container that does not run, this changes the mount namespace of the calling process: for short-lived ones
     only. Raises BlockedError while the container is being made, NotFoundError where its files are gone.
@@ -35,18 +44,18 @@ def open_root(layout: Layout, found: Record) -> Iterator[int]:
     fd = _running(layout, found)
     if fd is not None:
         try:
-            yield fd
+            yield Root(fd, found.ids)
         finally:
             os.close(fd)
         return
     with held(layout.container(found.id), found.full_name):
         fd = _running(layout, found)  # it may have been made while we waited for nobody
-        if fd is None:
-            fd = _assembled(layout, found)
+        # Put together again it shows the ids that are on disk
+        root = Root(_assembled(layout, found)) if fd is None else Root(fd, found.ids)
         try:
-            yield fd
+            yield root
         finally:
-            os.close(fd)
+            os.close(root.fd)
 
 
 def _running(layout: Layout, found: Record) -> int | None:
@@ -93,6 +102,8 @@ def _assembled(layout: Layout, found: Record) -> int:
     prepared.mounts = tuple(
         entry for entry in prepared.mounts if entry.kind == "bind" and os.path.exists(entry.source)
     )
+    for entry in prepared.mounts:
+        entry.mapped = False
     namespace.unshare(namespace.CLONE_NEWNS)
     try:
         sources = mounts.take(prepared)

@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Final
 
 from reconciler.engine.transfer.item import CHUNK, Data, Item, Path, kept
@@ -17,9 +18,20 @@ from reconciler.linux.path import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLV
 
 _BELOW: Final = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _PLACE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_NOBODY: Final = 65534  # fs.overflowuid
 _GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 Warn = Callable[[str], None]
+
+
+def renumbered(items: Iterator[Item], first: int) -> Iterator[Item]:
+    """The same, with the ids that they have where the device's `first` is 0; nobody's become the kernel's nobody."""
+
+    def inside(number: int) -> int:
+        return number - first if number >= first else _NOBODY
+
+    for item in items:
+        yield replace(item, uid=inside(item.uid), gid=inside(item.gid)) if first else item
 
 
 def walk(top: int, where: str, warn: Warn, *, attributes: bool = False) -> Iterator[Item]:

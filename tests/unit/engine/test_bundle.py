@@ -107,7 +107,9 @@ FULL = Container(
 )
 
 
-def render(desired: Container, *, nofile_hard: int = 1048576, nodes: tuple[Node, ...] = ()) -> dict[str, Any]:
+def render(
+    desired: Container, *, nofile_hard: int = 1048576, nodes: tuple[Node, ...] = (), ids: int = 0
+) -> dict[str, Any]:
     return bundle.render(
         desired,
         id=ID,
@@ -123,6 +125,7 @@ def render(desired: Container, *, nofile_hard: int = 1048576, nodes: tuple[Node,
         seccomp=None
         if desired.identity.privileged
         else {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38},
+        ids=ids,
     )
 
 
@@ -165,6 +168,22 @@ def test_the_default_seccomp_profile_is_one_of_the_specification(machine: str) -
     config = render(PLAIN)
     config["linux"]["seccomp"] = default.section(bundle.CAPABILITIES, machine)
     VALIDATOR.validate(config)
+
+
+def test_ids_of_its_own_are_a_mapping_for_the_container_and_for_every_bind() -> None:
+    plain, config = render(FULL), render(FULL, ids=1 << 31)
+    VALIDATOR.validate(config)
+    mapping = [{"containerID": 0, "hostID": 1 << 31, "size": 65536}]
+    linux = config["linux"]
+    assert linux["uidMappings"] == linux["gidMappings"] == mapping
+    assert {"type": "user"} in linux["namespaces"]
+    for mount in config["mounts"]:
+        mapped = (mount.get("uidMappings"), mount.get("gidMappings"))
+        assert mapped == ((mapping, mapping) if mount["type"] == "bind" else (None, None))
+    assert linux["sysctl"] == {"net.ipv4.ip_unprivileged_port_start": "0", **plain["linux"]["sysctl"]}
+    assert prepare(config).process.ids == (1 << 31, 65536)
+    joined = replace(FULL, identity=replace(FULL.identity, network_mode="container:web/a"))
+    assert "net.ipv4.ip_unprivileged_port_start" not in render(joined, ids=1 << 31)["linux"]["sysctl"]
 
 
 def test_the_schema_refuses_what_is_no_bundle() -> None:

@@ -87,8 +87,18 @@ def test_every_rlimit_of_a_bundle_that_is_not_the_engines_was_asked_for() -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"linux__uidMappings": [{}]}, "linux.uidMappings: user namespaces"),
-        ({"linux__namespaces": [{"type": "user"}]}, "user namespaces are not supported"),
+        (
+            {"linux__uidMappings": [{"containerID": 0, "hostID": 9, "size": 9}]},
+            "linux.uidMappings: goes with a new",
+        ),
+        (
+            {"linux__uidMappings": [{"containerID": 1, "hostID": 9, "size": 9}]},
+            "linux.uidMappings: goes with a new",
+        ),
+        (
+            {"linux__namespaces": [{"type": "user"}, {"type": "mount"}]},
+            "linux.uidMappings: goes with a new user",
+        ),
         ({"linux__namespaces": [{"type": "time"}]}, "time namespaces are not supported"),
         ({"linux__namespaces": [{"type": "pid"}]}, "a new mount namespace is needed"),
         ({"linux__namespaces": [{"type": "mount"}, {"type": "mount"}]}, "mount is there twice"),

@@ -39,7 +39,7 @@ SUPPORTED_TOP = [
 SUPPORTED_CONTAINER = [
     "image", "entrypoint", "command", "working_dir", "user", "group_add", "environment", "env_from", "configs", "ports",
     "volumes", "tmpfs", "limits", "reserve", "cpuset", "ulimits", "oom_score_adj", "shm_size", "sysctls", "cap_add",
-    "cap_drop", "privileged", "no_new_privileges", "seccomp", "devices", "restart", "stop_signal",
+    "cap_drop", "privileged", "no_new_privileges", "seccomp", "userns", "devices", "restart", "stop_signal",
     "stop_grace_period", "init", "read_only", "hostname", "network_mode", "networks",
     "dns", "dns_search", "dns_opt", "extra_hosts",
     "replicas", "depends_on", "labels", "annotations", "logging",

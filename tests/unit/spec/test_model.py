@@ -240,7 +240,7 @@ def test_what_restarts_a_container_is_written_down_for_every_field() -> None:
     assert {name for name, restarts in found.items() if restarts} == {
         "image", "entrypoint", "command", "working_dir", "user", "group_add", "environment", "env_from", "configs",
         "volumes", "tmpfs", "ulimits", "oom_score_adj", "shm_size", "sysctls", "cap_add", "cap_drop",
-        "privileged", "no_new_privileges", "seccomp", "devices", "init", "read_only", "hostname",
+        "privileged", "no_new_privileges", "seccomp", "userns", "devices", "init", "read_only", "hostname",
         "network_mode", "networks", "dns", "dns_search", "dns_opt", "extra_hosts", "logging.driver",
     }  # fmt: skip
     assert {name.partition(".")[0] for name, restarts in found.items() if not restarts} == {

@@ -58,6 +58,7 @@ def test_a_refusal_names_the_file_the_key_and_what_to_add(container: str, messag
         "devices: [/dev/ttyUSB7, /dev/dri/card0]",
         "privileged: false",
         "seccomp: default",
+        "userns: auto",
     ],
 )
 def test_what_is_allowed_or_default_is_said_nothing_about(container: str) -> None:
@@ -91,10 +92,19 @@ def test_what_is_allowed_and_dangerous_is_a_warning(container: str, message: str
             "{devices: [/dev/a, /dev/b:/dev/a]}",
             "devices[1] is at /dev/a, and so is devices[0]",
         ),
+        (
+            "{privileged: true, userns: auto}",
+            "userns: auto takes away what privileged: true gives: write one of them",
+        ),
+        ("{cap_add: [NET_ADMIN], userns: auto}", "NET_ADMIN gives nothing with userns: auto"),
+        ("{network_mode: host, userns: auto}", "userns: auto does not go with network_mode: host"),
+        ("{user: 65536, userns: auto}", "with userns: auto there are ids below 65536 only, not 65536"),
+        ("{group_add: [70000], userns: auto}", "with userns: auto there are ids below 65536 only, not 70000"),
     ],
 )
 def test_what_contradicts_itself_is_an_error(container: str, message: str) -> None:
     fields = container.strip("{}").replace("], ", "]\n    ").replace("true, ", "true\n    ")
+    fields = fields.replace(", userns", "\n    userns")
     assert ("error", message) in [(severity, text) for severity, text, _ in said(fields, ANYTHING)]
 
 

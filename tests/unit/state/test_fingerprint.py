@@ -78,6 +78,7 @@ CHANGES: dict[str, Any] = {
     "privileged": True,
     "no_new_privileges": False,
     "seccomp": "unconfined",
+    "userns": "auto",
     "devices": (Device("/dev/fuse", "/dev/fuse"),),
     "network_mode": "host",
     "dns": ("192.0.2.53",),
