@@ -184,6 +184,8 @@ def manual() -> str:
         same = {action: inner.get_default("same_as") for action, inner in nested.items()}
         if any(same.values()):
             parts.append(_other_words(name, same))
+        if nested and any(action.option_strings for action in parser._actions if action.dest != "help"):
+            parts.append(_section(name, parser))
         for action, inner in nested.items():
             if not same[action]:
                 parts.append(_section(f"{name} {action}", inner))

@@ -15,13 +15,11 @@ import codecs
 import encodings.ascii
 import encodings.latin_1
 import encodings.utf_8
-import importlib.machinery
 import os
 import warnings
-from collections.abc import Sequence
-from types import ModuleType
 
 from reconciler.shim import zygote
+from reconciler.shim.imports import NoMoreImports
 
 _USED = (
     warnings,
@@ -29,16 +27,6 @@ _USED = (
     encodings.latin_1,
     encodings.utf_8,
 )  # what the interpreter itself would import late
-
-
-class NoMoreImports:
-    """The only finder that is left: it finds nothing, and says what was asked for."""
-
-    @staticmethod
-    def find_spec(
-        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        raise ImportError(f"{name}: imported after the start of the zygote", name=name)
 
 
 def main() -> None:

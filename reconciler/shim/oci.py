@@ -11,10 +11,9 @@ import argparse
 import importlib
 import os
 import sys
-import time
 
 from reconciler.errors import ReconcilerError
-from reconciler.shim import oci_options, sealed
+from reconciler.shim import oci_log, oci_options, sealed
 from reconciler.shim.oci_state import OciError
 from reconciler.shim.step import StepError
 
@@ -76,6 +75,7 @@ def serve(arguments: list[str], ready: object = None) -> int:
     os.umask(0o022)
     try:
         args = parse(arguments)
+        oci_log.to(args.log, args.log_format)
         if callable(ready):
             ready()
         args.root = os.path.abspath(args.root)
@@ -103,29 +103,9 @@ def serve(arguments: list[str], ready: object = None) -> int:
 
 
 def _complain(error: Exception, args: argparse.Namespace | None) -> int:
-    """Say what failed, on standard error and in the caller's log; `exec` fails as a shell does."""
-    text = sentence(error)
-    log = args.log if args is not None else ""
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    if log:
-        if args is not None and args.log_format == "json":
-            from json import dumps  # loaded long since
-
-            line = dumps({"level": "error", "msg": text, "time": now})
-        else:
-            line = f'time="{now}" level=error msg="{_quoted(text)}"'
-        try:
-            fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            os.write(fd, line.encode(errors="surrogateescape") + b"\n")
-            os.close(fd)
-        except OSError as cause:
-            print(f"{oci_options.PROGRAM}: {log}: {cause.strerror}", file=sys.stderr)
-    print(f"{oci_options.PROGRAM}: {text}", file=sys.stderr)
+    """Say what failed and give the exit code; `exec` fails as a shell does."""
+    oci_log.error(sentence(error))
     return 255 if args is not None and args.action == "exec" else 1
-
-
-def _quoted(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def sentence(error: Exception) -> str:

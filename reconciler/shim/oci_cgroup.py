@@ -51,16 +51,18 @@ class Hierarchies:
 class Cgroup:
     """The directories of one container: `v2`, or "" without that hierarchy, and `v1` by controller.
 
-    `controllers` are those that v2 has; `made` are directories above that were missing.
+    `controllers` are those that v2 has. `made` are directories above that were missing, `own` those of its own that
+    were: what was there before stays (runtime.md, Delete).
     """
 
-    __slots__ = ("controllers", "made", "v1", "v2")
+    __slots__ = ("controllers", "made", "own", "v1", "v2")
 
     def __init__(self, v2: str, v1: dict[str, str], controllers: frozenset[str]) -> None:
         self.v2 = v2
         self.v1 = v1
         self.controllers = controllers
         self.made: list[str] = []
+        self.own: list[str] = []
 
     def v1_directories(self) -> tuple[str, ...]:
         """Each v1 directory once: controllers that are mounted together share theirs."""
@@ -71,7 +73,13 @@ class Cgroup:
 
     def kept(self) -> dict[str, object]:
         """What state.json keeps of it."""
-        return {"v2": self.v2, "v1": self.v1, "controllers": sorted(self.controllers), "made": self.made}
+        return {
+            "v2": self.v2,
+            "v1": self.v1,
+            "controllers": sorted(self.controllers),
+            "made": self.made,
+            "own": self.own,
+        }
 
 
 def of(container: oci_state.Container) -> Cgroup:
@@ -80,7 +88,7 @@ def of(container: oci_state.Container) -> Cgroup:
     if not isinstance(kept, dict):
         return Cgroup("", {}, frozenset())
     group = Cgroup(str(kept["v2"]), dict(kept["v1"]), frozenset(kept["controllers"]))
-    group.made = list(kept["made"])
+    group.made, group.own = list(kept["made"]), list(kept["own"])
     return group
 
 
@@ -107,12 +115,17 @@ def place(path: str, name: str) -> Cgroup:
     return Cgroup(found.v2 + clean if found.v2 else "", v1, found.controllers)
 
 
-def create(group: Cgroup) -> None:
-    """Make the directories; raise OciError where one is in use already, and leave it to who uses it."""
+def claim(group: Cgroup) -> None:
+    """Find out which directories are to be made; raise OciError where one is in use, and leave it to who uses it."""
     busy = pids(group)
     if busy:
         used = next(directory for directory in group.directories() if os.path.isdir(directory))
         raise OciError(f"container's cgroup is not empty: {len(busy)} process(es) found in {used}")
+    group.own = [directory for directory in group.directories() if not os.path.isdir(directory)]
+
+
+def create(group: Cgroup) -> None:
+    """Make the directories, or leave nothing."""
     try:
         _make_all(group)
     except BaseException:
@@ -269,7 +282,7 @@ def remove(group: Cgroup, *, above: bool = False) -> None:
             freeze(group, False)
     for directory in group.directories():
         for inner, _, _ in os.walk(directory, topdown=False):
-            while True:
+            while inner != directory or directory in group.own:
                 try:
                     os.rmdir(inner)
                 except FileNotFoundError:

@@ -7,7 +7,7 @@ waits for its parent: for ids and cgroups, which only that one may give, and for
 import os
 import socket
 
-from reconciler.linux import mount, path, process, scheduling
+from reconciler.linux import mount, namespace, path, process, scheduling
 from reconciler.shim import child, mounts, oci_filter, oci_hooks, rootfs
 from reconciler.shim.config import Mount, Prepared
 from reconciler.shim.oci_config import Bundle, Confinement
@@ -38,6 +38,10 @@ class Extras(child.Extras):
         self._config = config
         self._state = state
         self._talk = talk
+        # Made by the root of its own, as whose /dev/mqueue then is; the clone makes all others
+        self._late_ipc = bundle.new_user and bool(bundle.prepared.clone_flags & namespace.CLONE_NEWIPC)
+        if self._late_ipc:
+            bundle.prepared.clone_flags &= ~namespace.CLONE_NEWIPC
         self._label = label_place(bundle.confinement)
         self.sources = sources
         self.tree = tree
@@ -55,6 +59,9 @@ class Extras(child.Extras):
         oci_filter.introduce(prepared.process, self._config, self._state)
         if self._bundle.new_user or self._bundle.joined_user:
             become_root()
+        if self._late_ipc:
+            with Step("namespace", "ipc"):
+                namespace.unshare(namespace.CLONE_NEWIPC)
 
     def write_proc(self, prepared: Prepared, proc: int) -> bool:
         """Open what the label goes to; oom_score_adj was the parent's, who alone may lower it in a user namespace."""

@@ -5,9 +5,7 @@ before that reader looks, and put back into its result. Annotations of this prog
 annotate a container must not thereby mount directories of the host.
 """
 
-import posixpath
-
-from reconciler.linux import mount, namespace, scheduling
+from reconciler.linux import capability, mount, namespace, scheduling
 from reconciler.shim import config, oci_hooks
 from reconciler.shim.config import Mount, Prepared
 from reconciler.shim.fields import PREFIX, ConfigError, Section, clean
@@ -86,6 +84,7 @@ class Bundle:
     __slots__ = (
         "cgroups_path",
         "confinement",
+        "dropped",
         "gid_map",
         "hooks",
         "id_mapped",
@@ -114,10 +113,14 @@ class Bundle:
     propagation: tuple[int, bool] | None  # of the root once it is one, and whether of all in it
     cgroups_path: str
     resources: Section
+    dropped: tuple[str, ...]  # capabilities that are asked for and can't be had
 
 
-def read(document: dict[str, object], bundle: str) -> Bundle:
-    """Read a config.json whose relative paths mean the directory `bundle`; raise ConfigError naming the field."""
+def read(document: dict[str, object], bundle: str, held: int) -> Bundle:
+    """Read a config.json whose relative paths mean the directory `bundle`; raise ConfigError naming the field.
+
+    `held` are the capabilities of whoever makes the container; they do not matter in another user namespace.
+    """
     top, linux, process = (Section(document, key) for key in ("", "linux", "process"))
     version = top.text("ociVersion")
     if version.partition(".")[0] != "1":
@@ -125,6 +128,7 @@ def read(document: dict[str, object], bundle: str) -> Bundle:
     for (section, key), why in _REFUSED.items():
         if Section(document, section).raw(key) not in (None, "", [], {}):
             raise ConfigError(f"{section + '.' if section else ''}{key}: {why}")
+    _check(top, linux)
     result = Bundle()
     result.hooks = oci_hooks.read(document)
     result.confinement = Confinement(process, linux)
@@ -135,7 +139,10 @@ def read(document: dict[str, object], bundle: str) -> Bundle:
     result.joined_pid = _path_of(linux, "pid")
     propagation = linux.text("rootfsPropagation")
     result.propagation = _LAST_PROPAGATION.get(propagation)
-    prepared = config.prepare(_reduced(document, linux, process), bundle)
+    reduced = _reduced(document, linux, process)
+    given, result.dropped = grantable(process, -1 if result.new_user or result.joined_user else held)
+    reduced["process"] = {**Section(reduced, "process").values, "capabilities": given}
+    prepared = config.prepare(reduced, bundle)
     result.prepared = prepared
     if not prepared.rootfs.startswith("/") or not Section(document, "root").text("path"):
         raise ConfigError("root.path: missing")
@@ -153,6 +160,41 @@ def read(document: dict[str, object], bundle: str) -> Bundle:
             prepared.powerless = False
     result.id_mapped = dict(_id_mapped(top, prepared.mounts, result))
     return result
+
+
+def _check(top: Section, linux: Section) -> None:
+    """Hold the bundle to what the specification says it must be, where nobody else would notice."""
+    for key, value in top.section("annotations").values.items():
+        if not key or not isinstance(value, str):
+            raise ConfigError(f"annotations: {key!r}: expected a name and a string")
+    for key in ("maskedPaths", "readonlyPaths"):
+        for path in linux.strings(key):
+            if not path.startswith("/"):
+                raise ConfigError(f"linux.{key}: {path!r}: expected an absolute path")
+    for entry in linux.sections("namespaces"):
+        path = entry.text("path")
+        if path and not path.startswith("/"):
+            raise ConfigError(f"{entry.name}.path: {path!r}: expected an absolute path")
+    limits = [entry.text("type") for entry in top.section("process").sections("rlimits")]
+    for name in limits:
+        if limits.count(name) > 1:
+            raise ConfigError(f"process.rlimits: {name} is there twice")
+
+
+def grantable(process: Section, held: int) -> tuple[dict[str, object], tuple[str, ...]]:
+    """Leave out of process.capabilities what the kernel does not know or the caller has not; give also their names.
+
+    The specification wants a warning, not a failure (config.md, "Linux Process", capabilities).
+    """
+    section = process.section("capabilities")
+    dropped: set[str] = set()
+    given: dict[str, object] = {}
+    for kind in section.values:
+        names = section.strings(kind)
+        had = [name for name in names if name in capability.NUMBERS and held >> capability.NUMBERS[name] & 1]
+        dropped.update(set(names) - set(had))
+        given[kind] = had
+    return given, tuple(sorted(dropped))
 
 
 def _has(prepared: Prepared, flag: int) -> bool:
@@ -195,10 +237,7 @@ def _without_ids(entry: Section) -> dict[str, object]:
 def _path_of(linux: Section, kind: str) -> str:
     for entry in linux.sections("namespaces"):
         if entry.text("type") == kind:
-            path = entry.text("path")
-            if path and not path.startswith("/"):
-                raise ConfigError(f"{entry.name}.path: {path}: expected an absolute path")
-            return posixpath.normpath(path) if path else ""
+            return entry.text("path")
     return ""
 
 

@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 
-from reconciler.linux import mount, namespace
+from reconciler.linux import capability, mount, namespace
 from reconciler.shim import (
     child,
     document,
@@ -23,6 +23,7 @@ from reconciler.shim import (
     oci_config,
     oci_filter,
     oci_hooks,
+    oci_log,
     oci_resources,
     oci_state,
     record,
@@ -43,9 +44,22 @@ _KINDS = {
 
 
 class Order:
-    """What a caller wants besides the bundle. `console` is the path of a socket for the terminal, or its descriptor."""
+    """What a caller wants besides the bundle. `console` is the path of a socket for the terminal, or its descriptor.
 
-    __slots__ = ("bundle", "console", "console_fd", "fresh_keyring", "id", "pid_file", "preserved", "root")
+    `activated` is how many of the `preserved` descriptors are of socket activation, which the program is told.
+    """
+
+    __slots__ = (
+        "activated",
+        "bundle",
+        "console",
+        "console_fd",
+        "fresh_keyring",
+        "id",
+        "pid_file",
+        "preserved",
+        "root",
+    )
 
     def __init__(self, root: str, name: str, bundle: str) -> None:
         self.root = root
@@ -55,6 +69,7 @@ class Order:
         self.console = ""
         self.console_fd = -1
         self.preserved = 0
+        self.activated = ""
         self.fresh_keyring = True
 
 
@@ -65,7 +80,9 @@ def create(order: Order) -> Container:
     with Step("bundle", path):
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     config = document.read_config(directory, f"{path}/config.json")
-    bundle = oci_config.read(config, path)
+    bundle = oci_config.read(config, path, capability.capget()[1])
+    if bundle.dropped:
+        oci_log.warn(f"capabilities that can't be given are left out: {', '.join(bundle.dropped)}")
     made = Creation(order, path, config, bundle)
     try:
         made.run()
@@ -108,13 +125,18 @@ class Creation:
         }
         record.replace(container.directory, oci_state.CONFIG, document.text(self._config))
         _check_own(prepared)
+        if self._order.activated.isdigit():  # sd_listen_fds(3)
+            told = {b"LISTEN_FDS": self._order.activated.encode(), b"LISTEN_PID": b"1"}
+            prepared.process.environment.update(told)
         oci_filter.prepare(prepared.process, self._config)
         prepared.name = prepared.name or container.id
         prepared.rootfs = os.path.realpath(prepared.rootfs)
         group = oci_cgroup.place(bundle.cgroups_path, container.id)
+        oci_cgroup.claim(group)
+        container.values["cgroup"] = group.kept()
         container.save()
-        oci_cgroup.create(group)
         self._group = group
+        oci_cgroup.create(group)
         container.values["cgroup"] = group.kept()
         oci_resources.apply(bundle.resources, group)
         oci_resources.restrict(group, oci_resources.rules(bundle.resources))

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 
+from reconciler.linux import capability
 from reconciler.shim import oci_cgroup, oci_create, oci_exec, oci_relay, oci_state
 from reconciler.shim.fields import ConfigError, Section
 from reconciler.shim.oci_state import OciError
@@ -23,6 +24,7 @@ def _order(args: argparse.Namespace) -> oci_create.Order:
     order.console, order.pid_file = args.console_socket, args.pid_file
     order.fresh_keyring = not args.no_new_keyring
     order.preserved = _preserved(args)
+    order.activated = os.environ.get("LISTEN_FDS", "")
     return order
 
 
@@ -79,7 +81,9 @@ def execute(args: argparse.Namespace) -> int:
     if found == "creating":
         raise OciError("cannot exec in a container that is being created")
     config = container.config()
-    wanted = oci_exec.Wanted(_process(args, config), config)
+    kinds = {entry.text("type") for entry in Section(config, "linux").sections("namespaces")}
+    held = -1 if "user" in kinds else capability.capget()[1]
+    wanted = oci_exec.Wanted(_process(args, config), config, held)
     wanted.preserved = preserved
     if wanted.process.terminal and args.detach:
         if not args.console_socket:

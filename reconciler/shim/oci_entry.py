@@ -19,7 +19,8 @@ import os
 import shutil
 
 from reconciler.linux import process
-from reconciler.shim import entry, oci, oci_entering
+from reconciler.shim import oci, oci_entering
+from reconciler.shim.imports import NoMoreImports
 
 _USED = (
     oci_entering,
@@ -34,7 +35,7 @@ _USED = (
 def _ready() -> None:
     for name in ("utf-8", "ascii", "latin-1"):
         codecs.lookup(name)
-    sys.meta_path[:] = [entry.NoMoreImports]
+    sys.meta_path[:] = [NoMoreImports]
     sys.path_importer_cache.clear()
 
 

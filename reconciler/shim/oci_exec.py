@@ -18,6 +18,7 @@ from reconciler.shim import (
     oci_child,
     oci_config,
     oci_filter,
+    oci_log,
     privilege,
     start,
     user,
@@ -44,11 +45,17 @@ class Wanted:
 
     __slots__ = ("confinement", "console", "fresh_keyring", "preserved", "process")
 
-    def __init__(self, asked: dict[str, object], config: dict[str, object]) -> None:
-        """Read `asked`, the `process` of a config.json, for a container of `config`; raise ConfigError."""
+    def __init__(self, asked: dict[str, object], config: dict[str, object], held: int) -> None:
+        """Read `asked`, the `process` of a config.json, for a container of `config`; raise ConfigError.
+
+        `held` are the capabilities that can be given.
+        """
         given = Section({"process": asked}, "process")
         self.confinement = oci_config.Confinement(given, Section(config, "linux"))
         reduced = {key: value for key, value in asked.items() if key not in _BEYOND}
+        reduced["capabilities"], dropped = oci_config.grantable(given, held)
+        if dropped:
+            oci_log.warn(f"capabilities that can't be given are left out: {', '.join(dropped)}")
         self.process: Process = prepare_process({"process": reduced, "linux": config.get("linux")})
         oci_filter.prepare(self.process, config)
         self.console = -1

@@ -14,6 +14,7 @@ from reconciler.linux import process
 from reconciler.shim import (
     oci_cgroup,
     oci_hooks,
+    oci_log,
     oci_options,
     oci_resources,
     oci_state,
@@ -127,7 +128,7 @@ def destroy(container: Container, *, force: bool) -> None:
         try:
             oci_hooks.run(hook, json.dumps(state).encode())
         except StepError as error:  # the specification has the rest go on, and a warning
-            print(f"{oci_options.PROGRAM}: warning: {hook}: {error}", file=sys.stderr)
+            oci_log.warn(f"{hook}: {error}")
 
 
 def _hooks(container: Container) -> oci_hooks.Hooks:

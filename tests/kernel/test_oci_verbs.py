@@ -217,7 +217,6 @@ def test_signals_by_name_and_number_and_to_all(runtime: Runtime) -> None:
         assert process.wait() == 137
 
 
-@pytest.mark.cgroup
 def test_the_end_of_one_without_pids_of_its_own_takes_all_along(runtime: Runtime) -> None:
     box = runtime.shell("sleep 1000 & sleep 1000 & exec sleep 1000").without("pid").up()
     eventually(lambda: len(box.ps()) == 3, runtime.patience)
@@ -231,7 +230,6 @@ def test_the_end_of_one_without_pids_of_its_own_takes_all_along(runtime: Runtime
 # --- exec -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.cgroup
 def test_exec_is_in_the_container_and_gives_its_exit_code(runtime: Runtime) -> None:
     box = runtime.sample("sleep", "1000").up()
     done = runtime("exec", box.id, "sh", "-c", "hostname; echo err >&2; exit 5", check=False)
@@ -398,6 +396,22 @@ def test_descriptors_are_handed_on_only_when_asked(runtime: Runtime) -> None:
     os.close(writer)
 
 
+def test_sockets_of_systemd_come_with_their_number(runtime: Runtime) -> None:
+    box = runtime.shell("echo $LISTEN_FDS $LISTEN_PID; readlink /proc/self/fd/3").write()
+    reader, writer = os.pipe()
+    os.dup2(writer, 99)
+    run = f"{PROGRAM} --root {runtime.root} run --bundle {box.directory} {box.id}"
+    script = f"exec 3>&99 99>&-; LISTEN_FDS=1 exec {run}"
+    try:
+        done = subprocess.run(
+            ["bash", "-c", script], pass_fds=(99,), capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines() == ["1 1", os.readlink(f"/proc/self/fd/{reader}")]
+    finally:
+        for fd in (reader, writer, 99):
+            os.close(fd)
+
+
 @pytest.mark.cgroup
 def test_a_paused_container_rests(runtime: Runtime) -> None:
     box = runtime.shell("while :; do echo x >>/count; sleep 0.01; done").up()
@@ -473,3 +487,16 @@ def test_p1_what_enters_a_container_is_a_sealed_copy(runtime: Runtime) -> None:
     with pytest.raises(OSError, match=r"Text file busy|Operation not permitted"):
         os.close(os.open(f"/proc/{box.pid}/exe", os.O_WRONLY))
     box.start()
+
+
+def test_p2_no_directory_of_the_host_is_left_to_go_to(runtime: Runtime) -> None:
+    """CVE-2024-21626, in a new container and in exec: a working directory that is a descriptor of the runtime's."""
+    box = runtime.sample("pwd")
+    for number in range(3, 13):
+        box.process["cwd"] = f"/proc/self/fd/{number}"
+        assert "cwd: /proc/self/fd/" in box.refused()
+    box = runtime.sample("sleep", "1000").up()
+    for number in range(3, 13):
+        assert "cwd: /proc/self/fd/" in runtime.fails(
+            "exec", "--cwd", f"/proc/self/fd/{number}", box.id, "pwd"
+        )
