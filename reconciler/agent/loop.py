@@ -24,6 +24,7 @@ from reconciler.agent.history import (
 )
 from reconciler.agent.intent import Intent, Reader, Source
 from reconciler.agent.notify import watchdog_interval
+from reconciler.agent.overfull import OverfullWatch
 from reconciler.agent.parts import Parts
 from reconciler.agent.resolver import Resolver
 from reconciler.agent.sweeper import Sweeper
@@ -77,6 +78,7 @@ class Agent:
         self._chores = Chores()
         self._executor = Executor(parts.engine, self._report, self.wake)
         self._exits = ExitWatch(self.wake)
+        self._overfull = OverfullWatch(parts.layout, partial(listener.noted, "limit"))
         self._devices = DeviceWatch(self.wake)
         self._sweeper = Sweeper(parts.store, listener.problem)
         self._wanted = Wanted.of(Desired({}))
@@ -294,6 +296,7 @@ class Agent:
         )
         self._remember(turn)
         self._exits.watch(self._parts.observer.shims)
+        self._overfull.watch(container for same in observed.containers.values() for container in same)
         if turn.finished and allow_empty:
             self._allow_empty = False
         self._sweeper.sweep()
@@ -313,6 +316,7 @@ class Agent:
         self._executor.close()
         self._resolver.close()
         self._exits.close()
+        self._overfull.close()
         self._devices.close()
         with self._changed:
             self._changed.notify_all()

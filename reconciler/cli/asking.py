@@ -24,6 +24,7 @@ from reconciler.spec.reference import Digest
 _PATIENCE: Final = 60.0  # seconds in which others may be done with what we wait for
 _LONGEST: Final = 2 * 365 * 86400.0
 _AGAIN: Final = 0.1
+_STARTING: Final = ("create", "start", "restart", "update")
 
 
 def ask(args: argparse.Namespace, verb: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,9 +82,26 @@ def _here(args: argparse.Namespace, layout: Layout, verb: str, body: Mapping[str
         with _loop(args, layout, verb, str(body.get("name", "")), progress) as (agent, parts):
             verbs: dict[str, Any] = dict(Verbs(agent, parts, progress).by_name())
             answer: dict[str, Any] = verbs[verb](body)
+            if verb in _STARTING:
+                _say_unmeasured(layout, str(answer.get("name") or body.get("name", "")))
             return answer
     finally:
         progress.close()
+
+
+def _say_unmeasured(layout: Layout, name: str) -> None:
+    """A limit that the kernel does not keep is none while nobody measures."""
+    from reconciler.engine import rootfslimit
+    from reconciler.engine.named import find
+    from reconciler.engine.snapshot import Uppers
+
+    with suppress(ReconcilerError):
+        found = find(layout, name)
+        if found.settings.limits.rootfs is not None and not rootfslimit.counts(layout, Uppers(layout)):
+            print(
+                f"reconciler: {name}: its rootfs limit is not kept while no agent runs; see: reconciler doctor",
+                file=sys.stderr,
+            )
 
 
 @contextmanager

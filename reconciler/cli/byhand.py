@@ -24,6 +24,12 @@ def _limits(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the most processes and threads (default 512); -1: any number",
     )
+    _texts(
+        parser,
+        "--storage-opt",
+        metavar="size=SIZE",
+        help="the most that it may write to its own file system, beside volumes",
+    )
     parser.add_argument(
         "--restart",
         default="",

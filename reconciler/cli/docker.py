@@ -88,7 +88,8 @@ COMMANDS: Final[tuple[Command, ...]] = (
     Command(
         "update",
         "update",
-        "of ad-hoc containers: memory, CPUs, processes, restart policy; a declared one is changed in its spec",
+        "of ad-hoc containers: memory, CPUs, processes, `--storage-opt`, restart policy; a declared one is changed "
+        "in its spec",
         "container update",
     ),
     Command("create", "create", "as `run`", "container create"),

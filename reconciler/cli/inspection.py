@@ -10,13 +10,14 @@ from typing import Any, Final
 from reconciler.agent import client
 from reconciler.cli.common import layout_of
 from reconciler.cli.listing import printed
-from reconciler.engine import cgroup, instance, volumes
+from reconciler.engine import cgroup, instance, rootfslimit, volumes
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.leases import Leases, decode
 from reconciler.engine.network.names import member
 from reconciler.engine.record import Record, records
 from reconciler.engine.sight import phase_of
+from reconciler.engine.snapshot import Uppers
 from reconciler.engine.store import Store
 from reconciler.engine.usage import usage
 from reconciler.errors import NotFoundError, ReconcilerError, UsageError
@@ -109,12 +110,20 @@ class Inspector:
                 phase=phase_of(layout, record.id),
                 log=str(layout.log(record.id)),
                 frozen=group is not None and cgroup.frozen(group),
+                rootfs=self._rootfs(record),
                 memory_peak=usage(group).memory_max if group is not None else None,
                 networks=dict(self._places(record)),
                 image=next((image for image in self._images if str(image.config) == record.image), None),
                 status=self._row(record),
             )
         )
+
+    def _rootfs(self, record: Record) -> dict[str, Any]:
+        limit = record.settings.limits.rootfs
+        if limit is None:
+            return {}
+        found = rootfslimit.use(self._layout, Uppers(self._layout), record.id)
+        return {"Limit": limit, "Used": found.used, "KeptBy": "quota" if found.counted else "agent"}
 
     def _places(self, record: Record) -> Iterator[tuple[str, inspection.Place]]:
         leases: Leases = {}

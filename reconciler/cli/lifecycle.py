@@ -62,12 +62,12 @@ def unpause(args: argparse.Namespace) -> int:
 
 def update(args: argparse.Namespace) -> int:
     """Change limits and restart policy of ad-hoc containers in place."""
-    names = ("memory", "memory_swap", "cpus", "pids_limit", "restart")
+    names = ("memory", "memory_swap", "cpus", "pids_limit", "storage_opt", "restart")
     options = {name: getattr(args, name) for name in names if getattr(args, name)}
     if not options:
         raise UsageError(
             "update: nothing to change was named",
-            hint="--memory, --memory-swap, --cpus, --pids-limit, --restart",
+            hint="--memory, --memory-swap, --cpus, --pids-limit, --storage-opt, --restart",
         )
     return each(args, "update", {"options": options})
 

@@ -204,6 +204,7 @@ def _things(held: Stock) -> list[dict[str, Any]]:
     for record in held.records:
         written = volumes.tree_size(held.layout.container(record.id))
         add("container", record.full_name, written, [record.id[:12]])
+        things[-1]["limit"] = record.settings.limits.rootfs
     for volume in held.volumes:
         declared = ["its spec"] if volume.declared and not volume.users else []
         name = f"{volume.app}/{volume.name}"

@@ -28,7 +28,7 @@ _TEXTS: Final = (
 )
 _LISTS: Final = (
     *("dns", "dns_search", "dns_option", "add_host", "group_add", "cap_add", "cap_drop", "security_opt"),
-    *("add_device", "ulimit", "sysctl", "annotation", "log_opt", "network_alias"),
+    *("add_device", "ulimit", "sysctl", "annotation", "log_opt", "network_alias", "storage_opt"),
 )
 
 

@@ -1,5 +1,4 @@
-"""The life of a container: create, start, stop, remove, update. Each verb is idempotent and works without the
-others.
+"""The life of a container: create, start, stop, remove, update. Each verb is idempotent and works without the others.
 
 Nothing here remembers anything: what exists is what the disk and the kernel show. `create` writes the
 identity record before the first process, so that a crash at any point leaves either a directory without a
@@ -25,6 +24,7 @@ from reconciler.engine import (
     joining,
     previous,
     record,
+    rootfslimit,
     trash,
 )
 from reconciler.engine.connect import Connections
@@ -74,9 +74,8 @@ class Containers:
         self._hierarchies = hierarchies
         self._uppers = Uppers(layout)
         self._ranges = IdRanges(layout)
-        self._made: dict[
-            tuple[str, str], str
-        ] = {}  # a shortcut to the newest container of a name, never the truth
+        # A shortcut to the newest container of a name, never the truth
+        self._made: dict[tuple[str, str], str] = {}
 
     # --- create ----------------------------------------------------------------------------------------------------
 
@@ -115,6 +114,7 @@ class Containers:
                 devices=rules,
                 devices_needed=devices.needed(desired.identity),
             )
+            rootfslimit.prepare(layout, self._uppers, container_id, desired)
             failpoint("create.limited")
             ids = claim.enter_context(self._ranges.of(desired, container_id))
             layers = tuple(layer.chain_id for layer in desired.image.layers)
@@ -373,6 +373,7 @@ class Containers:
         Not synced, as its record was not: after a power cut it is a container that is lost, or a directory without one.
         """
         self._end_all(container_id)
+        rootfslimit.release(self._layout, container_id)
         trash.delete(self._layout.run_container(container_id))  # the upper may be in it, however deep
         failpoint("remove.unrun")
         self._store.discard(self._layout.container(container_id), durable=False)
@@ -404,6 +405,7 @@ class Containers:
         if group is None:
             raise NotFoundError(f"{found.full_name}: its cgroup is gone")
         cgroup_limits.update(group, settings.limits, layout.state)
+        rootfslimit.apply(layout, self._uppers, container_id, found.full_name, settings.limits.rootfs)
         failpoint("update.limited")
         if settings.rotation != found.settings.rotation and layout.control_socket(container_id).exists():
             rotation = settings.rotation
@@ -420,8 +422,8 @@ class Containers:
             self._connections.attach(found)
 
     def record_exit(self, container_id: str) -> None:
-        """Copy the exit record to where it survives a reboot, durably."""
-        data = self._layout.exit_record(container_id).read_bytes()
+        """Copy the exit record to where it survives a reboot, durably, with the reason of the end if there is one."""
+        data = rootfslimit.explained(self._layout, container_id)
         replace_bytes(self._layout.settled_exit(container_id), data)
         failpoint("exit.settled")
 

@@ -27,7 +27,7 @@ from reconciler.engine.network.foreign import forward_blockers
 from reconciler.engine.network.leases import decode
 from reconciler.engine.network.ports import PortTable
 from reconciler.engine.seccomp.default import ARCHITECTURES
-from reconciler.engine.snapshot import file_system_type
+from reconciler.engine.snapshot import Uppers, file_system_type
 from reconciler.errors import ReconcilerError
 from reconciler.linux import bpf, capability, mount, namespace, netlink, rtnetlink
 from reconciler.linux.seccomp import load
@@ -74,7 +74,7 @@ def checks(layout: Layout, *, quick: bool = False) -> tuple[Check, ...]:
         *found,
         _git(),
         _room(layout),
-        enforcing.quotas(_existing(layout.volumes)),
+        enforcing.quotas(_existing(layout.volumes), on_tmpfs=Uppers(layout).on_tmpfs),
         _clock(),
         _inotify(),
         _descriptors(),

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconciler.engine import volumelimit
+from reconciler.engine import projectquota
 from reconciler.engine.hierarchies import Hierarchies
 
 
@@ -36,9 +36,12 @@ def memory(found: Hierarchies) -> Check:
     return Check("memory", None, detail, "boot with cgroup version 2: systemd.unified_cgroup_hierarchy=1")
 
 
-def quotas(state: Path) -> Check:
-    """Whether a volume can have a `size_limit`; only who wants one needs it."""
-    missing, remedy = volumelimit.lacking(state)
-    if missing:
-        return Check("quota", None, f"no size_limit of a volume can be enforced: {missing}", remedy)
-    return Check("quota", True, f"project quotas are enforced at {state}")
+def quotas(state: Path, *, on_tmpfs: bool) -> Check:
+    """How `limits.rootfs` is kept here, and whether a volume can have a `size_limit`; only who wants one needs it."""
+    missing, remedy = projectquota.lacking(state)
+    if not missing and not on_tmpfs:
+        return Check("quota", True, f"limits.rootfs and size_limit are kept by project quotas at {state}")
+    polled = "limits.rootfs is measured every few seconds while the agent runs, not kept by the kernel"
+    if not missing:  # layers of containers are in the run directory, on a tmpfs
+        return Check("quota", None, polled, "put --state on ext4 or xfs with project quotas")
+    return Check("quota", None, f"no size_limit of a volume can be enforced, and {polled}: {missing}", remedy)

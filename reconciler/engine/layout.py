@@ -17,7 +17,8 @@ STATE  (/var/lib/reconciler, 0700)
                              identity.json (written last: it makes the container exist),
                              upper/ work/ (overlay), rootfs/ (mount point), log/, configs/,
                                  hosts, resolv.conf, hostname (bind-mounted, and written from inside too),
-                                 exit.json where the outcome must survive a reboot
+                                 exit.json where the outcome must survive a reboot,
+                                 quota.json (the project of upper/ and work/, where they have a limit)
   trash/                     directories renamed away on removal; deleted in the background
   previous/<app>/<name>/     log/, identity.json and exit.json of the container that ran before (logs --previous)
   volumes/<app>/<name>/      volume.json, data/ (what is mounted), pending (no copy-up yet); never removed by a plan,
@@ -39,6 +40,7 @@ RUN  (/run/reconciler, 0711; a tmpfs, so it vanishes at a reboot)
   zygote/                    the sealed interpreter's support files, if any
   containers/<id>/           shim.json, exit.json, control.sock,
                                  stopping (an empty mark: a plan asked it to end),
+                                 overfull.json (why the agent ended it: it had written too much),
                                  identity.json (a copy, written first: damage on the disk is mended from it)
 """
 
@@ -165,6 +167,9 @@ class Layout:
     def hostname(self, container_id: str) -> Path:
         return self.container(container_id) / "hostname"
 
+    def quota(self, container_id: str) -> Path:
+        return self.container(container_id) / "quota.json"
+
     def settled_exit(self, container_id: str) -> Path:
         return self.container(container_id) / "exit.json"
 
@@ -279,6 +284,9 @@ class Layout:
 
     def stopping(self, container_id: str) -> Path:
         return self.run_container(container_id) / "stopping"
+
+    def overfull(self, container_id: str) -> Path:
+        return self.run_container(container_id) / "overfull.json"
 
     def identity_copy(self, container_id: str) -> Path:
         return self.run_container(container_id) / "identity.json"

@@ -22,6 +22,7 @@ from reconciler.engine.network.observed import NetworkObserved
 from reconciler.engine.network.ports import Address
 from reconciler.engine.process import ProcessId, boot_id, read_exit
 from reconciler.engine.sight import ParsedFile, Sight, exists, read_record
+from reconciler.engine.snapshot import Uppers
 from reconciler.engine.store import Store
 from reconciler.shim.record import boottime
 from reconciler.state import observed as state
@@ -40,6 +41,7 @@ class Observer:
         self._capacity = capacity()
         self._place: cgroup.Place | None = None
         self._sights: dict[str, Sight] = {}
+        self._uppers = Uppers(layout)
         self._projects: dict[str, ParsedFile[volumelimit.Project]] = {}
         self._previous: dict[str, ParsedFile[state.Previous]] = {}
         self._network: tuple[NetworkObserved, state.Networks, frozenset[tuple[str, str]]] | None = None
@@ -160,7 +162,7 @@ class Observer:
         unreadable: list[str] = []
         joining, now = False, boottime()
         for container_id in _names(self._layout.containers):
-            sight = self._sights.get(container_id) or Sight(self._layout, container_id)
+            sight = self._sights.get(container_id) or Sight(self._layout, container_id, self._uppers)
             container = sight.look(self._place or place, attached)
             if container is None:
                 unreadable.append(container_id)

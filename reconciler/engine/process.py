@@ -159,6 +159,7 @@ def _exit(value: dict[str, Any]) -> ExitRecord:
         finished_wall=float(value["finished_wall"]),
         boot=str(value["boot"]),
         peak=None if value.get("peak") is None else int(value["peak"]),
+        reason=str(value.get("reason", "")),
     )
 
 

@@ -11,11 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from reconciler.engine import cgroup, joining, record
+from reconciler.engine import cgroup, joining, record, rootfslimit
 from reconciler.engine.cgroup import Place
 from reconciler.engine.cgroup_limits import LimitFiles
 from reconciler.engine.layout import Layout
-from reconciler.engine.process import ProcessId, ShimRecord, alive, read_exit, read_shim
+from reconciler.engine.process import ExitRecord, ProcessId, ShimRecord, alive, read_exit, read_shim
+from reconciler.engine.projectquota import read_project
+from reconciler.engine.snapshot import Uppers
 from reconciler.spec.adhoc import ADHOC
 from reconciler.state import observed as state
 from reconciler.state.desired import Limits
@@ -77,7 +79,7 @@ def exists(path: str) -> bool:
 class Life:
     """What a container does, by the records of its shim."""
 
-    __slots__ = ("_exited", "_running", "_settled", "_shim", "init", "shim")
+    __slots__ = ("_ended", "_exited", "_overfull", "_running", "_settled", "_shim", "init", "shim")
 
     def __init__(self, layout: Layout, container_id: str) -> None:
         self.shim: ProcessId | None = None
@@ -85,7 +87,9 @@ class Life:
         self._settled = ParsedFile(layout.settled_exit(container_id), read_exit)
         self._exited = ParsedFile(layout.exit_record(container_id), read_exit)
         self._shim = ParsedFile(layout.shim_record(container_id), read_shim)
+        self._overfull = ParsedFile(layout.overfull(container_id), rootfslimit.reason)
         self._running: tuple[ShimRecord, state.Running] | None = None
+        self._ended: tuple[ExitRecord, state.Exited] | None = None
 
     def phase(self) -> tuple[state.Phase, bool]:
         """The phase, and whether the exit record is kept across a reboot.
@@ -96,7 +100,7 @@ class Life:
         settled = self._settled.read()
         exited = self._exited.read() or settled
         if exited is not None:
-            return state.Exited(exited), settled is not None
+            return self._exit(exited), settled is not None
         shim = self._shim.read()
         if shim is None:
             return state.Lost(
@@ -106,7 +110,7 @@ class Life:
             # The record may have been renamed into place between the two looks.
             exited = self._exited.read()
             if exited is not None:
-                return state.Exited(exited), False
+                return self._exit(exited), False
             return state.Lost("its shim ended without a record"), False
         self.shim, self.init = shim.shim, shim.init
         if shim.started_boot is None:
@@ -115,6 +119,13 @@ class Life:
             running = state.Running(shim.init.pid, shim.started_boot, shim.started_wall or 0.0)
             self._running = shim, running
         return self._running[1], False
+
+    def _exit(self, ended: ExitRecord) -> state.Exited:
+        """Its end, with the reason where the agent had one; one that was kept across a reboot has it in itself."""
+        if self._ended is None or self._ended[0] is not ended:
+            why = ended.reason or self._overfull.read() or ""
+            self._ended = ended, state.Exited(replace(ended, reason=why) if why else ended)
+        return self._ended[1]
 
 
 def phase_of(layout: Layout, container_id: str) -> state.Phase:
@@ -128,18 +139,23 @@ class Sight:
     __slots__ = (
         "_container",
         "_identity",
+        "_layout",
         "_life",
         "_limits",
         "_parts",
         "_place",
+        "_quota",
         "_seen",
-        "_state",
         "_stopping",
+        "_uppers",
         "id",
     )
 
-    def __init__(self, layout: Layout, container_id: str) -> None:
+    def __init__(self, layout: Layout, container_id: str, uppers: Uppers) -> None:
         self.id = container_id
+        self._layout = layout
+        self._uppers = uppers
+        self._quota = ParsedFile(layout.quota(container_id), read_project)
         self._identity = ParsedFile(
             layout.identity(container_id), lambda _: read_checked_record(layout, container_id)
         )
@@ -149,7 +165,6 @@ class Sight:
             for path in (layout.config(container_id), layout.log(container_id), layout.hosts(container_id))
         )
         self._stopping = str(layout.stopping(container_id))
-        self._state = layout.state
         self._place: Place | None = None
         self._limits: LimitFiles | None = None
         self._seen: tuple[object, ...] = ()
@@ -222,10 +237,14 @@ class Sight:
     def _enforced(self, place: Place, wanted: Limits) -> tuple[Limits | None, bool]:
         """The limits in force, and whether the cgroup is there."""
         if self._limits is None or self._place is not place:
-            self._place, self._limits = place, LimitFiles(place.group(self.id), self._state)
+            self._place, self._limits = place, LimitFiles(place.group(self.id), self._layout.state)
         if not self._limits.there():
             return None, False
-        return self._limits.read(wanted), True
+        found, project = self._limits.read(wanted), self._quota.read()
+        if wanted.rootfs is not None or project is not None:
+            limit = rootfslimit.in_force(self._layout, self._uppers, self.id, wanted.rootfs, project)
+            found = replace(found, rootfs=limit)
+        return found, True
 
 
 def _watched(log: str) -> bool:

@@ -95,6 +95,8 @@ def countdown(until: float, now: float) -> str:
 
 def ending(record: ExitRecord) -> str:
     """Return how it ended, with the code a shell would show: `exit 3`, `exit 137 (OOM)`, `exit 143 (SIGTERM)`."""
+    if record.reason:
+        return f"exit {record.code if record.signal is None else 128 + record.signal} ({record.reason})"
     if record.signal is None:
         text = f"exit {record.code}"
         return f"{text} (OOM)" if record.oom else text

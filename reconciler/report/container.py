@@ -103,6 +103,7 @@ def container(
             "cpus": settings.limits.cpus / 1000 if settings.limits.cpus is not None else None,
             "memory": settings.limits.memory,
             "pids": settings.limits.pids,
+            **({"rootfs": settings.limits.rootfs} if settings.limits.rootfs is not None else {}),
         }
         if settings is not None
         else {},
@@ -210,7 +211,7 @@ def _phrase(
             paused = " (Paused)" if state == "paused" else ""
             return f"Up {duration(now.boottime - phase.since)}{paused}"
         case Exited(ended):
-            how = " (OOM)" if ended.oom else ""
+            how = f" ({ended.reason})" if ended.reason else " (OOM)" if ended.oom else ""
             held = ", held" if state == "held" else ""
             return f"Exited ({_exit_code(ended)}){how} {age(ended.finished_wall, now.wall)}{held}"
         case Created():

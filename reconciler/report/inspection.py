@@ -29,7 +29,8 @@ class Found:
 
     `frozen`: its cgroup is. `networks` are its places in networks, by key; `image` is None where it is
     not known any more. `status` is its row of the status document, {} where that could not be had. `memory_peak` is in
-    bytes, None where nothing runs, or nothing counts it.
+    bytes, None where nothing runs, or nothing counts it. `rootfs` are limit and use of its writable layer, and who
+    keeps the limit, {} without one.
     """
 
     record: Record
@@ -41,6 +42,7 @@ class Found:
     image: Image | None = None
     status: Mapping[str, Any] = field(default_factory=dict)
     memory_peak: int | None = None
+    rootfs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ def container(found: Found) -> dict[str, Any]:
             "Attempt": record.attempt,
             "DependsOn": list(settings.depends_on),
             "MemoryPeak": found.phase.record.peak if isinstance(found.phase, Exited) else found.memory_peak,
+            "Rootfs": dict(found.rootfs) if found.rootfs else None,
             "State": found.status.get("state", ""),
             "UpToDate": found.status.get("up_to_date"),
             "Reason": found.status.get("reason", ""),
@@ -136,6 +139,7 @@ def _state(found: Found) -> dict[str, Any]:
             state |= {
                 "Status": "restarting" if state["Restarting"] else "exited",
                 "OOMKilled": ended.oom,
+                "Error": ended.reason,
                 "ExitCode": ended.code if ended.code is not None else 128 + (ended.signal or 0),
                 "StartedAt": rfc3339(ended.started_wall),
                 "FinishedAt": rfc3339(ended.finished_wall),
@@ -197,6 +201,7 @@ def _host_config(found: Found, mounts: Sequence[Mapping[str, Any]]) -> dict[str,
         "GroupAdd": json.loads(_annotation(config, "groups") or "[]"),
         "Devices": list(_devices(linux)),
         "ShmSize": _shm_size(config),
+        "StorageOpt": {"size": str(limits.rootfs)} if limits.rootfs is not None else {},
         "Annotations": dict(settings.annotations),
         "Sysctls": dict(_mapping(linux.get("sysctl"))),
         "Ulimits": [

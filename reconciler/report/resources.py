@@ -124,6 +124,11 @@ def resource_families(t: Telemetry, containers: Sequence[Container]) -> Iterator
         [(labels, t.upper_bytes[full_name(c)]) for labels, c in labelled if full_name(c) in t.upper_bytes],
     )
     yield gauge(
+        "container_fs_limit_bytes",
+        "What the container may write to its own file system, of those with a limit.",
+        [(labels, c["limits"]["rootfs"]) for labels, c in labelled if c["limits"].get("rootfs") is not None],
+    )
+    yield gauge(
         "container_start_time_seconds",
         "When the program was started.",
         [(labels, c["started_at"]) for labels, c in labelled if c["started_at"] is not None],

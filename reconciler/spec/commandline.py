@@ -56,6 +56,7 @@ class Options:
     memory_swap: str = ""
     cpus: str = ""
     pids_limit: str = ""
+    storage_opt: tuple[str, ...] = ()
     network: str = ""
     ipv6: bool = False
     network_alias: tuple[str, ...] = ()
@@ -413,6 +414,12 @@ def _limits(options: Options, draft: _Draft, before: Mapping[str, Any] | None = 
         number = int(options.pids_limit)
         limits["pids"] = number if number > 0 else _NO_LIMIT
         draft.said["limits.pids"] = "--pids-limit"
+    for text in options.storage_opt:
+        key, _, amount = text.partition("=")
+        if key != "size" or not amount:
+            raise UsageError(f"--storage-opt {text}: expected size=SIZE")
+        limits["rootfs"] = size(amount, "--storage-opt")
+        draft.said["limits.rootfs"] = "--storage-opt"
     if options.memory:
         limits["memory"] = size(options.memory, "--memory")
         draft.said["limits.memory"] = "--memory"

@@ -15,7 +15,6 @@ NOT_YET: Final[dict[str, frozenset[str]]] = {
             "apparmor", "drift", "healthcheck", "secrets", "selinux", "update",
         }
     ),
-    "Limits": frozenset({"rootfs"}),
     "DeviceFile": frozenset(
         {
             "sources", "trust", "windows", "locks", "network", "disk", "notify", "peers", "limits", "store",
@@ -248,7 +247,7 @@ def translate(model: str, key: str) -> str | None:
         return found
     first = found.partition(".")[0]
     own = NOT_YET.get(model, frozenset())
-    later = first in own or (first == "limits" and found[7:] in NOT_YET["Limits"])
+    later = first in own
     return f"write '{found}'{', which is not supported yet' if later else ''}"
 
 

@@ -240,7 +240,7 @@ def spec_page() -> str:
         _BETWEEN,
         "## Not supported yet\n",
         "These belong to the format and are refused by name until they are built; none is ignored.\n",
-        _later((App, Container, Limits)),
+        _later((App, Container)),
         "Also refused until then: `{secret: ...}` as the value of a variable and in `env_from`; "
         "`condition: healthy` and `condition: completed`, `required: false` and `restart: true` in "
         "`depends_on`.\n",

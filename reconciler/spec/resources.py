@@ -64,6 +64,9 @@ _Rate = Annotated[
 _Count = Annotated[Whole, Field(ge=1, le=2**31 - 1)]
 
 
+_SMALLEST_ROOTFS: Final = 64 << 10
+
+
 class IoLimits(Part):
     """How fast a container may read from and write to a disk."""
 
@@ -133,6 +136,26 @@ class Limits(Part):
             False,
         ),
     ] = None
+
+    rootfs: Annotated[
+        OptionalBytes,
+        Doc(
+            "What it may write to its own file system, beside its volumes; at least 64Ki. Kept by the kernel where "
+            "the file system of the state directory has project quotas: what goes beyond it fails. Elsewhere the agent "
+            "measures it every few seconds, and ends a container that has reached its limit, which then starts anew by "
+            "its restart policy, empty; `reconciler doctor` says which.",
+            "bytes",
+            "256Mi",
+            "no limit",
+            False,
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _rootfs_holds_something(self) -> Self:
+        if self.rootfs is not None and self.rootfs < _SMALLEST_ROOTFS:
+            raise Fault("must be at least 64Ki", path=("rootfs",))
+        return self
 
     @model_validator(mode="after")
     def _swap_needs_memory(self) -> Self:

@@ -310,6 +310,7 @@ def _limits(spec: model.Container) -> Limits:
         cpuset=spec.cpuset or "",
         reserve_cpus=spec.reserve.cpus or 0,
         reserve_memory=spec.reserve.memory or 0,
+        rootfs=limits.rootfs,
     )
 
 

@@ -196,9 +196,8 @@ class Io:
 class Limits:
     """Resource limits: `cpus` in thousandths of a CPU, `memory` and `swap` in bytes, None for no limit.
 
-    `swap` is what may be swapped out beside `memory`, not Docker's sum of the two; it means nothing without `memory`.
-    `cpuset` is as the kernel writes it (0-2,4), "" for every CPU. `reserve_cpus` and `reserve_memory` are what is kept
-    for the container when others want it too.
+    `swap` is beside `memory`, not Docker's sum, and nothing without it. `cpuset` is as the kernel writes it (0-2,4), ""
+    for every CPU. `reserve_*` are kept for it when others want them too; `rootfs` is what it may write beside volumes.
     """
 
     cpus: int | None = None
@@ -210,6 +209,7 @@ class Limits:
     cpuset: str = ""
     reserve_cpus: int = 0
     reserve_memory: int = 0
+    rootfs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

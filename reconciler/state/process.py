@@ -21,7 +21,8 @@ class ExitRecord:
 
     Times are seconds, `*_boot` on the boottime clock of the boot `boot`, `*_wall` since the epoch; `started_*` is None
     where the program was never started. `oom` says that the kernel killed a process of it at its memory limit.
-    `peak` is the most memory in bytes that it had at once, None where the kernel does not say.
+    `peak` is the most memory in bytes that it had at once, None where the kernel does not say. `reason` is why
+    the agent ended it, where it was neither a plan's nor a person's wish.
     """
 
     code: int | None
@@ -33,3 +34,4 @@ class ExitRecord:
     finished_wall: float
     boot: str
     peak: int | None = None
+    reason: str = ""

@@ -290,12 +290,13 @@ def test_a_containers_series_carry_cadvisors_labels_and_vanish_with_it() -> None
 
 
 def test_limits_are_told_in_the_kernels_units() -> None:
-    settings = replace(WANT.settings, limits=Limits(cpus=1500, memory=1 << 28))
+    settings = replace(WANT.settings, limits=Limits(cpus=1500, memory=1 << 28, rootfs=1 << 26))
     desired = Desired({"web": replace(APP, containers={"page": replace(WANT, settings=settings)})})
     found_ = telemetry(world(replace(RUNNING, settings=settings)), desired)
     assert value(found_, "container_spec_cpu_quota") == 150_000
     assert value(found_, "container_spec_cpu_period") == 100_000
     assert value(found_, "container_spec_memory_limit_bytes") == 1 << 28
+    assert value(found_, "container_fs_limit_bytes") == 1 << 26
 
 
 def test_what_is_not_counted_here_is_left_out() -> None:

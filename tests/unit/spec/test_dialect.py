@@ -68,5 +68,5 @@ def test_a_translation_leads_to_a_field_or_to_one_that_comes_later() -> None:
             assert answer.partition(".")[0] in container, key
     assert translate("Container", "livenessProbe") == "write 'healthcheck', which is not supported yet"
     assert translate("Container", "mem_limit") == "write 'limits.memory'"
-    assert translate("Container", "storage_opt") == "write 'limits.rootfs', which is not supported yet"
+    assert translate("Container", "storage_opt") == "write 'limits.rootfs'"
     assert translate("Container", "image") is None

@@ -44,7 +44,6 @@ SUPPORTED_CONTAINER = [
     "dns", "dns_search", "dns_opt", "extra_hosts",
     "replicas", "depends_on", "labels", "annotations", "logging",
 ]  # fmt: skip
-SUPPORTED_LIMITS = ["cpus", "memory", "swap", "pids", "io", "io_weight"]
 NEVER = ["expose"]  # of no effect by design
 
 
@@ -55,13 +54,12 @@ def names(model: type[App] | type[Container] | type[Limits]) -> set[str]:
 def test_the_models_have_the_supported_fields_and_no_others() -> None:
     assert names(App) == set(SUPPORTED_TOP)
     assert names(Container) == set(SUPPORTED_CONTAINER)
-    assert names(Limits) == set(SUPPORTED_LIMITS)
+    assert names(Limits) == set(LIMITS)
 
 
 def test_everything_else_of_the_format_is_refused_by_name() -> None:
     assert NOT_YET["App"] == set(TOP) - set(SUPPORTED_TOP)
     assert NOT_YET["Container"] == set(CONTAINER) - set(SUPPORTED_CONTAINER) - set(NEVER)
-    assert NOT_YET["Limits"] == set(LIMITS) - set(SUPPORTED_LIMITS)
 
 
 def messages(text: str) -> list[str]:
@@ -87,11 +85,6 @@ def test_a_later_field_at_the_top_is_refused(key: str) -> None:
 @pytest.mark.parametrize("key", sorted(NOT_YET["Container"]))
 def test_a_later_field_of_a_container_is_refused(key: str) -> None:
     assert messages(spec(container=f"    {key}: x\n")) == [f"'{key}' is not supported yet"]
-
-
-@pytest.mark.parametrize("key", sorted(NOT_YET["Limits"]))
-def test_a_later_limit_is_refused(key: str) -> None:
-    assert messages(spec(limits=f", {key}: 1")) == [f"'{key}' is not supported yet"]
 
 
 def test_expose_is_refused_for_good() -> None:

@@ -447,6 +447,7 @@ CHANGES: dict[str, Any] = {
     "limits.pids": 7,
     "limits.io": {"read_bps": "7Mi"},
     "limits.io_weight": 7,
+    "limits.rootfs": "64Mi",
     "reserve.memory": "7Mi",
     "reserve.cpus": 0.7,
     "cpuset": "7",
