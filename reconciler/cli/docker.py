@@ -145,7 +145,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
     Command(
         "events",
         "events",
-        "what the agent did and saw, kept on disk, instead of a stream from now on",
+        "what the agent did and saw, kept on disk, instead of a stream from now on; an `exec` is two events",
         "system events",
     ),
     Command("version", "version", ""),

@@ -107,8 +107,7 @@ def test_an_end_for_lack_of_memory_is_told_apart(host: Host) -> None:
 HOG = "x=0123456789abcdef; while :; do x=$x$x; done"
 
 
-@pytest.mark.cgroup
-@pytest.mark.parametrize("init", ["", "true"])
+@pytest.mark.parametrize("init", [pytest.param("", marks=pytest.mark.cgroup), "true"])
 def test_s13_where_one_process_runs_out_of_memory_all_of_the_container_end_and_no_other(
     host: Host, init: str
 ) -> None:
@@ -149,7 +148,6 @@ def _counts_peaks() -> bool:
     return cgroup.Hierarchies.detect().version("memory") == 1 or numbers >= (5, 19)
 
 
-@pytest.mark.cgroup
 def test_s13_memory_that_runs_out_above_a_container_ends_nobody_but_whom_the_kernel_chose(host: Host) -> None:
     """Version 1 tells every cgroup below the one that is short; the kill is in one of them."""
     hierarchies = cgroup.Hierarchies.detect()
