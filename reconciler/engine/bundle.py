@@ -123,8 +123,11 @@ def render(
         config["linux"]["seccomp"] = seccomp
     if nodes:
         config["linux"]["devices"] = [node.document() for node in nodes]
-    if identity.sysctls:
-        config["linux"]["sysctl"] = {_sysctl(name): value for name, value in identity.sysctls}
+    # As with Docker since 20.10: ping works, without NET_RAW, which could forge anything (icmp(7))
+    sysctls = {"net.ipv4.ping_group_range": "0 2147483647"} if identity.network_mode == "bridge" else {}
+    sysctls |= {_sysctl(name): value for name, value in identity.sysctls}
+    if sysctls:
+        config["linux"]["sysctl"] = sysctls
     if ids:
         _give_ids(config, identity, ids)
     if hostname := joined.hostname if joined else identity.hostname:

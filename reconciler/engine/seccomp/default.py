@@ -32,7 +32,7 @@ ALLOWED: Final[Mapping[str, frozenset[str]]] = {
             fcntl fcntl64 fdatasync fgetxattr flistxattr flock fremovexattr fsetxattr fstat fstat64 fstatat64 fstatfs
             fstatfs64 fsync ftruncate ftruncate64 futimesat getcwd getdents getdents64 getxattr getxattrat lchown
             lchown32 lgetxattr link linkat listxattr listxattrat llistxattr _llseek lremovexattr lseek lsetxattr lstat
-            lstat64 mkdir mkdirat mknod mknodat name_to_handle_at newfstatat open openat openat2 readahead readlink
+            lstat64 mkdir mkdirat mknod mknodat newfstatat open openat openat2 readahead readlink
             readlinkat removexattr removexattrat rename renameat renameat2 rmdir setxattr setxattrat stat stat64 statfs
             statfs64 statx symlink symlinkat sync sync_file_range sync_file_range2 arm_sync_file_range syncfs truncate
             truncate64 umask unlink unlinkat utime utimensat utimensat_time64 utimes listmount statmount cachestat
@@ -57,7 +57,7 @@ ALLOWED: Final[Mapping[str, frozenset[str]]] = {
             alarm breakpoint execve execveat exit exit_group fork futex futex_requeue futex_time64 futex_wait
             futex_waitv futex_wake get_robust_list getpgid getpgrp getpid getppid getpriority getrlimit getrusage
             getsid gettid ioprio_get ioprio_set kill pause pidfd_open pidfd_send_signal prctl prlimit64
-            process_mrelease process_vm_readv process_vm_writev ptrace restart_syscall rseq rt_sigaction rt_sigpending
+            process_mrelease ptrace restart_syscall rseq rt_sigaction rt_sigpending
             rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_sigtimedwait_time64
             rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
             sched_getparam sched_getscheduler sched_rr_get_interval sched_rr_get_interval_time64 sched_setaffinity
@@ -92,7 +92,7 @@ BY_CAPABILITY: Final[Mapping[str, frozenset[str]]] = {
     capability: frozenset(names.split())
     for capability, names in {
         "CAP_BPF": "bpf",
-        "CAP_DAC_READ_SEARCH": "open_by_handle_at",
+        "CAP_DAC_READ_SEARCH": "name_to_handle_at open_by_handle_at",
         "CAP_PERFMON": "perf_event_open",
         "CAP_SYSLOG": "syslog",
         "CAP_SYS_ADMIN": """
@@ -105,7 +105,7 @@ BY_CAPABILITY: Final[Mapping[str, frozenset[str]]] = {
         "CAP_SYS_MODULE": "delete_module finit_module init_module",
         "CAP_SYS_NICE": "get_mempolicy mbind set_mempolicy set_mempolicy_home_node",
         "CAP_SYS_PACCT": "acct",
-        "CAP_SYS_PTRACE": "kcmp pidfd_getfd process_madvise",
+        "CAP_SYS_PTRACE": "kcmp pidfd_getfd process_madvise process_vm_readv process_vm_writev",
         "CAP_SYS_RAWIO": "ioperm iopl",
         "CAP_SYS_TIME": "clock_settime clock_settime64 settimeofday stime",
         "CAP_SYS_TTY_CONFIG": "vhangup",

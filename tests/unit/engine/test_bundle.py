@@ -319,7 +319,11 @@ def test_limits_that_the_spec_names_are_asked_for_as_they_are_and_by_name() -> N
 
 def test_sysctls_and_groups_reach_the_shim_as_the_spec_means_them() -> None:
     prepared = prepare(render(FULL))
-    assert prepared.sysctl == (("net/core/somaxconn", "1024"), ("net/ipv4/conf/a.b/forwarding", "1"))
+    assert prepared.sysctl == (
+        ("net/core/somaxconn", "1024"),
+        ("net/ipv4/ping_group_range", "0 2147483647"),
+        ("net/ipv4/conf/a.b/forwarding", "1"),
+    )
     assert prepared.process.groups == ("44", "video")
     assert render(FULL)["process"]["user"]["additionalGids"] == [44]
 
