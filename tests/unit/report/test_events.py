@@ -1,8 +1,10 @@
 """The event log: bounded, one record per line, and harmless when it can't be written."""
 
+import errno
 import fcntl
 import json
 import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -156,7 +158,18 @@ def test_writers_that_do_not_know_of_each_other_write_whole_lines_in_order_and_k
 
     def write(writer: int) -> None:
         for number in range(lines):
-            eventfile.append(str(path), b'{"time":1,"from":%d,"number":%d}\n' % (writer, number), half)
+            line = b'{"time":1,"from":%d,"number":%d}\n' % (writer, number)
+            while not appended(line):
+                time.sleep(0.001)
+
+    def appended(line: bytes) -> bool:
+        try:
+            eventfile.append(str(path), line, half)
+        except OSError as error:
+            # Whoever makes the new file was stopped by the scheduler for as long as the others took to fill this one
+            assert error.errno in (errno.EFBIG, errno.EAGAIN)
+            return False
+        return True
 
     processes = [multiprocessing.get_context("fork").Process(target=write, args=(n,)) for n in range(4)]
     for process in processes:
