@@ -7,6 +7,7 @@ last line is skipped by the reader and closed off by the next writer. Shims writ
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, Final, assert_never
@@ -41,6 +42,7 @@ class EventLog:
     """Appends events to `path`; `limit` is the size of both files together, in bytes. Thread-safe.
 
     A log that can't be written (a full disk) loses events and counts them in `lost`: it must stop nobody from working.
+    A directory in its place is renamed to NAME.corrupt-TIME.
     """
 
     def __init__(self, path: Path, *, limit: int = MAX_BYTES) -> None:
@@ -71,6 +73,8 @@ class EventLog:
                     {"time": round(wall, 3), "kind": kind, "subject": subject[:200], "cut": True}
                 ).encode()
             try:
+                if self._path.is_dir():
+                    self._path.rename(self._path.with_name(f"{self._path.name}.corrupt-{time.time_ns()}"))
                 eventfile.append(str(self._path), line + b"\n", self._half)
             except OSError:
                 self.lost += 1
@@ -104,7 +108,7 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
     for file in (previous_of(path), path):
         try:
             data = file.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):  # the next event puts a directory aside
             continue
         for line in data.split(b"\n"):
             event = parse_event(line)

@@ -200,3 +200,14 @@ def test_who_holds_the_lock_for_ever_stops_nobody_and_the_file_stays_bounded(tmp
     assert log.append(1.0, "a", "b", "let go")
     assert [event["message"] for event in read_events(path)][-1] == "let go"
     assert path.stat().st_size < 1000 < previous_of(path).stat().st_size
+
+
+def test_a_directory_in_the_place_of_the_log_is_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.mkdir()
+    assert list(read_events(path)) == []
+    log = EventLog(path)
+    assert log.append(1.0, "start", "web", "start web/page")
+    assert [event["subject"] for event in read_events(path)] == ["web"]
+    assert len(list(tmp_path.glob("events.jsonl.corrupt-*"))) == 1
+    assert log.lost == 0
