@@ -239,7 +239,7 @@ class Maker:
             if prepared.cgroup_v2:
                 cgroup = os.open(prepared.cgroup_v2, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         if prepared.process.ids is not None:
-            prepared.users = users.make(prepared.process.ids)
+            prepared.users = users.make_for(prepared.process.ids)
         with Step("clone", prepared.name):
             # CLONE_PARENT takes over the exit signal of the maker and allows no other (clone(2))
             pid, self._pidfd = namespace.clone3(

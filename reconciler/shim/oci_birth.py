@@ -4,8 +4,9 @@ import os
 
 from reconciler.linux import namespace
 from reconciler.shim import child, oci_child
-from reconciler.shim.oci_config import Bundle, Mapping
+from reconciler.shim.oci_config import Bundle
 from reconciler.shim.step import Step, StepError
+from reconciler.shim.users import write
 
 _CLONE_PARENT = 0x00008000
 
@@ -71,36 +72,3 @@ def help_out(bundle: Bundle, arguments: Arguments, report: int) -> None:
         os.write(report, error.line())
     finally:
         os._exit(0)
-
-
-def user_namespace(uids: Mapping, gids: Mapping) -> int:
-    """Give a descriptor of a user namespace with this mapping, in which nobody is."""
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    pid, pidfd = namespace.clone3(namespace.CLONE_NEWUSER)
-    if pid == 0:
-        os.close(writer)
-        os.read(reader, 1)
-        os._exit(0)
-    try:
-        os.close(reader)
-        write(f"/proc/{pid}/gid_map", lines(gids))
-        write(f"/proc/{pid}/uid_map", lines(uids))
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(writer)
-        os.close(pidfd)
-        os.waitpid(pid, 0)
-
-
-def lines(ids: Mapping) -> str:
-    """Write a mapping as uid_map and gid_map take it."""
-    return "".join(f"{inside} {outside} {size}\n" for inside, outside, size in ids)
-
-
-def write(file: str, text: str) -> None:
-    """Write a file of /proc in one call, as those want it."""
-    fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)

@@ -9,8 +9,7 @@ from reconciler.linux import capability, mount, namespace, scheduling
 from reconciler.shim import config, oci_hooks
 from reconciler.shim.config import Mount, Prepared
 from reconciler.shim.fields import PREFIX, ConfigError, Section, clean
-
-Mapping = tuple[tuple[int, int, int], ...]  # first id inside, first id of the host, how many
+from reconciler.shim.users import Mapping
 
 _OWN = ("user", "time")  # namespaces that shim.config does not know
 _LAST_PROPAGATION = {

@@ -28,13 +28,15 @@ from reconciler.shim import (
     oci_state,
     record,
     start,
+    users,
 )
 from reconciler.shim.config import Mount
 from reconciler.shim.fields import ConfigError, Section
-from reconciler.shim.oci_birth import Arguments, help_out, lines, user_namespace, write
-from reconciler.shim.oci_config import Bundle, Mapping
+from reconciler.shim.oci_birth import Arguments, help_out
+from reconciler.shim.oci_config import Bundle
 from reconciler.shim.oci_state import Container, OciError
 from reconciler.shim.step import Step, StepError, problem
+from reconciler.shim.users import Mapping
 
 _KINDS = {
     "ipc": namespace.CLONE_NEWIPC,
@@ -234,7 +236,7 @@ class Creation:
         return found
 
     def _map_ids(self, tree: int, uids: Mapping, gids: Mapping, deep: bool) -> None:
-        userns = user_namespace(uids, gids)
+        userns = users.make(uids, gids)
         try:
             mount.mount_setattr(tree, set_=mount.MOUNT_ATTR_IDMAP, recursive=deep, userns=userns)
         finally:
@@ -286,16 +288,16 @@ class Creation:
         bundle = self._bundle
         if bundle.new_user:
             with Step("user", "gid_map"):
-                write(f"/proc/{pid}/gid_map", lines(bundle.gid_map))
+                users.write(f"/proc/{pid}/gid_map", users.lines(bundle.gid_map))
             with Step("user", "uid_map"):
-                write(f"/proc/{pid}/uid_map", lines(bundle.uid_map))
+                users.write(f"/proc/{pid}/uid_map", users.lines(bundle.uid_map))
         assert self._group is not None
         with Step("cgroup", self._group.directories()[0]):
             oci_cgroup.join(self._group, pid)
         adjust = bundle.prepared.process.oom_score_adj
         if adjust is not None:
             with Step("oom_score_adj", str(adjust)):
-                write(f"/proc/{pid}/oom_score_adj", str(adjust))
+                users.write(f"/proc/{pid}/oom_score_adj", str(adjust))
         if not (bundle.new_user or bundle.joined_user):
             return
         uid = oci_config.host_id(bundle.uid_map, bundle.prepared.process.uid)

@@ -8,43 +8,56 @@ recent years began there: CVE-2022-0185, CVE-2023-32233, CVE-2024-1086).
 """
 
 import os
-import signal
 
 from reconciler.linux import capability, namespace, process
 from reconciler.shim.step import Step
 
 Ids = tuple[int, int]  # the device's id that 0 is inside, and how many follow
+Mapping = tuple[tuple[int, int, int], ...]  # first id inside, first id of the device, how many
 
 
-def make(ids: Ids) -> int:
-    """Make a user namespace with the range `ids` for users and groups; give its descriptor. Raise StepError.
+def make(uids: Mapping, gids: Mapping) -> int:
+    """Make a user namespace with these ids, in which nobody is; give its descriptor. Raise StepError.
 
     A process of its own holds it until the descriptor does. The caller must have one thread, and see its own processes
     in /proc.
     """
-    with Step("user namespace", str(ids[0])):
+    with Step("user namespace", str(uids[0][1])):
         waiting, end = os.pipe2(os.O_CLOEXEC)
+        pid, pidfd = namespace.clone3(namespace.CLONE_NEWUSER)
+        if pid == 0:
+            os.close(end)
+            os.read(waiting, 1)
+            os._exit(0)
         try:
-            pid, pidfd = namespace.clone3(namespace.CLONE_NEWUSER)
-            if pid == 0:
-                os.close(end)
-                os.read(waiting, 1)
-                os._exit(0)
-        finally:
             os.close(waiting)
-        try:
-            for name in ("uid_map", "gid_map"):
-                fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-                try:
-                    os.write(fd, b"0 %d %d\n" % ids)
-                finally:
-                    os.close(fd)
+            for name, ids in (("gid_map", gids), ("uid_map", uids)):
+                write(f"/proc/{pid}/{name}", lines(ids))
             return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             os.close(end)
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
             os.waitpid(pid, 0)
+
+
+def lines(ids: Mapping) -> str:
+    """Write a mapping as uid_map and gid_map take it."""
+    return "".join(f"{inside} {outside} {size}\n" for inside, outside, size in ids)
+
+
+def write(file: str, text: str) -> None:
+    """Write a file of /proc in one call, as those want it."""
+    fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def make_for(ids: Ids) -> int:
+    """Make a user namespace with one range, the same for users and groups; see `make`."""
+    mapping = ((0, *ids),)
+    return make(mapping, mapping)
 
 
 def make_files_as(first: int) -> None:
@@ -55,9 +68,8 @@ def make_files_as(first: int) -> None:
     """
     effective, permitted, inheritable = capability.capget()
     process.set_file_ids(first, first)
-    capability.capset(
-        effective, permitted, inheritable
-    )  # an id other than 0 takes them away (capabilities(7))
+    # An id other than 0 takes them away (capabilities(7))
+    capability.capset(effective, permitted, inheritable)
 
 
 def join(fd: int) -> None:

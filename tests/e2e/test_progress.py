@@ -100,9 +100,10 @@ def test_what_a_container_uses_is_shown_by_ps(
     assert usage["memory"] > 0
     assert 0 <= usage["cpu"] < 2
     header, line = device.reconciler("ps", "-o", "wide").stdout.splitlines()
-    assert header.split()[-5:] == ["ID", "PID", "DIGEST", "CPU", "MEM"]
-    cpu, memory = line.split()[-2:]
+    assert header.split()[-6:] == ["ID", "PID", "DIGEST", "CPU", "MEM", "PEAK"]
+    cpu, memory, peak = line.split()[-3:]
     assert re.fullmatch(r"\d+\.\d%", cpu)
     assert re.fullmatch(r"\d+(\.\d+)?(B|KiB|MiB)", memory)
+    assert re.fullmatch(r"\d+(\.\d+)?(B|KiB|MiB)|-", peak)
     device.stop()
     assert device.ps()["web/main"]["usage"]["memory"] > 0, "without an agent, too"

@@ -178,7 +178,7 @@ def test_r12_a_program_that_ignores_sigterm_has_its_grace_and_no_more(
     ready.spec("other", app("other", box))
     ready.start()
     running(ready, 2)
-    process = os.pidfd_open(ready.pid("stubborn/main"))
+    process = os.pidfd_open(ready.running("stubborn/main"))
     try:
         (ready.specs / "stubborn.yaml").unlink()
         assert shims.wait(process, 20 * patience)
