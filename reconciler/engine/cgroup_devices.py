@@ -55,12 +55,4 @@ def _write(file: Path, text: str) -> None:
 
 def _program(directory: Path, rules: Sequence[Rule]) -> None:
     code = bpf.device_program(tuple((rule.kind, rule.major, rule.minor, rule.access) for rule in rules))
-    program = bpf.load_device_program(code)
-    try:
-        cgroup = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            bpf.attach_device_program(cgroup, program)
-        finally:
-            os.close(cgroup)
-    finally:
-        os.close(program)
+    bpf.guard_devices(str(directory), code)

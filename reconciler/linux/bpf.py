@@ -120,3 +120,16 @@ def attach_device_program(cgroup: int, program: int) -> None:
 def _call(command: int, attributes: bytes, name: str) -> int:
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
     return check(_bpf(command, ctypes.addressof(buffer), len(attributes)), name)
+
+
+def guard_devices(directory: str, code: bytes) -> None:
+    """Have the program `code` decide about devices in the cgroup v2 `directory`, instead of one from before."""
+    program = load_device_program(code)
+    try:
+        cgroup = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            attach_device_program(cgroup, program)
+        finally:
+            os.close(cgroup)
+    finally:
+        os.close(program)

@@ -28,6 +28,14 @@ def _making(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--console-socket", metavar="PATH", default="", help="a unix socket that takes the terminal"
     )
+    _descriptors(parser)
+    parser.add_argument(
+        "--no-pivot", action="store_true", help="refused: without pivot_root the host stays in reach"
+    )
+    parser.add_argument("--no-new-keyring", action="store_true", help="keep the caller's session keyring")
+
+
+def _descriptors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preserve-fds",
         metavar="N",
@@ -35,10 +43,6 @@ def _making(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="hand on N descriptors of the caller's, from 3 on",
     )
-    parser.add_argument(
-        "--no-pivot", action="store_true", help="refused: without pivot_root the host stays in reach"
-    )
-    parser.add_argument("--no-new-keyring", action="store_true", help="keep the caller's session keyring")
 
 
 def _create(parser: argparse.ArgumentParser) -> None:
@@ -83,13 +87,7 @@ def _exec(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-new-privs", action="store_true", help="let it gain no privileges")
     parser.add_argument("--apparmor", metavar="PROFILE", default="", help="its AppArmor profile")
     parser.add_argument("--process-label", metavar="LABEL", default="", help="its SELinux label")
-    parser.add_argument(
-        "--preserve-fds",
-        metavar="N",
-        type=int,
-        default=0,
-        help="hand on N descriptors of the caller's, from 3 on",
-    )
+    _descriptors(parser)
     parser.add_argument(
         "--ignore-paused", action="store_true", help="also in a paused container, once that goes on"
     )

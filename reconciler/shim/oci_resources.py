@@ -331,12 +331,4 @@ def _star(number: int | None) -> str:
 
 
 def _program(directory: str, wanted: tuple[Rule, ...]) -> None:
-    program = bpf.load_device_program(bpf.device_rules(wanted))
-    try:
-        cgroup = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            bpf.attach_device_program(cgroup, program)
-        finally:
-            os.close(cgroup)
-    finally:
-        os.close(program)
+    bpf.guard_devices(directory, bpf.device_rules(wanted))

@@ -321,3 +321,12 @@ def run(bundle: Bundle) -> Result:
         result = box.wait()
         result.error = error
         return result
+
+
+def shell(bundle: Bundle, script: str) -> list[str]:
+    """Run a script of the container's shell, which must succeed, and give the lines that it prints."""
+    bundle.config["process"]["args"] = ["/bin/sh", "-c", script]
+    result = run(bundle)
+    assert result.error is None, result.error
+    assert result.code == 0, result.output
+    return result.lines()

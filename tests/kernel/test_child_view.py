@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.engine.bundle import MASKED_PATHS, READONLY_PATHS
-from tests.kernel.box import Bundle, make_bundle, run
+from tests.kernel.box import Bundle, make_bundle, run, shell
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("leak_check")]
 
@@ -20,14 +20,6 @@ _DEFAULT = 0x405FB  # the ten capabilities of the spec reference
 @pytest.fixture
 def bundle(tmp_path: Path, busybox: Path) -> Bundle:
     return make_bundle(tmp_path / "bundle", [busybox], "/bin/sh")
-
-
-def shell(bundle: Bundle, script: str) -> list[str]:
-    bundle.config["process"]["args"] = ["/bin/sh", "-c", script]
-    result = run(bundle)
-    assert result.error is None, result.error
-    assert result.code == 0, result.output
-    return result.lines()
 
 
 def status(bundle: Bundle) -> dict[str, str]:

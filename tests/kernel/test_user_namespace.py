@@ -10,7 +10,7 @@ import pytest
 from reconciler.engine.control import CommandError
 from reconciler.shim import rootfs
 from reconciler.shim.child import ConfigError, prepare
-from tests.kernel.box import Box, Bundle, make_bundle, make_layer, run
+from tests.kernel.box import Box, Bundle, make_bundle, make_layer, run, shell
 from tests.kernel.shims import Host
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("leak_check")]
@@ -46,14 +46,6 @@ def image(tmp_path: Path) -> Path:
 @pytest.fixture
 def bundle(tmp_path: Path, image: Path) -> Bundle:
     return make_bundle(tmp_path / "bundle", [image], "/bin/sh")
-
-
-def shell(bundle: Bundle, script: str) -> list[str]:
-    bundle.config["process"]["args"] = ["/bin/sh", "-c", script]
-    result = run(bundle)
-    assert result.error is None, result.error
-    assert result.code == 0, result.output
-    return result.lines()
 
 
 def owner(path: Path) -> tuple[int, int]:
