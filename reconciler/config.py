@@ -23,10 +23,16 @@ _GUARD = file.ShrinkGuard()
 
 @dataclass(frozen=True, slots=True)
 class Registries:
-    """`insecure`: host[:port] of registries spoken to over plain HTTP; `ca`: a PEM file of further authorities."""
+    """How registries are reached, each of them host[:port].
+
+    `insecure` ones are spoken to over plain HTTP; `ca` is a PEM file of further authorities; `authfile` holds
+    credentials, in Docker's form; `realms` are further hosts that may be sent the credentials of a registry.
+    """
 
     insecure: tuple[str, ...] = ()
     ca: str | None = None
+    authfile: str | None = None
+    realms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +127,7 @@ def _device(path: str, given: DeviceFile) -> Device:
     return Device(
         name=given.name or os.uname().nodename,
         labels=given.labels,
-        registries=Registries(given.registries.insecure, given.registries.ca),
+        registries=_registries(given.registries),
         bundles=given.bundles,
         allowed_binds=given.allowed_binds,
         allowed_devices=given.allowed_devices,
@@ -135,3 +141,7 @@ def _device(path: str, given: DeviceFile) -> Device:
         interval=given.interval,
         file=path,
     )
+
+
+def _registries(given: file.Registries) -> Registries:
+    return Registries(given.insecure, given.ca, given.authfile, given.realms)

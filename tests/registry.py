@@ -39,16 +39,24 @@ storage:
   filesystem: {{rootdirectory: {data}}}
   delete: {{enabled: true}}
   maintenance: {{uploadpurging: {{enabled: false}}}}
-http: {{addr: "{host}:{port}"}}
+http: {{addr: "{host}:{port}"{http}}}
+{more}
 """
 
 
 class DockerRegistry:
-    """docker-registry with its own data directory. Use it as a context manager, or `start` and `stop` it."""
+    """docker-registry with its own data directory. Use it as a context manager, or `start` and `stop` it.
 
-    def __init__(self, data: Path, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    `http` and `more` are added to its configuration: to what is under http, and at the top level.
+    """
+
+    def __init__(
+        self, data: Path, *, host: str = "127.0.0.1", port: int = 0, http: str = "", more: str = ""
+    ) -> None:
         self._data = data
         self._host = host
+        self._http = http
+        self._more = more
         self._port = port or free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -64,8 +72,11 @@ class DockerRegistry:
     def start(self) -> None:
         """Start it and wait until it answers."""
         self._data.mkdir(parents=True, exist_ok=True)
-        config = self._data / "config.yml"
-        config.write_text(_CONFIG.format(data=self._data / "storage", host=self._host, port=self._port))
+        config = self._data / f"config-{self._port}.yml"
+        text = _CONFIG.format(
+            data=self._data / "storage", host=self._host, port=self._port, http=self._http, more=self._more
+        )
+        config.write_text(text)
         log = (self._data / "log").open("ab")
         with log:
             self._process = subprocess.Popen(
@@ -74,7 +85,10 @@ class DockerRegistry:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self._process.poll() is None:
             with suppress(OSError, http.client.HTTPException):
-                if _request(self.name, "GET", "/v2/")[0] == 200:
+                if self._http:  # TLS
+                    socket.create_connection((self._host, self._port), 1).close()
+                    return
+                if _request(self.name, "GET", "/v2/")[0] in (200, 401):
                     return
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.05)
@@ -160,6 +174,7 @@ class Request:
     method: str
     path: str
     headers: Mapping[str, str]
+    body: bytes = b""
 
 
 class Wire:
@@ -331,12 +346,18 @@ def _read_request(stream: socket.socket) -> Request | None:
         if not head[:1].isalpha():  # the start of a TLS handshake, say
             stream.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
             return None
-    first, *lines = head.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+    before, _, body = head.partition(b"\r\n\r\n")
+    first, *lines = before.decode("latin-1").split("\r\n")
     method, path, _ = first.split(" ", 2)
     headers = {
         key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)
     }
-    return Request(method, path, headers)
+    while len(body) < int(headers.get("content-length", "0")):
+        part = stream.recv(65536)
+        if not part:
+            return None
+        body += part
+    return Request(method, path, headers, body)
 
 
 def certificate(

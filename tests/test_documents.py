@@ -95,7 +95,7 @@ def test_other_programs_are_started_where_the_document_says() -> None:
         if isinstance(node, ast.Import) and any(alias.name == "subprocess" for alias in node.names)
     }
     paragraph = page("docs/architecture.md").partition("Other programs are started")[2].partition("\n\n")[0]
-    assert set(re.findall(r"`(\w+/\w+\.py)`", paragraph)) == users
+    assert set(re.findall(r"`(\w+(?:/\w+)+\.py)`", paragraph)) == users
 
 
 def test_every_module_of_the_agent_is_described() -> None:

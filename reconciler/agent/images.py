@@ -9,6 +9,8 @@ from reconciler.config import Device
 from reconciler.engine.layout import Layout
 from reconciler.engine.platform import Platform, host_platform
 from reconciler.engine.pull import Images
+from reconciler.engine.registry.client import Registry
+from reconciler.engine.registry.keyring import Keyring
 from reconciler.engine.store import Store
 
 
@@ -17,8 +19,18 @@ def open_images(layout: Layout, device: Device, store: Store, platform: Platform
     return Images(
         store,
         layout,
-        insecure=device.registries.insecure,
-        ca=Path(device.registries.ca) if device.registries.ca else None,
+        registry=open_registry(layout, device),
         bundles=[Path(path) for path in device.bundles],
         platform=platform or host_platform(),
     )
+
+
+def open_keyring(layout: Layout, device: Device) -> Keyring:
+    """The credentials of this device: what device.yaml names, then what `login` keeps."""
+    authfile = device.registries.authfile
+    return Keyring(layout.auth, Path(authfile) if authfile else None)
+
+
+def open_registry(layout: Layout, device: Device) -> Registry:
+    """The registry client alone, for who has no images to fetch."""
+    return Registry(device.registries, credentials=open_keyring(layout, device))

@@ -25,7 +25,6 @@ _BUILD: Final = (
     "not here, because images are built where there is a network and a registry, and pinned by digest here"
 )
 _SWARM: Final = "not here, because a device is on its own: a fleet is many devices that read one repository"
-_ACCOUNT: Final = "not here: this release asks registries without an account"
 _PUSH: Final = "not here, because a device only takes images; push with the tool that built it, or skopeo"
 _CONNECT: Final = "not here, because a network is part of what a spec says; change the spec"
 _EMPTY: Final = "not needed: a network goes with the last container in it"
@@ -185,8 +184,13 @@ COMMANDS: Final[tuple[Command, ...]] = (
         "image load",
     ),
     Command("push", "", _PUSH, "image push"),
-    Command("login", "", _ACCOUNT),
-    Command("logout", "", _ACCOUNT),
+    Command(
+        "login",
+        "login",
+        "the registry is never left out, and may be a part of one (HOST/PREFIX); kept in the state directory, for root "
+        "alone; Docker's own file is used where `registries.authfile` names it",
+    ),
+    Command("logout", "logout", "one that is not logged in is an error; also `--all`"),
     Command("search", "", "not here: a registry has no search in the distribution specification"),
     Command("manifest", "digest", "`digest IMAGE` prints the reference with the digest that its tag has now"),
     Command(

@@ -46,6 +46,26 @@ def _digest(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reference", metavar="IMAGE", help="HOST/REPOSITORY:TAG")
 
 
+def _login(parser: argparse.ArgumentParser) -> None:
+    call(parser, "accounts:login")
+    parser.add_argument(
+        "-u", "--username", metavar="USER", default="", help="the account (default: asked for)"
+    )
+    parser.add_argument(
+        "-p", "--password", metavar="TEXT", default="", help="the password, for everybody who lists processes"
+    )
+    parser.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
+    parser.add_argument(
+        "registry", metavar="REGISTRY", help="HOST[:PORT], or HOST[:PORT]/PREFIX for what begins so"
+    )
+
+
+def _logout(parser: argparse.ArgumentParser) -> None:
+    call(parser, "accounts:logout")
+    parser.add_argument("-a", "--all", action="store_true", help="of every registry")
+    parser.add_argument("registry", nargs="?", metavar="REGISTRY", help="as it was logged in to")
+
+
 def _rmi(parser: argparse.ArgumentParser) -> None:
     call(parser, "images:remove")
     parser.add_argument(
@@ -174,6 +194,8 @@ VERBS: Final[Verbs] = (
     ("images", "List the images that are here, with what uses them.", _images),
     ("pull", "Fetch an image, verify and unpack it.", _pull),
     ("digest", "Print the reference of an image with the digest that its tag has now.", _digest),
+    ("login", "Check an account at a registry, and keep it for pulls of private images.", _login),
+    ("logout", "Forget an account that login kept.", _logout),
     ("tag", "Give an image another name on this device.", _tag),
     ("rmi", "Take a name from an image, and with its last one the image.", _rmi),
     ("system", "The device's room: df, prune.", noun(_SYSTEM)),

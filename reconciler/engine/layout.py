@@ -4,6 +4,8 @@ STATE  (/var/lib/reconciler, 0700)
   agent.lock                 flock: one agent, or one verb that changes something, per state directory
   instance                   16 hex digits made once: kernel names (bridges, cgroups, nft table) derive from it
   key                        32 random bytes, 0600: the key of keyed hashes
+  auth.json                  0600: credentials that `login` keeps, in the form of containers-auth.json; replaced by
+                             rename under flock of auth.lock
   oci-layout  index.json     an OCI image layout; index.json is replaced (rename) under `store.lock`
   store.lock                 flock, shared while content is being added, exclusive while garbage is swept
   blobs/<algorithm>/<hex>    complete by rename from partial/; named by content, so never rewritten
@@ -69,6 +71,10 @@ class Layout:
     @property
     def key(self) -> Path:
         return self.state / "key"
+
+    @property
+    def auth(self) -> Path:
+        return self.state / "auth.json"
 
     @property
     def oci_layout(self) -> Path:

@@ -22,7 +22,6 @@ from reconciler.engine.oci_layout import Bundles
 from reconciler.engine.platform import Platform
 from reconciler.engine.progress import Listener, Phase, Progress
 from reconciler.engine.registry.client import Registry
-from reconciler.engine.registry.patience import Patience
 from reconciler.engine.resolve import Resolver
 from reconciler.engine.room import Room
 from reconciler.engine.store import Store
@@ -50,18 +49,16 @@ class Images:
         store: Store,
         layout: Layout,
         *,
-        insecure: Sequence[str] = (),
-        ca: Path | None = None,
+        registry: Registry | None = None,
         bundles: Sequence[Path] = (),
         platform: Platform,
         limits: Limits | None = None,
-        patience: Patience | None = None,
     ) -> None:
         limits = limits or Limits()
         self._store = store
         self._platform = platform
         self._room = Room(layout, limits)
-        self._registry = Registry(insecure=insecure, ca=ca, patience=patience)
+        self._registry = registry or Registry()
         available = self._bundles = Bundles(bundles)
         self._resolver = Resolver(store, available, self._registry, platform, limits)
         self._adder = Adder(store, layout, available, self._registry, limits)

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-from reconciler.spec.fault import Fault
+from reconciler.spec.fault import Fault, Faults
 from reconciler.spec.fields import Doc, Part
 from reconciler.spec.kernel import Capability, DevicePattern
 from reconciler.spec.marks import quote
@@ -27,6 +27,8 @@ from reconciler.spec.values import (
     Percent,
     PositiveDuration,
     Whole,
+    describe,
+    each,
     hostname,
     text,
 )
@@ -61,9 +63,35 @@ def _registry(value: object) -> str:
     return found
 
 
+def _by_registry(value: object) -> dict[str, tuple[str, ...]]:
+    """Return a list of host[:port] for each registry."""
+    if not isinstance(value, dict):
+        raise Fault(f"must be a map, not {describe(value)}")
+    found: dict[str, tuple[str, ...]] = {}
+    faults: list[Fault] = []
+    for key, items in value.items():
+        try:
+            name = _registry(key)
+            if not isinstance(items, tuple | list):
+                raise Fault(f"must be a list, not {describe(items)}")
+            found[name] = tuple(each(items, _registry))
+        except Faults as several:
+            for fault in several.faults:
+                fault.path = (key, *fault.path)
+            faults += several.faults
+        except Fault as fault:
+            fault.path = (key, *fault.path)
+            faults.append(fault)
+    if faults:
+        raise Faults(faults)
+    return found
+
+
 _STRING: Final = WithJsonSchema({"type": "string"})
 Listen = Annotated[str, PlainValidator(_listen), _STRING]
 Registry = Annotated[str, PlainValidator(_registry), _STRING]
+_LISTS: Final = {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "string"}}}
+Realms = Annotated[dict[str, tuple[str, ...]], PlainValidator(_by_registry), WithJsonSchema(_LISTS)]
 DeviceName = Annotated[str | None, PlainValidator(hostname), _STRING]
 
 
@@ -83,6 +111,26 @@ class Registries(Part):
             "the system's alone",
         ),
     ] = None
+    authfile: Annotated[
+        OptionalPath,
+        Doc(
+            "A file of credentials in the form of Docker's config.json: `auths`, `credHelpers`, `credsStore`. Nobody "
+            "but its owner may read it. What `reconciler login` keeps is asked after it.",
+            "path",
+            "/etc/reconciler/auth.json",
+            "none",
+        ),
+    ] = None
+    realms: Annotated[
+        Realms,
+        Doc(
+            "Token servers on other hosts that may be sent the credentials of a registry. Its own host may have them, "
+            "and what is known of docker.io and registry.gitlab.com.",
+            "map of lists",
+            '{"registry.lan:5000": [auth.lan]}',
+            "`{}`",
+        ),
+    ] = Field(default_factory=dict)
 
 
 class DeviceDefaults(Part):

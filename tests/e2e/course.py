@@ -7,6 +7,10 @@ for the registry. Data only.
 from typing import Final
 
 COURSE: Final[tuple[tuple[str, str], ...]] = (
+    (
+        "login -u student -p secret registry.example",
+        "an account for private images (`--password-stdin` keeps the password from who lists processes)",
+    ),
     ("pull registry.example/nginx", "the image is fetched, its digest printed"),
     ("pull registry.example/busybox", "the same for another one"),
     ("images", "both are listed"),
@@ -125,6 +129,7 @@ COURSE: Final[tuple[tuple[str, str], ...]] = (
     ("container prune -f", "nothing is left to remove"),
     ("system prune -f", "the same of everything"),
     ("images", "no image is left"),
+    ("logout registry.example", "the account is forgotten"),
     ("version", "the version"),
     ("doctor", "what the host offers"),
 )

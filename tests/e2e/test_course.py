@@ -78,6 +78,7 @@ def course(device: Device, tmp_path: Path) -> Course:
     device.start()
     device.logged("converged")
     (tmp_path / "page.html").write_text("a page of our own\n")
+    names["registry.example"] = registry.name
     return Course(device, names, tmp_path)
 
 
@@ -88,6 +89,7 @@ def test_the_course(course: Course) -> None:
     the_life(course, box)
     the_data(course)
     the_room(course)
+    assert "credentials removed" in course("logout registry.example")
     assert "reconciler" in course("version")
     assert "overlay" in course("doctor")
     course.finished()
@@ -95,6 +97,7 @@ def test_the_course(course: Course) -> None:
 
 
 def the_images(course: Course) -> None:
+    assert "login succeeded" in course("login -u student -p secret registry.example")
     for name in ("nginx", "busybox"):
         assert re.fullmatch(r"sha256:[0-9a-f]{64}", course(f"pull registry.example/{name}"))
     listed = course("images")

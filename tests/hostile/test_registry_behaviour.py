@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.config import Registries
 from reconciler.engine.layout import Layout
 from reconciler.engine.limits import Limits
 from reconciler.engine.platform import host_platform
 from reconciler.engine.pull import Images
+from reconciler.engine.registry.client import Registry
 from reconciler.engine.registry.errors import (
     CertificateError,
     CredentialsError,
@@ -25,6 +27,7 @@ from reconciler.engine.registry.errors import (
     RegistryError,
     UnreachableRegistryError,
 )
+from reconciler.engine.registry.keyring import Keyring
 from reconciler.engine.registry.patience import Patience
 from reconciler.engine.store import Store
 from reconciler.errors import ReconcilerError, VerificationError
@@ -70,13 +73,17 @@ class Device:
         self.manifest_path = f"/v2/app/manifests/{self.built.digest}"
 
     def client(self, *, insecure: bool = True, ca: Path | None = None) -> Images:
+        names = (self.fake.name,) if insecure else ()
+        return self.with_settings(Registries(insecure=names, ca=str(ca) if ca is not None else None))
+
+    def with_settings(self, settings: Registries) -> Images:
+        authfile = Path(settings.authfile) if settings.authfile else None
+        keyring = Keyring(self.layout.auth, authfile)
         return Images(
             self.store,
             self.layout,
-            insecure=[self.fake.name] if insecure else [],
-            ca=ca,
+            registry=Registry(settings, credentials=keyring, patience=QUICK),
             platform=host_platform(),
-            patience=QUICK,
             limits=Limits(reserve=0),
         )
 
@@ -349,7 +356,7 @@ def test_g4_a_challenge_that_must_not_be_answered_is_not(device: Device, challen
 
 def test_g4_basic_authentication_is_told_as_what_it_is(device: Device) -> None:
     device.fake.scripts["/v2/*"] = status(401, {"WWW-Authenticate": 'Basic realm="x"'})
-    with pytest.raises(CredentialsError, match="needs credentials: not supported yet"):
+    with pytest.raises(CredentialsError, match="needs credentials"):
         device.pull()
 
 
@@ -506,13 +513,7 @@ def stick(images: Images, reference: Reference) -> None:
 def test_g6_one_stuck_registry_does_not_hold_up_another(device: Device) -> None:
     device.fake.scripts[device.manifest_path] = silent
     with FakeRegistry() as other:
-        images = Images(
-            device.store,
-            device.layout,
-            insecure=[device.fake.name, other.name],
-            platform=host_platform(),
-            patience=QUICK,
-        )
+        images = device.with_settings(Registries(insecure=(device.fake.name, other.name)))
         stuck = threading.Thread(target=stick, args=(images, device.reference))
         stuck.start()
         reference = Reference.parse(other.add(device.built))
@@ -681,9 +682,7 @@ def test_g10_a_refusal_is_told_with_what_the_registry_says(
 
 def test_g10_a_registry_that_is_down_is_a_transient_failure(device: Device) -> None:
     port = free_port()
-    images = Images(
-        device.store, device.layout, insecure=[f"127.0.0.1:{port}"], platform=host_platform(), patience=QUICK
-    )
+    images = device.with_settings(Registries(insecure=(f"127.0.0.1:{port}",)))
     reference = Reference.parse(f"127.0.0.1:{port}/app@{device.built.digest}")
     with pytest.raises(UnreachableRegistryError, match=rf"127\.0\.0\.1:{port}: GET .*refused") as caught:
         images.resolve(reference)

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.config import Registries
 from reconciler.engine.layout import Layout
 from reconciler.engine.limits import Limits
 from reconciler.engine.platform import PlatformError, host_platform
 from reconciler.engine.pull import Images, Phase, Progress
+from reconciler.engine.registry.client import Registry
 from reconciler.engine.registry.errors import RegistryError
 from reconciler.engine.registry.patience import Patience
 from reconciler.engine.store import Store
@@ -66,11 +68,10 @@ class Place:
         self.images = Images(
             self.store,
             self.layout,
-            insecure=self.insecure,
+            registry=Registry(Registries(insecure=self.insecure), patience=Patience(retries=(0.01,))),
             bundles=self.bundles,
             platform=host_platform(),
             limits=self.limits,
-            patience=Patience(retries=(0.01,)),
         )
 
     def pull(self, reference: str) -> Image:

@@ -17,7 +17,7 @@ def test_every_setting_has_the_documented_default() -> None:
     assert found == Device(
         name=os.uname().nodename,
         labels={},
-        registries=Registries(insecure=(), ca=None),
+        registries=Registries(insecure=(), ca=None, authfile=None, realms={}),
         bundles=(),
         allowed_binds=(),
         allowed_devices=(),
@@ -43,7 +43,11 @@ def test_what_the_file_says_goes_before_the_defaults() -> None:
     text = b"""\
 name: kiosk-7
 labels: {site: lab, floor: 2}
-registries: {insecure: ["registry.lan:5000", localhost], ca: /etc/ca.pem}
+registries:
+  insecure: ["registry.lan:5000", localhost]
+  ca: /etc/ca.pem
+  authfile: /etc/auth.json
+  realms: {r.example: [auth.example, "auth.lan:81"]}
 bundles: [/media/usb]
 allowed_binds: [/srv/, /run/x]
 allowed_devices: ["/dev/ttyUSB*"]
@@ -59,7 +63,12 @@ interval: 1m30s
     assert load_device(PATH, text) == Device(
         name="kiosk-7",
         labels={"site": "lab", "floor": "2"},
-        registries=Registries(("registry.lan:5000", "localhost"), "/etc/ca.pem"),
+        registries=Registries(
+            insecure=("registry.lan:5000", "localhost"),
+            ca="/etc/ca.pem",
+            authfile="/etc/auth.json",
+            realms={"r.example": ("auth.example", "auth.lan:81")},
+        ),
         bundles=("/media/usb",),
         allowed_binds=("/srv", "/run/x"),
         allowed_devices=("/dev/ttyUSB*",),

@@ -1,17 +1,19 @@
-"""Anonymous tokens: what a 401 asks for, and where it may be fetched.
+"""What a 401 asks for, how it is answered, and who may be told credentials.
 
 Follows the distribution specification's token authentication, with the parts that let a registry misuse its client
-left out: the scope is ours, never the challenge's; the realm is held to the rules of redirects; no credentials exist
-yet, so none can leak (CVE-2020-15157). Pure: the client does the fetching.
+left out: the scope is ours, never the challenge's; the realm is held to the rules of redirects; credentials go to the
+registry's own host, or to a realm that is known or configured for it, and nowhere else (CVE-2020-15157,
+go-containerregistry 2193). Pure: the endpoint does the fetching.
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import SplitResult, urlencode, urlsplit
 
 from reconciler.engine.document import InvalidDocumentError, parse
+from reconciler.engine.registry.credentials import Credential, IdentityToken, Password, host_of
 from reconciler.engine.registry.errors import RefusedError, address
 
 _MAX_HEADER: Final = 8192
@@ -22,6 +24,12 @@ _PARAMETER: Final = re.compile(
     r'\s*([A-Za-z_]{1,32})\s*=\s*(?:"((?:[^"\\]|\\.){0,2048})"|([^\s",]{1,2048}))\s*(?:,|$)'
 )
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
+_CLIENT: Final = "reconciler"
+# Registries whose token server is known to be on another host.
+REALMS: Final[Mapping[str, frozenset[str]]] = {
+    "docker.io": frozenset({"auth.docker.io"}),
+    "registry.gitlab.com": frozenset({"gitlab.com"}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +41,42 @@ class Challenge:
 
 
 @dataclass(frozen=True, slots=True)
+class Basic:
+    """A challenge to send user and password themselves (RFC 7617)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """A bearer token and the monotonic time from which it is no longer used."""
 
-    text: str
+    text: str = field(repr=False)
     expires: float
 
 
-def bearer_challenge(headers: Iterable[str]) -> Challenge | None:
-    """Return the first usable Bearer challenge of WWW-Authenticate `headers`, or None where there is none.
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """How a token is asked for: GET, with `authorization` where there are credentials, or POST of `form`."""
 
-    Parses one challenge per header, as every registry sends it; whatever doesn't fit the grammar is no challenge.
+    url: str
+    authorization: str = field(default="", repr=False)
+    form: bytes = field(default=b"", repr=False)
+
+
+def challenge_of(headers: Iterable[str]) -> Challenge | Basic | None:
+    """Return what WWW-Authenticate `headers` ask for: the first usable Bearer challenge, else Basic, else None.
+
+    Bearer goes first because it sends the registry a token, not the password. Parses one challenge per header, as
+    every registry sends it; whatever doesn't fit the grammar is no challenge.
     """
-    for number, header in enumerate(headers):
-        if number >= 8 or len(header) > _MAX_HEADER:
-            return None
+    given = [header for _, header in zip(range(8), headers, strict=False) if len(header) <= _MAX_HEADER]
+    bearer = _bearer(given)
+    if bearer is not None:
+        return bearer
+    return Basic() if any(re.match(r"\s*basic(\s|$)", header, re.I | re.A) for header in given) else None
+
+
+def _bearer(headers: Iterable[str]) -> Challenge | None:
+    for header in headers:
         scheme = _SCHEME.match(header)
         if scheme is None or scheme[1].lower() != "bearer":
             continue
@@ -66,8 +95,62 @@ def bearer_challenge(headers: Iterable[str]) -> Challenge | None:
     return None
 
 
-def token_url(challenge: Challenge, repository: str, *, secure: bool, request: str) -> str:
-    """Return the address of the token, or raise RefusedError. `secure` says that the registry itself is on https."""
+def token_request(
+    challenge: Challenge,
+    repository: str,
+    credential: Credential | None,
+    *,
+    registry: str,
+    base: str,
+    realms: Iterable[str] = (),
+    insecure: Iterable[str] = (),
+    request: str,
+) -> TokenRequest:
+    """Return how to ask for a token to pull from `repository` ("" for no scope), or raise RefusedError.
+
+    `base` is the registry's own scheme and host. With credentials the realm must be there, or on a host[:port] of
+    `realms` or of the known ones; and on https, unless it is one of the `insecure` hosts.
+    """
+    secure = base.startswith("https:")
+    where, parts = address(challenge.realm), _realm(challenge, secure=secure, request=request)
+    if isinstance(credential, Password | IdentityToken):
+        own = f"{parts.scheme}://{parts.netloc}".lower() == base.lower()
+        allowed = {*REALMS.get(host_of(registry), ()), *(host.lower() for host in realms)}
+        if not own and parts.netloc.lower() not in allowed:
+            raise RefusedError(
+                request,
+                f"token realm {where}: on another host, which is not sent credentials",
+                hint=f"if it may have them, write in device.yaml: "
+                f"registries: {{realms: {{{registry}: [{parts.netloc}]}}}}",
+            )
+        if not own and parts.scheme != "https" and parts.netloc.lower() not in insecure:
+            raise RefusedError(request, f"token realm {where}: not https, which is not sent credentials")
+    asked = {"service": challenge.service, **({"scope": _scope(repository)} if repository else {})}
+    place = f"{parts.scheme}://{parts.netloc}{parts.path or '/'}"
+    if isinstance(credential, IdentityToken):
+        # OAuth2, as Docker's registries do it (distribution, "Docker Registry v2 Bearer token specification")
+        form = {
+            "grant_type": "refresh_token",
+            "client_id": _CLIENT,
+            "refresh_token": credential.text,
+            **asked,
+        }
+        url = f"{place}?{parts.query}" if parts.query else place
+        return TokenRequest(url, form=urlencode(form).encode())
+    authorization = ""
+    if isinstance(credential, Password):
+        asked["account"] = credential.user
+        authorization = credential.basic
+    url = f"{place}?{parts.query + '&' if parts.query else ''}{urlencode(asked)}"
+    return TokenRequest(url, authorization)
+
+
+def _scope(repository: str) -> str:
+    return f"repository:{repository}:pull"
+
+
+def _realm(challenge: Challenge, *, secure: bool, request: str) -> SplitResult:
+    """Return the realm's parts, or raise RefusedError. `secure` says that the registry itself is on https."""
     try:
         parts = urlsplit(challenge.realm)
         host, user = parts.hostname, parts.username
@@ -81,8 +164,7 @@ def token_url(challenge: Challenge, repository: str, *, secure: bool, request: s
         raise RefusedError(request, f"token realm {where}: with a user part or fragment, refused")
     if parts.scheme != "https" and (secure or parts.scheme != "http"):
         raise RefusedError(request, f"token realm {where}: not https, refused")
-    query = urlencode({"service": challenge.service, "scope": f"repository:{repository}:pull"})
-    return f"{parts.scheme}://{parts.netloc}{parts.path or '/'}?{parts.query + '&' if parts.query else ''}{query}"
+    return parts
 
 
 def parse_token(data: bytes, *, now: float, request: str) -> Token:

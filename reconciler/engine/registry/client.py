@@ -8,14 +8,17 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from reconciler.config import Registries
 from reconciler.engine.image import DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from reconciler.engine.registry.credentials import Credential
 from reconciler.engine.registry.errors import RefusedError, RegistryError, UnreachableRegistryError
+from reconciler.engine.registry.keyring import Credentials, Given, Nobody
 from reconciler.engine.registry.patience import Patience
 from reconciler.spec.reference import Digest
 
@@ -47,17 +50,21 @@ class Transfer:
 class Registry:
     """All registries this device talks to. Thread-safe.
 
-    `insecure` lists the host[:port] that are spoken to over plain http; `ca` is a file of further certificate
-    authorities. `requests` counts answers by (registry, code): 2xx, 3xx, 401, 404, 429, 4xx, 5xx, or `none`.
+    `settings` are device.yaml's, `credentials` what this device knows to say of itself. `requests` counts answers by
+    (registry, code): 2xx, 3xx, 401, 404, 429, 4xx, 5xx, or `none`.
     """
 
     def __init__(
-        self, *, insecure: Sequence[str] = (), ca: Path | None = None, patience: Patience | None = None
+        self,
+        settings: Registries | None = None,
+        *,
+        credentials: Credentials | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self.patience = patience or Patience()
         self.requests: Counter[tuple[str, str]] = Counter()
-        self._insecure = frozenset(insecure)
-        self._ca = ca
+        self._settings = settings or Registries()
+        self._credentials = credentials or Nobody()
         self._endpoints: dict[str, Endpoint] = {}
         self._lock = threading.Lock()
 
@@ -69,19 +76,38 @@ class Registry:
             self._endpoints.clear()
 
     def _endpoint(self, registry: str) -> "Endpoint":
-        from reconciler.engine.registry.endpoint import Endpoint, trusting
-
         with self._lock:
             found = self._endpoints.get(registry)
             if found is None:
-                found = self._endpoints[registry] = Endpoint(
-                    registry,
-                    secure=registry not in self._insecure,
-                    context=trusting(self._ca),
-                    patience=self.patience,
-                    count=lambda status: self._count(registry, status),
-                )
+                found = self._endpoints[registry] = self._connect(registry, self._credentials)
             return found
+
+    def _connect(self, registry: str, credentials: Credentials) -> "Endpoint":
+        from reconciler.engine.registry.endpoint import Endpoint, trusting
+
+        settings = self._settings
+        return Endpoint(
+            registry,
+            insecure=frozenset(settings.insecure),
+            context=trusting(Path(settings.ca) if settings.ca else None),
+            patience=self.patience,
+            credentials=credentials,
+            realms=settings.realms.get(registry, ()),
+            count=lambda status: self._count(registry, status),
+        )
+
+    def check(self, registry: str, credential: Credential) -> bool:
+        """Return whether the registry asked who is there, once it has taken `credential`; False where it asks nobody.
+
+        Raises CredentialsError where it does not take it, or another RegistryError.
+        """
+        endpoint = self._connect(registry, Given(credential))
+        try:
+            answer = endpoint.get("/v2/", "", {})
+            answer.response.close()
+            return endpoint.asked
+        finally:
+            endpoint.close()
 
     def _count(self, registry: str, status: int) -> None:
         code = str(status) if status in (401, 404, 429) else f"{status // 100}xx" if status else "none"

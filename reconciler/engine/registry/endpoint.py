@@ -1,15 +1,15 @@
-"""One registry's connections: requests, redirects, anonymous tokens, deadlines.
+"""One registry's connections: requests, redirects, who is asking, deadlines.
 
 Two connection pools per registry. The first goes to the registry itself, wherever the user's configuration says it is,
-and is the only one that ever sends a token. The second follows redirects and asks for tokens: it sends no credentials
-and reaches only public addresses, or ones of the kind that the registry itself has (a LAN registry may point to a LAN
-storage server, but not to the loopback services of this device).
+and is the only one that ever sends a token. The second follows redirects and asks token servers on other hosts: it
+reaches only public addresses, ones of the kind that the registry itself has (a LAN registry may point to a LAN storage
+server, but not to the loopback services of this device), and realms that are configured. What it sends credentials to
+is decided in `auth`; a redirect never has any.
 """
 
 import ssl
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ import httpcore
 import httpx
 
 from reconciler.engine.document import InvalidDocumentError, parse
-from reconciler.engine.registry import auth
+from reconciler.engine.registry.auth import TokenRequest
 from reconciler.engine.registry.dial import Clock, Dialler, ForbiddenAddressError
 from reconciler.engine.registry.errors import (
     CertificateError,
@@ -30,7 +30,9 @@ from reconciler.engine.registry.errors import (
     UnreachableRegistryError,
     address,
 )
+from reconciler.engine.registry.keyring import Credentials
 from reconciler.engine.registry.patience import Patience
+from reconciler.engine.registry.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,27 +75,37 @@ class Answer:
 
 
 class Endpoint:
-    """A registry as one host[:port]. Thread-safe. `count` is told of every answer, by status, 0 for none."""
+    """A registry as one host[:port]. Thread-safe.
+
+    `insecure` hosts are spoken to over plain http; `realms` are the hosts whose token servers may have the registry's
+    credentials. `count` is told of every answer, by status, 0 for none.
+    """
 
     def __init__(
         self,
         registry: str,
         *,
-        secure: bool,
+        insecure: frozenset[str],
         context: ssl.SSLContext,
         patience: Patience,
+        credentials: Credentials,
+        realms: Sequence[str],
         count: Callable[[int], None],
     ) -> None:
         self.registry = registry
-        self._secure = secure
-        self._base = f"{'https' if secure else 'http'}://{_API_HOSTS.get(registry, registry)}"
+        scheme = "http" if registry in insecure else "https"
+        self._base = f"{scheme}://{_API_HOSTS.get(registry, registry)}"
         self._patience = patience
         self._count = count
         self._clock = Clock()
-        self._tokens: dict[str, auth.Token] = {}
-        self._lock = threading.Lock()
+        self._session = Session(
+            registry, self._base, credentials, self._token_answer, realms=realms, insecure=insecure
+        )
         own = Dialler(self._clock, lambda host, kind: True)
-        foreign = Dialler(self._clock, lambda host, kind: kind == "public" or kind in own.seen)
+        trusted = {urlsplit(f"//{realm}").hostname for realm in realms}
+        foreign = Dialler(
+            self._clock, lambda host, kind: kind == "public" or kind in own.seen or host in trusted
+        )
         self._own = self._client(context, own)
         self._foreign = self._client(context, foreign)
 
@@ -113,32 +125,36 @@ class Endpoint:
     # --- requests --------------------------------------------------------------------------------------------------
 
     def get(self, path: str, repository: str, headers: "Mapping[str, str]") -> Answer:
-        """Open GET `path` with a 2xx answer, or raise a RegistryError. A token is fetched, and renewed, if needed."""
+        """Open GET `path` with a 2xx answer, or raise a RegistryError. Who asks is said, and said anew, if needed."""
         request = f"{self.registry}: GET {path}"
-        token = self._known_token(repository)
-        answer = self._follow(request, path, headers, token)
-        if answer.response.status_code == 401 and answer.url.startswith(self._base + "/"):
+        known = self._session.header(repository)
+        answer = self._follow(request, path, headers, known)
+        if answer.response.status_code == 401 and self._is_ours(answer.url):
             challenges = answer.response.headers.get_list("www-authenticate")
             answer.response.close()
-            fresh = self._fetch_token(request, repository, challenges)
+            fresh = self._session.answer(request, repository, challenges, known)
             answer = self._follow(request, path, headers, fresh)
         if answer.response.status_code // 100 != 2:
-            raise self._refusal(request, answer)
+            raise self._refusal(request, answer, repository)
         return answer
 
-    def _follow(
-        self, request: str, path: str, headers: "Mapping[str, str]", token: auth.Token | None
-    ) -> Answer:
+    @property
+    def asked(self) -> bool:
+        """Whether the registry has asked who is there, and was content with the answer."""
+        return bool(self._session.header(""))
+
+    def _is_ours(self, url: str) -> bool:
+        """Whether `url` is on the registry's own scheme, host and port."""
+        return url.startswith(self._base + "/")
+
+    def _follow(self, request: str, path: str, headers: "Mapping[str, str]", authorization: str) -> Answer:
         url = self._base + path
         self._clock.deadline = time.monotonic() + self._patience.headers
         try:
             for _ in range(1 + _MAX_REDIRECTS):
-                # The token goes to the registry's own scheme, host and port, and nowhere else (G3).
-                ours = url.startswith(self._base + "/")
-                extra = {"Authorization": f"Bearer {token.text}"} if ours and token is not None else {}
-                response = self._send(
-                    request, self._own if ours else self._foreign, url, {**headers, **extra}
-                )
+                # It goes to the registry's own scheme, host and port, and nowhere else (G3).
+                extra = {"Authorization": authorization} if self._is_ours(url) and authorization else {}
+                response = self._send(request, url, {**headers, **extra})
                 if response.status_code not in _REDIRECTS:
                     return Answer(response, url)
                 location = response.headers.get("location", "")
@@ -149,10 +165,14 @@ class Endpoint:
         raise RefusedError(request, f"more than {_MAX_REDIRECTS} redirects")
 
     def _send(
-        self, request: str, client: httpx.Client, url: str, headers: "Mapping[str, str]"
+        self, request: str, url: str, headers: "Mapping[str, str]", form: bytes = b""
     ) -> httpx.Response:
+        client = self._own if self._is_ours(url) else self._foreign
+        method, content = ("POST", form) if form else ("GET", None)
         try:
-            prepared = client.build_request("GET", url, headers={**_BASE_HEADERS, **headers})
+            prepared = client.build_request(
+                method, url, headers={**_BASE_HEADERS, **headers}, content=content
+            )
             prepared.headers.pop("cookie", None)
             response = client.send(prepared, stream=True)
         except ForbiddenAddressError as error:
@@ -179,52 +199,29 @@ class Endpoint:
             self._clock.deadline = None
         return bytes(data)
 
-    # --- tokens ----------------------------------------------------------------------------------------------------
-
-    def _known_token(self, repository: str) -> auth.Token | None:
-        with self._lock:
-            token = self._tokens.get(repository)
-        return token if token is not None and token.expires > time.monotonic() else None
-
-    def _fetch_token(self, request: str, repository: str, challenges: list[str]) -> auth.Token:
-        challenge = auth.bearer_challenge(challenges)
-        if challenge is None:
-            raise CredentialsError(
-                request,
-                401,
-                "the registry needs credentials: not supported yet",
-                hint="use a registry that serves this image anonymously, or a bundle",
-            )
-        url = auth.token_url(challenge, repository, secure=self._secure, request=request)
-        where = f"{request}: token from {address(challenge.realm)}"
+    def _token_answer(self, request: str, wanted: TokenRequest) -> bytes:
+        """What a token server says to `wanted`, or a RegistryError. A redirect is not followed."""
+        headers = {"Accept": "application/json"}
+        if wanted.authorization:
+            headers["Authorization"] = wanted.authorization
+        if wanted.form:
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
         self._clock.deadline = time.monotonic() + self._patience.headers
         try:
-            ours = url.startswith(self._base + "/")
-            response = self._send(
-                where, self._own if ours else self._foreign, url, {"Accept": "application/json"}
-            )
+            response = self._send(request, wanted.url, headers, wanted.form)
         finally:
             self._clock.deadline = None
-        answer = Answer(response, url)
+        answer = Answer(response, wanted.url)
         if response.status_code in (401, 403):
             response.close()
-            raise CredentialsError(
-                where, response.status_code, "no token without credentials: not supported yet"
-            )
+            raise CredentialsError(request, response.status_code, "no token")
         if response.status_code // 100 != 2:
-            raise self._refusal(where, answer)
-        token = auth.parse_token(
-            self.document(answer, where, _TOKEN_BODY), now=time.monotonic(), request=where
-        )
-        with self._lock:
-            if len(self._tokens) > 256:
-                self._tokens.clear()
-            self._tokens[repository] = token
-        return token
+            raise self._refusal(request, answer)
+        return self.document(answer, request, _TOKEN_BODY)
 
     # --- failures ----------------------------------------------------------------------------------------------------
 
-    def _refusal(self, request: str, answer: Answer) -> RegistryError:
+    def _refusal(self, request: str, answer: Answer, repository: str = "") -> RegistryError:
         """Turn a 4xx, 5xx or unexpected answer into an error with what the registry says about it."""
         response = answer.response
         status = response.status_code
@@ -233,15 +230,10 @@ class Endpoint:
         except RegistryError:
             data = b""
         detail = _said(data) or response.reason_phrase
-        if not answer.url.startswith(self._base + "/"):
+        if status in (401, 403) and self._is_ours(answer.url):
+            return CredentialsError(request, status, detail, hint=self._session.advice(repository, status))
+        if not self._is_ours(answer.url) and "token from" not in request:
             request = f"{request}: redirected to {address(answer.url)}"
-        if status in (401, 403) and answer.url.startswith(self._base + "/"):
-            return CredentialsError(
-                request,
-                status,
-                detail,
-                hint="the image is private or not there: credentials are not supported yet",
-            )
         wait = _retry_after(response.headers.get("retry-after", ""), self._patience.retry_after)
         return RegistryError(request, status, detail, retry_after=wait)
 

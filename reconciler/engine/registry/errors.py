@@ -80,9 +80,17 @@ class CredentialsError(RegistryError):
     """The registry wants to know who asks."""
 
 
+class KeyringError(RegistryError):
+    """What keeps credentials on this device, a file or a program, can't be used; `where` names it."""
+
+    def __init__(self, where: str, detail: str, *, hint: str = "") -> None:
+        super().__init__(where, 0, detail, hint=hint)
+        self.args = (f"{where}: {plain(detail)}",)
+
+
 class RefusedError(RegistryError):
     """The registry behaved in a way that a client must not go along with: a redirect, a realm, a malformed answer."""
 
-    def __init__(self, request: str, detail: str) -> None:
-        super().__init__(request, 0, detail)
+    def __init__(self, request: str, detail: str, *, hint: str = "") -> None:
+        super().__init__(request, 0, detail, hint=hint)
         self.args = (f"{request}: {plain(detail)}",)

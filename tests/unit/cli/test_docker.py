@@ -81,7 +81,6 @@ def test_the_course_takes_in_every_command_that_is_the_same_here() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("login", "ghcr.io"), "without an account"),
         (("push", "x"), "a device only takes images"),
         (("swarm", "init"), "many devices that read one repository"),
         (("info",), "here: reconciler doctor ("),

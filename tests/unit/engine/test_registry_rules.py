@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.engine.registry.auth import Challenge, bearer_challenge, parse_token, token_url
+from reconciler.engine.registry.auth import (
+    Basic,
+    Challenge,
+    TokenRequest,
+    challenge_of,
+    parse_token,
+    token_request,
+)
+from reconciler.engine.registry.credentials import Credential, IdentityToken, Password
 from reconciler.engine.registry.dial import kind_of
 from reconciler.engine.registry.errors import (
     RefusedError,
@@ -28,7 +36,9 @@ from reconciler.engine.registry.errors import (
         (['Bearer realm="first",realm="second"'], Challenge("first", "")),
         (['Bearer error="invalid_token",realm="y"'], Challenge("y", "")),
         ([], None),
-        (["Basic"], None),
+        (["Basic"], Basic()),
+        (['basic realm="x"'], Basic()),
+        (["Basically realm=x"], None),
         (['Bearer realm=""'], None),
         (['Bearer service="s"'], None),
         (['Bearer realm="unclosed'], None),
@@ -37,20 +47,47 @@ from reconciler.engine.registry.errors import (
         (["Digest x"] * 20 + ['Bearer realm="late"'], None),
     ],
 )
-def test_the_first_usable_bearer_challenge_is_found(headers: list[str], expected: Challenge | None) -> None:
-    assert bearer_challenge(headers) == expected
+def test_the_first_usable_bearer_challenge_is_found(
+    headers: list[str], expected: Challenge | Basic | None
+) -> None:
+    assert challenge_of(headers) == expected
 
 
 @given(st.lists(st.text(max_size=200), max_size=3))
 def test_any_header_is_a_challenge_or_none(headers: list[str]) -> None:
-    found = bearer_challenge([f"Bearer {text}" for text in headers])
-    assert found is None or found.realm
+    found = challenge_of([f"Bearer {text}" for text in headers])
+    assert found is None or (isinstance(found, Challenge) and found.realm)
+
+
+def wanted(
+    realm: str,
+    credential: Credential | None = None,
+    *,
+    base: str = "https://r.example",
+    repository: str = "lib/app",
+    realms: tuple[str, ...] = (),
+    insecure: tuple[str, ...] = (),
+) -> TokenRequest:
+    challenge = Challenge(realm, "a b&c")
+    registry = base.partition("://")[2]
+    return token_request(
+        challenge,
+        repository,
+        credential,
+        registry=registry,
+        base=base,
+        realms=realms,
+        insecure=insecure,
+        request="r",
+    )
 
 
 def test_the_scope_is_ours_whatever_the_challenge_says() -> None:
-    url = token_url(Challenge("https://auth.example/token?x=1", "a b&c"), "lib/app", secure=True, request="r")
-    assert url == "https://auth.example/token?x=1&service=a+b%26c&scope=repository%3Alib%2Fapp%3Apull"
-    assert token_url(Challenge("http://a/t", ""), "x", secure=False, request="r").startswith("http://a/t?")
+    found = wanted("https://auth.example/token?x=1")
+    query = "x=1&service=a+b%26c&scope=repository%3Alib%2Fapp%3Apull"
+    assert found == TokenRequest(f"https://auth.example/token?{query}")
+    assert wanted("http://a/t", base="http://r.example").url.startswith("http://a/t?")
+    assert "scope" not in wanted("https://auth.example/token", repository="").url
 
 
 @pytest.mark.parametrize(
@@ -60,7 +97,75 @@ def test_the_scope_is_ours_whatever_the_challenge_says() -> None:
 )  # fmt: skip
 def test_a_realm_that_is_no_https_address_is_refused(realm: str) -> None:
     with pytest.raises(RefusedError):
-        token_url(Challenge(realm, "s"), "x", secure=True, request="r")
+        wanted(realm)
+
+
+SECRETS = (Password("me", "s3cret"), IdentityToken("s3cret"))
+
+
+@pytest.mark.parametrize("credential", SECRETS)
+@pytest.mark.parametrize(
+    ("base", "realm", "realms", "insecure"),
+    [
+        ("https://r.example", "https://other.example/t", (), ()),  # another host
+        ("https://r.example", "https://r.example:444/t", (), ()),  # another port
+        ("https://r.example", "https://r.example.evil/t", ("r.example",), ()),
+        ("https://r.example", "https://evilr.example/t", ("r.example",), ()),
+        ("https://r.example", "https://auth.docker.io/token", (), ()),  # known, but for another registry
+        ("http://r.example", "https://r.example/t", (), ("r.example",)),  # another scheme is another server
+        (
+            "http://r.example",
+            "http://auth.example/t",
+            ("auth.example",),
+            ("r.example",),
+        ),  # plain, and not named
+        ("http://r.example", "http://other.example/t", (), ("r.example",)),
+    ],
+)
+def test_g4_credentials_go_to_no_realm_but_the_registrys(
+    credential: Credential, base: str, realm: str, realms: tuple[str, ...], insecure: tuple[str, ...]
+) -> None:
+    """CVE-2020-15157, go-containerregistry 2193."""
+    with pytest.raises(RefusedError, match="not sent credentials") as caught:
+        wanted(realm, credential, base=base, realms=realms, insecure=insecure)
+    assert "s3cret" not in f"{caught.value} {caught.value.hint}"
+    assert wanted(realm, None, base=base, realms=realms, insecure=insecure).authorization == ""
+
+
+@pytest.mark.parametrize(
+    ("base", "realm", "realms", "insecure"),
+    [
+        ("https://r.example", "https://r.example/t", (), ()),
+        ("https://r.example:5000", "https://R.example:5000/t", (), ()),
+        ("https://r.example", "https://auth.example:8443/t", ("auth.example:8443",), ()),
+        ("https://docker.io", "https://auth.docker.io/token", (), ()),
+        ("https://registry.gitlab.com", "https://gitlab.com/jwt/auth", (), ()),
+        ("http://r.example", "http://r.example/t", (), ("r.example",)),
+        ("http://r.example", "http://auth.lan/t", ("auth.lan",), ("r.example", "auth.lan")),
+    ],
+)
+def test_g4_a_realm_of_the_registrys_gets_them(
+    base: str, realm: str, realms: tuple[str, ...], insecure: tuple[str, ...]
+) -> None:
+    basic = wanted(realm, SECRETS[0], base=base, realms=realms, insecure=insecure)
+    assert basic.authorization == "Basic bWU6czNjcmV0"
+    assert "account=me" in basic.url
+    assert basic.form == b""
+    posted = wanted(realm, SECRETS[1], base=base, realms=realms, insecure=insecure)
+    assert posted.authorization == ""
+    assert b"grant_type=refresh_token&client_id=reconciler&refresh_token=s3cret" in posted.form
+    assert b"scope=repository%3Alib%2Fapp%3Apull" in posted.form
+    assert "?" not in posted.url
+
+
+def test_g12_no_secret_has_a_repr() -> None:
+    for item in (
+        *SECRETS,
+        wanted("https://r.example/t", SECRETS[0]),
+        wanted("https://r.example/t", SECRETS[1]),
+    ):
+        assert "s3cret" not in repr(item)
+        assert "bWU6" not in repr(item)
 
 
 def test_a_token_answer_is_read_strictly() -> None:
