@@ -3,10 +3,12 @@
 Loading the modules of those takes as long as pulling a small image does.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from reconciler.config import Device
 from reconciler.engine.layout import Layout
+from reconciler.engine.oci_layout import Holder
 from reconciler.engine.platform import Platform, host_platform
 from reconciler.engine.pull import Images
 from reconciler.engine.registry.client import Registry
@@ -14,13 +16,26 @@ from reconciler.engine.registry.keyring import Keyring
 from reconciler.engine.store import Store
 
 
-def open_images(layout: Layout, device: Device, store: Store, platform: Platform | None = None) -> Images:
-    """The way to images: the store, then the device's bundles, then the registry that the reference names."""
+def open_images(
+    layout: Layout,
+    device: Device,
+    store: Store,
+    platform: Platform | None = None,
+    *,
+    only: Sequence[Path | Holder] = (),
+    registry: Registry | None = None,
+) -> Images:
+    """The way to images: the store, then the device's bundles, then the registry that the reference names.
+
+    With `only`, these bundles alone are asked, and no registry. `registry` is for who has one: its keys are those of
+    the device, also where `layout` is not the device's.
+    """
     return Images(
         store,
         layout,
-        registry=open_registry(layout, device),
-        bundles=[Path(path) for path in device.bundles],
+        registry=registry or open_registry(layout, device),
+        bundles=only or [Path(path) for path in device.bundles],
+        offline=bool(only),
         platform=platform or host_platform(),
     )
 

@@ -12,7 +12,7 @@ from typing import Final
 from reconciler.agent.asked import reference_of
 from reconciler.engine import oci_layout, tags
 from reconciler.errors import ReconcilerError, UsageError
-from reconciler.spec.reference import Digest, Reference
+from reconciler.spec.reference import Digest, InvalidReferenceError, Reference
 
 _BUNDLE: Final = "bundle"  # the name of what has none that could be told here
 
@@ -61,7 +61,10 @@ def _asked(
 
 
 def _in_bundle(directory: Path, text: str) -> Pinned:
-    digest = oci_layout.named(directory, text)
+    try:
+        return Pinned(Reference.parse(f"localhost/{_BUNDLE}@{Digest.parse(text)}"))
+    except InvalidReferenceError:
+        digest = oci_layout.named(directory, text)
     # A layout may call an image by a whole name, by NAME:TAG, or, as the specification has it, by a tag alone.
     whole = text if ":" in text or "/" in text else f"{directory.name.lower()}:{text}"
     for name in (whole, f"{_BUNDLE}:{text}"):

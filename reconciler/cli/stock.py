@@ -41,6 +41,21 @@ def _pull(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reference", metavar="IMAGE", help="HOST/REPOSITORY with :TAG, @DIGEST or both")
 
 
+def _unpack(parser: argparse.ArgumentParser) -> None:
+    call(parser, "unpacking:unpack")
+    parser.add_argument(
+        "--bundle", metavar="LAYOUT", default="", help="from this OCI layout alone, by the name it has there"
+    )
+    parser.add_argument(
+        "--platform", metavar="OS/ARCH", default="", help="for another platform than this device's"
+    )
+    output(parser, "json")
+    parser.add_argument(
+        "reference", metavar="IMAGE", help="what is here: a name, a digest or its start; else HOST/REPOSITORY"
+    )
+    parser.add_argument("directory", metavar="DIR", help="a directory that is empty or not there")
+
+
 def _digest(parser: argparse.ArgumentParser) -> None:
     call(parser, "pulling:digest")
     parser.add_argument("reference", metavar="IMAGE", help="HOST/REPOSITORY:TAG")
@@ -186,6 +201,7 @@ _SYSTEM: Final[Verbs] = (
 )
 # What has no verb of its own: the rest of these nouns are other words for verbs.
 IMAGE: Final[Verbs] = (
+    ("unpack", "Write the root file system of an image into a new or empty directory.", _unpack),
     ("prune", _PRUNE_IMAGES, _prune("image", "also images that somebody named, but nothing needs")),
 )
 CONTAINER: Final[Verbs] = (("prune", _PRUNE_RUNS, _prune("container")),)

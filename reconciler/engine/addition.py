@@ -30,9 +30,10 @@ from reconciler.engine.registry.errors import RegistryError
 from reconciler.engine.room import Room
 from reconciler.engine.store import Store
 from reconciler.engine.stream import LayerStream
+from reconciler.engine.tarfields import InvalidLayerError
 from reconciler.engine.unpack import Totals, Unpacker
 from reconciler.engine.writeback import Writeback
-from reconciler.errors import VerificationError
+from reconciler.errors import NotFoundError, VerificationError
 from reconciler.failpoint import failpoint
 from reconciler.spec.reference import Digest, Reference
 from reconciler.state.image import Layer
@@ -64,8 +65,9 @@ class Adder:
     """
 
     def __init__(
-        self, store: Store, layout: Layout, bundles: Bundles, registry: Registry, limits: Limits
+        self, store: Store, layout: Layout, bundles: Bundles, registry: Registry | None, limits: Limits
     ) -> None:
+        """`registry` None: what no bundle has whole is not to be had."""
         self._store = store
         self._layout = layout
         self._bundles = bundles
@@ -105,6 +107,9 @@ class Adder:
         except BaseException as error:
             self._store.discard(partial)
             self._store.empty_trash()  # gives the room back before anybody reads that there was none
+            if isinstance(error, InvalidLayerError):
+                text = str(error).removeprefix("layer: ")
+                raise InvalidLayerError(f"layer {layer.digest.short}: {text}") from error
             if isinstance(error, OSError):
                 raise self._room.explain(error, needed, f"layer {layer.digest.short}") from error
             raise
@@ -125,10 +130,14 @@ class Adder:
             try:
                 self._stream(place, wanted, fetch.from_bundle(self._bundles, layer, meter), meter, job)
             except (VerificationError, FileNotFoundError) as error:
+                if self._registry is None:
+                    raise
                 complaint = f"the bundle's copy: {error}"
                 place.clear()
             else:
                 return
+        if self._registry is None:
+            raise NotFoundError(f"layer {layer.digest}: not there")
         meter = Meter()
         try:
             source = fetch.from_registry(

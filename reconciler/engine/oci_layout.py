@@ -1,4 +1,4 @@
-"""Bundles: OCI image layout directories as a source of blobs, for a USB stick or a directory beside the specs.
+"""Bundles: OCI image layouts as a source of blobs: a USB stick, a directory beside the specs, an archive.
 
 A blob is looked up by its digest alone, so the layout's index.json, its tags and its annotations have no say, except
 where somebody asks for an image by its name there (`named`). Whoever
@@ -9,8 +9,9 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Protocol
 
 from reconciler.engine.document import parse
 from reconciler.errors import NotFoundError
@@ -22,33 +23,73 @@ _INDEX = 4 << 20  # the ceiling of manifests (distribution specification 1.1, "P
 _REF_NAME = "org.opencontainers.image.ref.name"
 
 
+class Holder(Protocol):
+    """Whatever has blobs by their digests: a layout's directory, an archive."""
+
+    def blob(self, digest: Digest) -> IO[bytes] | None:
+        """Open the blob of that name, for whoever closes it, or return None; nothing is verified."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """The layout in the directory `path`, which need not be there. A blob is a regular file within it."""
+
+    path: Path
+
+    def blob(self, digest: Digest) -> IO[bytes] | None:
+        try:
+            root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            # A stick is a stranger's: a symlink in it may not lead out of it, and a FIFO may not hold us up.
+            fd = openat2(
+                root,
+                f"blobs/{digest.algorithm}/{digest.hex}",
+                os.O_RDONLY | os.O_NONBLOCK,
+                resolve=RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS,
+            )
+        except OSError:
+            return None
+        finally:
+            os.close(root)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            return None
+        return open(fd, "rb", buffering=0)
+
+
 class Bundles:
     """The bundles of this device, asked in order."""
 
-    def __init__(self, directories: Sequence[Path]) -> None:
-        self._directories = tuple(directories)
+    def __init__(self, bundles: Sequence[Path | Holder]) -> None:
+        self._bundles: tuple[Holder, ...] = ()
+        for bundle in bundles:
+            self.add(bundle)
 
-    def add(self, directory: Path) -> None:
+    def add(self, bundle: Path | Holder) -> None:
         """Ask one more, last, from now on."""
-        if directory not in self._directories:
-            self._directories = (*self._directories, directory)
+        holder = Directory(bundle) if isinstance(bundle, Path) else bundle
+        if holder not in self._bundles:
+            self._bundles = (*self._bundles, holder)
 
     @contextmanager
-    def open(self, digest: Digest) -> Iterator[BinaryIO | None]:
-        """Open the blob `digest` of the first bundle that has it, or give None. It is a regular file in the bundle."""
-        fd = self._find(digest)
-        if fd is None:
+    def open(self, digest: Digest) -> Iterator[IO[bytes] | None]:
+        """Open the blob `digest` of the first bundle that has it, or give None."""
+        file = self._find(digest)
+        if file is None:
             yield None
             return
-        with open(fd, "rb", buffering=0) as file:
+        with file:
             yield file
 
     def has(self, digest: Digest) -> bool:
         """Tell whether some bundle has a blob of that name."""
-        fd = self._find(digest)
-        if fd is not None:
-            os.close(fd)
-        return fd is not None
+        file = self._find(digest)
+        if file is not None:
+            file.close()
+        return file is not None
 
     def read(self, digest: Digest, limit: int) -> bytes | None:
         """Return a small blob, or None where no bundle has it; one byte more than `limit` at most. Not verified."""
@@ -60,28 +101,8 @@ class Bundles:
                 data += chunk
             return bytes(data[: limit + 1])
 
-    def _find(self, digest: Digest) -> int | None:
-        for directory in self._directories:
-            try:
-                root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            try:
-                # A stick is a stranger's: a symlink in it may not lead out of it, and a FIFO may not hold us up.
-                fd = openat2(
-                    root,
-                    f"blobs/{digest.algorithm}/{digest.hex}",
-                    os.O_RDONLY | os.O_NONBLOCK,
-                    resolve=RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS,
-                )
-            except OSError:
-                continue
-            finally:
-                os.close(root)
-            if stat.S_ISREG(os.fstat(fd).st_mode):
-                return fd
-            os.close(fd)
-        return None
+    def _find(self, digest: Digest) -> IO[bytes] | None:
+        return next((file for holder in self._bundles if (file := holder.blob(digest)) is not None), None)
 
 
 def named(directory: Path, name: str) -> Digest:
@@ -120,7 +141,7 @@ def named(directory: Path, name: str) -> Digest:
     return found[name]
 
 
-def chunks(file: BinaryIO) -> Iterator[bytes]:
+def chunks(file: IO[bytes]) -> Iterator[bytes]:
     """Yield the rest of `file` in pieces."""
     while chunk := file.read(_CHUNK):
         yield chunk

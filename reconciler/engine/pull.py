@@ -18,7 +18,7 @@ from reconciler.engine.addition import Adder, Addition
 from reconciler.engine.jobs import Job, Jobs
 from reconciler.engine.layout import Layout
 from reconciler.engine.limits import Limits
-from reconciler.engine.oci_layout import Bundles
+from reconciler.engine.oci_layout import Bundles, Holder
 from reconciler.engine.platform import Platform
 from reconciler.engine.progress import Listener, Phase, Progress
 from reconciler.engine.registry.client import Registry
@@ -50,18 +50,21 @@ class Images:
         layout: Layout,
         *,
         registry: Registry | None = None,
-        bundles: Sequence[Path] = (),
+        bundles: Sequence[Path | Holder] = (),
+        offline: bool = False,
         platform: Platform,
         limits: Limits | None = None,
     ) -> None:
+        """With `offline` no registry is asked: what no bundle has is NotFoundError, what it has damaged is no more."""
         limits = limits or Limits()
         self._store = store
         self._platform = platform
         self._room = Room(layout, limits)
         self._registry = registry or Registry()
         available = self._bundles = Bundles(bundles)
-        self._resolver = Resolver(store, available, self._registry, platform, limits)
-        self._adder = Adder(store, layout, available, self._registry, limits)
+        asked = None if offline else self._registry
+        self._resolver = Resolver(store, available, asked, platform, limits)
+        self._adder = Adder(store, layout, available, asked, limits)
         self._jobs: dict[str, Jobs[Digest]] = {}  # by registry
         self._seen: dict[Digest, Image] = {}
         self._lock = threading.Lock()

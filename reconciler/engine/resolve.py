@@ -22,7 +22,7 @@ from reconciler.engine.platform import Platform
 from reconciler.engine.registry.client import Registry
 from reconciler.engine.registry.errors import RegistryError
 from reconciler.engine.store import Store
-from reconciler.errors import UsageError, VerificationError
+from reconciler.errors import NotFoundError, ReconcilerError, UsageError, VerificationError
 from reconciler.spec.reference import Digest, InvalidReferenceError, Reference
 from reconciler.state.image import Image
 
@@ -33,8 +33,9 @@ class Resolver:
     """Resolves references for one platform. Reads the store, writes nothing."""
 
     def __init__(
-        self, store: Store, bundles: Bundles, registry: Registry, platform: Platform, limits: Limits
+        self, store: Store, bundles: Bundles, registry: Registry | None, platform: Platform, limits: Limits
     ) -> None:
+        """`registry` None: what neither the store nor a bundle has is not there."""
         self._store = store
         self._bundles = bundles
         self._registry = registry
@@ -96,6 +97,8 @@ class Resolver:
         data = self._local(digest)
         if data is not None:
             return data, ""
+        if self._registry is None:
+            raise self._absent(reference, "manifest", digest)
         try:
             found = self._registry.manifest(
                 reference.registry, reference.repository, digest, limit=self._limits.document, pause=pause
@@ -110,6 +113,8 @@ class Resolver:
     ) -> bytes:
         data = self._local(digest)
         if data is None:
+            if self._registry is None:
+                raise self._absent(reference, "config", digest)
             try:
                 data = self._registry.document(
                     reference.registry, reference.repository, digest, limit=size, pause=pause
@@ -118,6 +123,11 @@ class Resolver:
                 raise self._with_bundle(error, digest) from error
         check(data, digest, subject=f"image {reference}: config from {reference.registry}")
         return data
+
+    def _absent(self, reference: Reference, what: str, digest: Digest) -> ReconcilerError:
+        if self._bundles.has(digest):
+            return VerificationError(f"image {reference}: its {what} {digest} is damaged there")
+        return NotFoundError(f"image {reference}: its {what} {digest} is not there")
 
     def _with_bundle(self, error: RegistryError, digest: Digest) -> RegistryError:
         """Say so where a bundle had the document, but not undamaged."""
@@ -129,6 +139,8 @@ class Resolver:
         """Ask the registry what `reference` means now and return the digest to pin: an index where there is one."""
         wanted = reference.tag if reference.digest is None else reference.digest
         assert wanted is not None  # the grammar of references
+        if self._registry is None:
+            raise NotFoundError(f"image {reference}: no registry is asked here", hint="name its digest")
         found = self._registry.manifest(
             reference.registry, reference.repository, wanted, limit=self._limits.document, pause=pause
         )
