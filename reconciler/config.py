@@ -26,13 +26,15 @@ class Registries:
     """How registries are reached, each of them host[:port].
 
     `insecure` ones are spoken to over plain HTTP; `ca` is a PEM file of further authorities; `authfile` holds
-    credentials, in Docker's form; `realms` are further hosts that may be sent the credentials of a registry.
+    credentials, in Docker's form; `realms` are further hosts that may be sent the credentials of a registry; `mirrors`
+    (HOST or HOST/PREFIX) are asked before it, in their order.
     """
 
     insecure: tuple[str, ...] = ()
     ca: str | None = None
     authfile: str | None = None
     realms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,4 +146,4 @@ def _device(path: str, given: DeviceFile) -> Device:
 
 
 def _registries(given: file.Registries) -> Registries:
-    return Registries(given.insecure, given.ca, given.authfile, given.realms)
+    return Registries(given.insecure, given.ca, given.authfile, given.realms, given.mirrors)

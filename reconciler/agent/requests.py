@@ -132,6 +132,7 @@ class Requests:
                     "total": progress.total,
                     "phase": str(progress.phase),
                     "resumed": progress.resumed,
+                    "source": progress.source,
                 }
                 for layer, progress in list(self._pulling.items())
             ]

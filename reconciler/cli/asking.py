@@ -16,10 +16,8 @@ from typing import Any, Final
 from reconciler.agent import client
 from reconciler.cli.common import device_of, layout_of
 from reconciler.engine.layout import Layout
-from reconciler.engine.progress import Phase, Progress
 from reconciler.errors import BlockedError, ReconcilerError, UnreachableError
-from reconciler.report.progress import PullProgress
-from reconciler.spec.reference import Digest
+from reconciler.report.progress import PullProgress, heard
 
 _PATIENCE: Final = 60.0  # seconds in which others may be done with what we wait for
 _LONGEST: Final = 2 * 365 * 86400.0
@@ -66,9 +64,7 @@ def _by_agent(layout: Layout, verb: str, body: Mapping[str, Any]) -> dict[str, A
                 wait([answer], 0.2)
                 with suppress(ReconcilerError):
                     for item in client.request(layout, "GET", "/v1/progress")["layers"]:
-                        phase = Phase(item["phase"])
-                        layer = Digest.parse(item["layer"])
-                        progress(Progress(layer, item["done"], item["total"], phase, item["resumed"]))
+                        progress(heard(item))
         finally:
             progress.close()
         return answer.result()

@@ -11,11 +11,10 @@ from reconciler.agent import client
 from reconciler.cli.common import device_of, layout_of, print_json
 from reconciler.engine import instance
 from reconciler.engine.layout import Layout
-from reconciler.engine.progress import Phase, Progress
 from reconciler.engine.store import Store
 from reconciler.errors import ReconcilerError, UsageError
-from reconciler.report.progress import PullProgress
-from reconciler.spec.reference import Digest, InvalidReferenceError, Reference
+from reconciler.report.progress import PullProgress, heard
+from reconciler.spec.reference import InvalidReferenceError, Reference
 
 
 def pull(args: argparse.Namespace) -> int:
@@ -80,10 +79,7 @@ def _by_agent(layout: Layout, wanted: dict[str, str]) -> dict[str, Any]:
             wait([answer], 0.2)
             with suppress(ReconcilerError):
                 for item in client.request(layout, "GET", "/v1/progress")["layers"]:
-                    layer = Digest.parse(item["layer"])
-                    progress(
-                        Progress(layer, item["done"], item["total"], Phase(item["phase"]), item["resumed"])
-                    )
+                    progress(heard(item))
     progress.close()
     return answer.result()
 

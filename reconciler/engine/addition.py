@@ -27,6 +27,7 @@ from reconciler.engine.oci_layout import Bundles
 from reconciler.engine.progress import Listener, Phase, Progress
 from reconciler.engine.registry.client import Registry
 from reconciler.engine.registry.errors import RegistryError
+from reconciler.engine.registry.places import Place
 from reconciler.engine.room import Room
 from reconciler.engine.store import Store
 from reconciler.engine.stream import LayerStream
@@ -61,7 +62,7 @@ class Addition:
 class Adder:
     """Adds layers to one store. Thread-safe.
 
-    `received` counts packed bytes by (registry, source, kind): source origin or bundle, kind full or resumed.
+    `received` counts packed bytes by (registry, source, kind): source origin, mirror or bundle, kind full or resumed.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Adder:
             partial.mkdir(mode=0o700)
             failpoint("pull.begun")
             with _Workplace(partial, self._limits, self._room, self._turn) as place:
-                self._extract(place, wanted, job)
+                source = self._extract(place, wanted, job)
                 failpoint("pull.unpacked")
                 needed = place.unpacker.size
                 if wanted.below is not None:
@@ -119,10 +120,10 @@ class Adder:
             partial.rmdir()
         except OSError:  # the layer replaced some of its own directories, or a source had to be tried twice
             self._store.discard(partial)
-        wanted.progress(Progress(layer.digest, layer.size, layer.size, Phase.DONE))
+        wanted.progress(Progress(layer.digest, layer.size, layer.size, Phase.DONE, source=source))
 
-    def _extract(self, place: "_Workplace", wanted: Addition, job: Job[Digest]) -> None:
-        """Unpack from the first source that has the layer whole; what an earlier one left is thrown away."""
+    def _extract(self, place: "_Workplace", wanted: Addition, job: Job[Digest]) -> str:
+        """Unpack from the first source that has the layer whole, and return which; nothing stays of earlier ones."""
         layer = wanted.layer
         complaint = ""
         if self._bundles.has(layer.digest):
@@ -135,29 +136,41 @@ class Adder:
                 complaint = f"the bundle's copy: {error}"
                 place.clear()
             else:
-                return
+                return meter.source
         if self._registry is None:
             raise NotFoundError(f"layer {layer.digest}: not there")
-        meter = Meter()
         try:
-            source = fetch.from_registry(
-                self._registry, wanted.reference, layer, meter, pause=_pause(wanted, meter, job)
-            )
-            try:
-                self._stream(place, wanted, source, meter, job)
-            except VerificationError:
-                if not meter.resumes:
-                    raise
-                # The blob may have changed between two transfers (G7): once more, from its start.
-                place.clear()
-                meter = Meter()
-                source = fetch.from_registry(
-                    self._registry, wanted.reference, layer, meter, pause=_pause(wanted, meter, job)
-                )
-                self._stream(place, wanted, source, meter, job)
+            return self._download(place, wanted, job, self._registry)
         except RegistryError as error:
             error.hint = error.hint or complaint
             raise
+
+    def _download(self, place: "_Workplace", wanted: Addition, job: Job[Digest], registry: Registry) -> str:
+        """The same from mirrors and the registry, which the digest at the end may prove to have lied."""
+        bad: set[Place] = set()
+        again = True
+        while True:
+            meter = Meter()
+            pause = _pause(wanted, meter, job)
+            source = fetch.from_registry(
+                registry, wanted.reference, wanted.layer, meter, pause=pause, without=bad
+            )
+            try:
+                self._stream(place, wanted, source, meter, job)
+            except VerificationError as error:
+                if meter.mirrors - bad:  # one of them, and nobody can tell which: once more, without them
+                    for mirror in meter.mirrors:
+                        registry.failed(mirror, error)
+                    bad |= meter.mirrors
+                elif (
+                    meter.resumes and again
+                ):  # the blob may have changed between two transfers (G7): once more
+                    again = False
+                else:
+                    raise
+                place.clear()
+            else:
+                return meter.source
 
     def _stream(
         self,
@@ -173,10 +186,9 @@ class Adder:
             stream = LayerStream(packed, compression(layer.media_type), self._limits)
             stream.unpack(place.unpacker, layer.diff_id)
         finally:
-            key = wanted.reference.registry, meter.source or "origin"
             with self._lock:
-                self.received[(*key, "full")] += meter.received - meter.resumed
-                self.received[(*key, "resumed")] += meter.resumed
+                for (place_of, kind), count in meter.arrived.items():
+                    self.received[wanted.reference.registry, place_of, kind] += count
 
 
 def _record(wanted: Addition, totals: Totals) -> LayerRecord:
@@ -193,15 +205,16 @@ def _watched(source: Iterator[bytes], wanted: Addition, meter: Meter, job: Job[D
     reported = 0
 
     def report(phase: Phase) -> None:
-        wanted.progress(Progress(layer.digest, meter.received, layer.size, phase, meter.resumed))
+        done = min(meter.done, layer.size)
+        wanted.progress(Progress(layer.digest, done, layer.size, phase, meter.resumed, source=meter.source))
 
     report(Phase.DOWNLOADING)
     try:
         for chunk in source:
             if job.stop.is_set():
                 raise AbandonedError(f"layer {layer.digest.short}: given up")
-            if meter.received - reported >= _REPORT_EVERY:
-                reported = meter.received
+            if meter.done - reported >= _REPORT_EVERY:
+                reported = meter.done
                 report(Phase.DOWNLOADING)
             yield chunk
         report(Phase.UNPACKING)
@@ -220,12 +233,13 @@ def _pause(wanted: Addition, meter: Meter, job: Job[Digest]) -> Callable[[float]
         wanted.progress(
             Progress(
                 layer.digest,
-                min(meter.received, layer.size),
+                min(meter.done, layer.size),
                 layer.size,
                 Phase.WAITING,
                 meter.resumed,
                 until,
                 meter.trouble,
+                meter.source,
             )
         )
         return job.stop.wait(seconds)

@@ -1,18 +1,20 @@
 """The packed bytes of one layer, from wherever they are, each byte once and in order.
 
-Sources are tried in order: bundles, then the registry. A transfer that breaks off goes on where it was (Range), as
-often as it makes progress; the digest at the end is that of the whole, whatever the pieces were. Verifying happens
-in the stream, so that nothing is read beyond the size that the manifest gives.
+Sources are tried in order: bundles, mirrors, then the registry. A transfer that breaks off goes on where it was
+(Range), as often as it makes progress, also at the next place; the digest at the end is that of the whole, whatever
+the pieces were. Verifying happens in the stream, so that nothing is read beyond the size that the manifest gives.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 
 from reconciler.engine import oci_layout
 from reconciler.engine.oci_layout import Bundles
 from reconciler.engine.registry.client import Registry
 from reconciler.engine.registry.errors import RefusedError, RegistryError
+from reconciler.engine.registry.places import Place
 from reconciler.errors import ReconcilerError, VerificationError
 from reconciler.spec.reference import Reference
 from reconciler.state.image import Layer
@@ -28,11 +30,19 @@ class AbandonedError(ReconcilerError):
 class Meter:
     """What a transfer has done so far, read by others for progress and metrics. Bytes, all of them packed ones."""
 
-    received: int = 0
+    done: int = 0  # of the layer, from its start
     resumed: int = 0  # of them, after the transfer had broken off
-    source: str = ""  # bundle or origin
+    source: str = ""  # where they come from now: bundle, mirror or origin
     resumes: int = 0  # times that it had broken off
     trouble: str = ""  # why it is waiting, or waited last
+    arrived: Counter[tuple[str, str]] = field(default_factory=Counter)  # by source and kind: full or resumed
+    mirrors: set[Place] = field(default_factory=set)  # that some of them came from
+
+    def take(self, count: int) -> None:
+        """Count `count` bytes more."""
+        self.done += count
+        self.resumed += count if self.resumes else 0
+        self.arrived[self.source, "resumed" if self.resumes else "full"] += count
 
 
 def verified(chunks: Iterable[bytes], layer: Layer) -> Iterator[bytes]:
@@ -63,7 +73,7 @@ def from_bundle(bundles: Bundles, layer: Layer, meter: Meter) -> Iterator[bytes]
         if file is None:
             raise FileNotFoundError(str(layer.digest))
         for chunk in oci_layout.chunks(file):
-            meter.received += len(chunk)
+            meter.take(len(chunk))
             yield chunk
 
 
@@ -74,42 +84,68 @@ def from_registry(
     meter: Meter,
     *,
     pause: Callable[[float], object],
+    without: Collection[Place] = (),
 ) -> Iterator[bytes]:
-    """Yield the packed layer from its registry, going on with Range where a transfer breaks off.
+    """Yield the packed layer from the mirrors of its registry but those in `without`, and at last from itself.
+
+    Where one place fails the next goes on from there. Raises RegistryError, of the registry itself.
+    """
+    *mirrors, origin = registry.places(reference.registry, reference.repository)
+    for place in mirrors:
+        if place in without:
+            continue
+        try:
+            yield from _from_place(registry, place, layer, meter, pause)
+            if meter.done >= layer.size:
+                registry.worked(place)
+                return
+            meter.trouble = (
+                f"{place.registry}: layer {layer.digest.short}: {meter.done} bytes of {layer.size}"
+            )
+        except RegistryError as error:
+            registry.failed(place, error)
+            meter.trouble = str(error)
+    yield from _from_place(registry, origin, layer, meter, pause)
+
+
+def _from_place(
+    registry: Registry, place: Place, layer: Layer, meter: Meter, pause: Callable[[float], object]
+) -> Iterator[bytes]:
+    """Yield the rest of the packed layer from one place, going on with Range where a transfer breaks off.
 
     A transient failure is tried again after a pause, from where it was; the count starts anew with every progress, up
-    to the client's limit of resumptions. Raises RegistryError.
+    to the client's limit of resumptions. A mirror that makes no progress is not tried again. Raises RegistryError.
     """
     patience = registry.patience
-    done = attempt = 0
+    attempt = 0
     while True:
-        begun = done
+        begun = meter.done
         try:
-            with registry.blob(
-                reference.registry, reference.repository, layer.digest, offset=done
-            ) as transfer:
-                meter.source = "origin"
+            with registry.blob(place, layer.digest, offset=begun) as transfer:
+                meter.source = place.source
                 skip = (
-                    done - transfer.offset
+                    begun - transfer.offset
                 )  # a server that ignores Range starts over: read past what we have
                 for chunk in transfer.chunks:
                     fresh = chunk[skip:] if skip > 0 else chunk
                     skip -= len(chunk) - len(fresh)
                     if not fresh:
                         continue
-                    done += len(fresh)
-                    meter.received += len(fresh)
-                    meter.resumed += len(fresh) if meter.resumes else 0
+                    if place.is_mirror:
+                        meter.mirrors.add(place)
+                    meter.take(len(fresh))
                     yield fresh
-            if done >= layer.size or done == begun or meter.resumes >= patience.resumes:
+            if meter.done >= layer.size or meter.done == begun or meter.resumes >= patience.resumes:
                 return  # complete, or as much as the server says there is: `verified` decides
             meter.resumes += 1
         except RegistryError as error:
-            if error.status == 416 or (isinstance(error, RefusedError) and done):
+            if not place.is_mirror and (error.status == 416 or (isinstance(error, RefusedError) and begun)):
                 raise VerificationError(f"layer {layer.digest.short}: can't be resumed: {error}") from error
-            if done > begun:
+            if meter.done > begun:
                 attempt = 0
                 meter.resumes += 1
+            elif place.is_mirror:
+                raise
             if not error.transient or attempt >= len(patience.retries) or meter.resumes > patience.resumes:
                 raise
             meter.trouble = str(error)

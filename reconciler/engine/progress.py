@@ -23,7 +23,8 @@ class Phase(StrEnum):
 class Progress:
     """One layer's progress: packed bytes, of them `resumed` after a transfer had broken off.
 
-    While it waits: `until` which moment of the boot clock, and what went wrong in `trouble`.
+    While it waits: `until` which moment of the boot clock, and what went wrong in `trouble`. `source` is where the
+    bytes come from now: origin, mirror or bundle.
     """
 
     layer: Digest
@@ -33,6 +34,7 @@ class Progress:
     resumed: int = 0
     until: float = 0.0
     trouble: str = ""
+    source: str = ""
 
 
 Listener = Callable[[Progress], None]

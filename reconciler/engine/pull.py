@@ -41,7 +41,7 @@ class Images:
     """The images of one state directory. Thread-safe: several lanes pull at once.
 
     `requests` counts registry answers by (registry, code class), `received` packed bytes by (registry, source, kind),
-    source being origin or bundle and kind full or resumed: for metrics.
+    source being origin, mirror or bundle and kind full or resumed: for metrics.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from reconciler.engine.image import (
 from reconciler.engine.limits import Limits
 from reconciler.engine.oci_layout import Bundles
 from reconciler.engine.platform import Platform
-from reconciler.engine.registry.client import Registry
+from reconciler.engine.registry.client import Document, Registry
 from reconciler.engine.registry.errors import RegistryError
 from reconciler.engine.store import Store
 from reconciler.errors import NotFoundError, ReconcilerError, UsageError, VerificationError
@@ -101,11 +101,17 @@ class Resolver:
             raise self._absent(reference, "manifest", digest)
         try:
             found = self._registry.manifest(
-                reference.registry, reference.repository, digest, limit=self._limits.document, pause=pause
+                reference.registry,
+                reference.repository,
+                digest,
+                limit=self._limits.document,
+                accept=lambda one: check(
+                    one.data, digest, subject=f"image {reference}: manifest from {one.registry}"
+                ),
+                pause=pause,
             )
         except RegistryError as error:
             raise self._with_bundle(error, digest) from error
-        check(found.data, digest, subject=f"image {reference}: manifest from {reference.registry}")
         return found.data, found.media_type
 
     def _config(
@@ -117,11 +123,15 @@ class Resolver:
                 raise self._absent(reference, "config", digest)
             try:
                 data = self._registry.document(
-                    reference.registry, reference.repository, digest, limit=size, pause=pause
+                    reference.registry,
+                    reference.repository,
+                    digest,
+                    limit=size,
+                    accept=lambda one: check(one, digest, subject=f"image {reference}: config"),
+                    pause=pause,
                 )
             except RegistryError as error:
                 raise self._with_bundle(error, digest) from error
-        check(data, digest, subject=f"image {reference}: config from {reference.registry}")
         return data
 
     def _absent(self, reference: Reference, what: str, digest: Digest) -> ReconcilerError:
@@ -136,26 +146,33 @@ class Resolver:
         return error
 
     def digest(self, reference: Reference, pause: Callable[[float], object]) -> Digest:
-        """Ask the registry what `reference` means now and return the digest to pin: an index where there is one."""
+        """Ask what `reference` means now and return the digest to pin: an index where there is one.
+
+        Mirrors are asked first, for a tag too, as podman and containerd do: who names a mirror trusts it with names.
+        """
         wanted = reference.tag if reference.digest is None else reference.digest
         assert wanted is not None  # the grammar of references
         if self._registry is None:
             raise NotFoundError(f"image {reference}: no registry is asked here", hint="name its digest")
         found = self._registry.manifest(
-            reference.registry, reference.repository, wanted, limit=self._limits.document, pause=pause
+            reference.registry,
+            reference.repository,
+            wanted,
+            limit=self._limits.document,
+            accept=lambda one: self._accept(one, wanted, f"image {reference}"),
+            pause=pause,
         )
-        subject = f"image {reference}"
-        if is_index(found.data, subject=subject, limits=self._limits):
-            parse_index(found.data, subject=subject, declared=(found.media_type,), limits=self._limits)
-        else:
-            parse_manifest(found.data, subject=subject, declared=(found.media_type,), limits=self._limits)
+        return wanted if isinstance(wanted, Digest) else digest_of(found.data)
+
+    def _accept(self, found: Document, wanted: Digest | str, subject: str) -> None:
+        """Raise VerificationError unless it is a manifest or index, and the one that was asked for, or is claimed."""
+        parse = parse_index if is_index(found.data, subject=subject, limits=self._limits) else parse_manifest
+        parse(found.data, subject=subject, declared=(found.media_type,), limits=self._limits)
         if isinstance(wanted, Digest):
             check(found.data, wanted, subject=subject)
-            return wanted
-        if found.claimed:
+        elif found.claimed:
             try:
                 claimed = Digest.parse(found.claimed)
             except InvalidReferenceError as error:
                 raise VerificationError(f"{subject}: Docker-Content-Digest: {error}") from error
             check(found.data, claimed, subject=f"{subject}: Docker-Content-Digest")
-        return digest_of(found.data)

@@ -24,7 +24,13 @@ from reconciler.report.tally import DRIFT, NO_PULL, RESTARTS, RESULTS
 from reconciler.report.telemetry import Process, Telemetry
 
 STREAMS = ("stdout", "stderr")
-_ARRIVALS = (("origin", "full"), ("origin", "resumed"), ("bundle", "full"))
+_ARRIVALS = (
+    ("origin", "full"),
+    ("origin", "resumed"),
+    ("mirror", "full"),
+    ("mirror", "resumed"),
+    ("bundle", "full"),
+)
 _CODES = ("2xx", "401", "404", "429", "4xx", "5xx", "none")  # none: there was no answer
 CONTAINER_HEALTH = ("healthy", "unhealthy", "starting", "none")
 

@@ -8,16 +8,23 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
-from typing import Final, TextIO
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TextIO
 
 from reconciler.engine.progress import Phase, Progress
 from reconciler.report.tables import size
+from reconciler.spec.reference import Digest
 
 _INTERVAL: Final = 0.1
 _PATIENCE: Final = 1.0  # seconds before a copy is shown
 _BAR: Final = 30
 _MIN_ROOM: Final = 45  # columns of a line without its bar
+
+
+def heard(item: Mapping[str, Any]) -> Progress:
+    """What the agent tells of a layer (GET /v1/progress)."""
+    phase, layer = Phase(item["phase"]), Digest.parse(item["layer"])
+    return Progress(layer, item["done"], item["total"], phase, item["resumed"], source=item["source"])
 
 
 class PullProgress:
@@ -59,7 +66,8 @@ class PullProgress:
             if not self._bars:
                 if done:
                     seconds = now - self._began[name]
-                    self._stream.write(f"{name}: done, {size(progress.total)} in {seconds:.1f} s\n")
+                    source = f" from {progress.source}" if progress.source not in ("", "origin") else ""
+                    self._stream.write(f"{name}: done, {size(progress.total)}{source} in {seconds:.1f} s\n")
                     self._stream.flush()
                 return
             if done or now - self._last >= _INTERVAL:

@@ -7,6 +7,7 @@ Pure.
 
 import ipaddress
 import re
+from collections.abc import Callable
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
@@ -17,6 +18,7 @@ from reconciler.spec.kernel import Capability, DevicePattern
 from reconciler.spec.marks import quote
 from reconciler.spec.parts import Logging, RestartPolicy
 from reconciler.spec.parts import Restart as RestartModel
+from reconciler.spec.reference import InvalidReferenceError, Reference
 from reconciler.spec.values import (
     AbsolutePath,
     Bytes,
@@ -63,8 +65,26 @@ def _registry(value: object) -> str:
     return found
 
 
-def _by_registry(value: object) -> dict[str, tuple[str, ...]]:
-    """Return a list of host[:port] for each registry."""
+def _prefix(value: object) -> str:
+    """Return HOST or HOST/PREFIX."""
+    found = text(value)
+    host, slash, prefix = found.partition("/")
+    if _HOST.fullmatch(host) is None or (slash and not _is_repository(prefix)):
+        hint = f"write {found.partition('://')[2].rstrip('/')}" if "://" in found else ""
+        raise Fault(f"must be HOST[:PORT] or HOST[:PORT]/PREFIX, not {quote(found)}", hint=hint)
+    return found
+
+
+def _is_repository(found: str) -> bool:
+    try:
+        Reference.parse(f"localhost/{found}:latest")
+    except InvalidReferenceError:
+        return False
+    return ":" not in found and "@" not in found
+
+
+def _by_registry(value: object, read: Callable[[object], str]) -> dict[str, tuple[str, ...]]:
+    """Return a list of what `read` takes for each registry."""
     if not isinstance(value, dict):
         raise Fault(f"must be a map, not {describe(value)}")
     found: dict[str, tuple[str, ...]] = {}
@@ -74,7 +94,7 @@ def _by_registry(value: object) -> dict[str, tuple[str, ...]]:
             name = _registry(key)
             if not isinstance(items, tuple | list):
                 raise Fault(f"must be a list, not {describe(items)}")
-            found[name] = tuple(each(items, _registry))
+            found[name] = tuple(each(items, read))
         except Faults as several:
             for fault in several.faults:
                 fault.path = (key, *fault.path)
@@ -91,7 +111,16 @@ _STRING: Final = WithJsonSchema({"type": "string"})
 Listen = Annotated[str, PlainValidator(_listen), _STRING]
 Registry = Annotated[str, PlainValidator(_registry), _STRING]
 _LISTS: Final = {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "string"}}}
-Realms = Annotated[dict[str, tuple[str, ...]], PlainValidator(_by_registry), WithJsonSchema(_LISTS)]
+Realms = Annotated[
+    dict[str, tuple[str, ...]],
+    PlainValidator(lambda value: _by_registry(value, _registry)),
+    WithJsonSchema(_LISTS),
+]
+Mirrors = Annotated[
+    dict[str, tuple[str, ...]],
+    PlainValidator(lambda value: _by_registry(value, _prefix)),
+    WithJsonSchema(_LISTS),
+]
 DeviceName = Annotated[str | None, PlainValidator(hostname), _STRING]
 
 
@@ -128,6 +157,16 @@ class Registries(Part):
             "and what is known of docker.io and registry.gitlab.com.",
             "map of lists",
             '{"registry.lan:5000": [auth.lan]}',
+            "`{}`",
+        ),
+    ] = Field(default_factory=dict)
+    mirrors: Annotated[
+        Mirrors,
+        Doc(
+            "What is asked before a registry, in this order, for tags too: HOST, or HOST/PREFIX before the names of "
+            "repositories. Each has credentials and certificates of its own. Where one fails the next goes on.",
+            "map of lists",
+            "{docker.io: [mirror.lan/hub]}",
             "`{}`",
         ),
     ] = Field(default_factory=dict)

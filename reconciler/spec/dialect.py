@@ -20,7 +20,7 @@ NOT_YET: Final[dict[str, frozenset[str]]] = {
             "sources", "trust", "windows", "locks", "network", "disk", "notify", "peers", "limits", "store",
         }
     ),
-    "Registries": frozenset({"allow", "mirrors"}),
+    "Registries": frozenset({"allow"}),
     "DeviceDefaults": frozenset({"update"}),
     "Metrics": frozenset({"textfile", "labels_allow"}),
 }  # fmt: skip

@@ -164,6 +164,7 @@ name: kiosk-7
 labels: {site: lab}
 registries:
   insecure: ["registry.lan:5000"] # plain HTTP
+  mirrors: {docker.io: [mirror.lan/hub]} # asked first, in this order
   authfile: /etc/reconciler/auth.json # Docker's config.json, for private images; see also: reconciler login
 bundles: [/media/usb/images] # OCI layouts, asked before any registry
 allowed_binds: [/srv, /run/dbus/system_bus_socket]

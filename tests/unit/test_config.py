@@ -17,7 +17,7 @@ def test_every_setting_has_the_documented_default() -> None:
     assert found == Device(
         name=os.uname().nodename,
         labels={},
-        registries=Registries(insecure=(), ca=None, authfile=None, realms={}),
+        registries=Registries(insecure=(), ca=None, authfile=None, realms={}, mirrors={}),
         bundles=(),
         allowed_binds=(),
         allowed_devices=(),
@@ -48,6 +48,7 @@ registries:
   ca: /etc/ca.pem
   authfile: /etc/auth.json
   realms: {r.example: [auth.example, "auth.lan:81"]}
+  mirrors: {docker.io: ["mirror.lan:5000/hub", other.lan]}
 bundles: [/media/usb]
 allowed_binds: [/srv/, /run/x]
 allowed_devices: ["/dev/ttyUSB*"]
@@ -68,6 +69,7 @@ interval: 1m30s
             ca="/etc/ca.pem",
             authfile="/etc/auth.json",
             realms={"r.example": ("auth.example", "auth.lan:81")},
+            mirrors={"docker.io": ("mirror.lan:5000/hub", "other.lan")},
         ),
         bundles=("/media/usb",),
         allowed_binds=("/srv", "/run/x"),

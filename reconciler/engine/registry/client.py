@@ -20,6 +20,8 @@ from reconciler.engine.registry.credentials import Credential
 from reconciler.engine.registry.errors import RefusedError, RegistryError, UnreachableRegistryError
 from reconciler.engine.registry.keyring import Credentials, Given, Nobody
 from reconciler.engine.registry.patience import Patience
+from reconciler.engine.registry.places import Place, Places
+from reconciler.errors import VerificationError
 from reconciler.spec.reference import Digest
 
 if TYPE_CHECKING:
@@ -32,11 +34,12 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A manifest or index as sent: its bytes, the Content-Type, and the digest that the header claims, if any."""
+    """A manifest or index as sent: its bytes, the Content-Type, the digest that the header claims if any, by whom."""
 
     data: bytes
     media_type: str
     claimed: str
+    registry: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class Registry:
         self.requests: Counter[tuple[str, str]] = Counter()
         self._settings = settings or Registries()
         self._credentials = credentials or Nobody()
+        self._places = Places(self._settings.mirrors)
         self._endpoints: dict[str, Endpoint] = {}
         self._lock = threading.Lock()
 
@@ -123,19 +127,26 @@ class Registry:
         reference: Digest | str,
         *,
         limit: int,
+        accept: Callable[[Document], object],
         pause: Callable[[float], object] = time.sleep,
     ) -> Document:
-        """Fetch a manifest or index by digest or tag, trying again what may pass; raises RegistryError."""
-        path = f"/v2/{repository}/manifests/{reference}"
+        """Fetch a manifest or index by digest or tag, from a mirror or the registry itself.
 
-        def fetch() -> Document:
-            endpoint = self._endpoint(registry)
-            answer = endpoint.get(path, repository, {"Accept": _ACCEPT})
+        `accept` raises VerificationError for one that is not what was asked for. Raises that, or RegistryError.
+        """
+
+        def fetch(place: Place) -> Document:
+            path = f"/v2/{place.repository}/manifests/{reference}"
+            endpoint = self._endpoint(place.registry)
+            answer = endpoint.get(path, place.repository, {"Accept": _ACCEPT})
             headers = answer.response.headers
-            data = endpoint.document(answer, f"{registry}: GET {path}", limit)
-            return Document(data, headers.get("content-type", ""), headers.get("docker-content-digest", ""))
+            data = endpoint.document(answer, f"{place.registry}: GET {path}", limit)
+            kind, claimed = headers.get("content-type", ""), headers.get("docker-content-digest", "")
+            found = Document(data, kind, claimed, place.registry)
+            accept(found)
+            return found
 
-        return self.patiently(fetch, pause)
+        return self._anywhere(registry, repository, fetch, pause)
 
     def document(
         self,
@@ -144,17 +155,59 @@ class Registry:
         digest: Digest,
         *,
         limit: int,
+        accept: Callable[[bytes], object],
         pause: Callable[[float], object] = time.sleep,
     ) -> bytes:
-        """Fetch a small blob (an image config) whole."""
-        path = f"/v2/{repository}/blobs/{digest}"
+        """Fetch a small blob (an image config) whole; as `manifest` does."""
 
-        def fetch() -> bytes:
-            endpoint = self._endpoint(registry)
-            answer = endpoint.get(path, repository, {})
-            return endpoint.document(answer, f"{registry}: GET {path}", limit)
+        def fetch(place: Place) -> bytes:
+            path = f"/v2/{place.repository}/blobs/{digest}"
+            endpoint = self._endpoint(place.registry)
+            answer = endpoint.get(path, place.repository, {})
+            data = endpoint.document(answer, f"{place.registry}: GET {path}", limit)
+            accept(data)
+            return data
 
-        return self.patiently(fetch, pause)
+        return self._anywhere(registry, repository, fetch, pause)
+
+    # --- places ----------------------------------------------------------------------------------------------------
+
+    def places(self, registry: str, repository: str) -> list[Place]:
+        """Where a repository is to be asked for now, first to last; the last is the registry itself."""
+        return self._places.of(registry, repository, time.monotonic())
+
+    def failed(self, place: Place, error: Exception) -> None:
+        """Tell that a place has failed; a mirror is left alone for a while."""
+        self._places.failed(place, error, time.monotonic())
+
+    def worked(self, place: Place) -> None:
+        """Tell that a place has done what it should."""
+        self._places.worked(place)
+
+    def _anywhere(
+        self,
+        registry: str,
+        repository: str,
+        call: Callable[[Place], _T],
+        pause: Callable[[float], object],
+    ) -> _T:
+        """What `call` returns for the first place that does it; only the registry itself is tried again."""
+        *mirrors, origin = self.places(registry, repository)
+        said = []
+        for place in mirrors:
+            try:
+                found = call(place)
+            except (RegistryError, VerificationError) as error:
+                self.failed(place, error)
+                said.append(f"mirror {error}")
+            else:
+                self.worked(place)
+                return found
+        try:
+            return self.patiently(lambda: call(origin), pause)
+        except RegistryError as error:
+            error.hint = "; ".join(filter(None, [error.hint, *said]))
+            raise
 
     def patiently(self, call: Callable[[], _T], pause: Callable[[float], object]) -> _T:
         """Return what `call` returns, trying again after transient failures, with growing pauses."""
@@ -170,16 +223,16 @@ class Registry:
     # --- blobs -----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def blob(self, registry: str, repository: str, digest: Digest, *, offset: int = 0) -> Iterator[Transfer]:
+    def blob(self, place: Place, digest: Digest, *, offset: int = 0) -> Iterator[Transfer]:
         """Open a blob from byte `offset` on, or from its start where the registry doesn't do ranges.
 
         The body is raw: no content encoding is undone. Reading it raises UnreachableRegistryError when it breaks off,
         stalls, or falls below the minimum rate. Nothing is tried again here.
         """
-        path = f"/v2/{repository}/blobs/{digest}"
-        request = f"{registry}: GET {path}"
-        endpoint = self._endpoint(registry)
-        answer = endpoint.get(path, repository, {"Range": f"bytes={offset}-"} if offset else {})
+        path = f"/v2/{place.repository}/blobs/{digest}"
+        request = f"{place.registry}: GET {path}"
+        endpoint = self._endpoint(place.registry)
+        answer = endpoint.get(path, place.repository, {"Range": f"bytes={offset}-"} if offset else {})
         try:
             start = 0
             if answer.response.status_code == 206:
