@@ -149,7 +149,8 @@ def test_a_mirror_that_lies_is_found_out_and_left_out(mirrored: Mirrored, part: 
     mirrored.first.scripts[mirrored.blob] = once(lie, status(503))
     device.check_whole(device.pull())
     assert mirrored.second.requests
-    assert device.fake.requests == []
+    # Where both had a part in it nobody can tell who lied, so that neither is asked again.
+    assert bool(device.fake.requests) is (part is not None)
 
 
 def test_where_all_lie_nothing_is_believed(mirrored: Mirrored) -> None:
