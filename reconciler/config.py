@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 
 from reconciler.errors import InvalidSpecError
 from reconciler.spec import device as file
+from reconciler.spec import registries
 from reconciler.spec.check import check
 from reconciler.spec.defaults import Defaults
 from reconciler.spec.device import DeviceFile
 from reconciler.spec.marks import ERROR
+from reconciler.spec.registries import Certificates
 from reconciler.spec.terms import DEVICE_FILE, Terms
 from reconciler.spec.yaml12 import EMPTY, compose
 
@@ -25,16 +27,19 @@ _GUARD = file.ShrinkGuard()
 class Registries:
     """How registries are reached, each of them host[:port].
 
-    `insecure` ones are spoken to over plain HTTP; `ca` is a PEM file of further authorities; `authfile` holds
+    `insecure` ones are spoken to over plain HTTP; `ca` has the certificates for each, or for all (`*`); `authfile`
+    holds
     credentials, in Docker's form; `realms` are further hosts that may be sent the credentials of a registry; `mirrors`
-    (HOST or HOST/PREFIX) are asked before it, in their order.
+    (HOST or HOST/PREFIX) are asked before it, in their order. Specs may have images from what is in `allow`, or from
+    anywhere where that is empty.
     """
 
     insecure: tuple[str, ...] = ()
-    ca: str | None = None
+    ca: Mapping[str, Certificates] = field(default_factory=dict)
     authfile: str | None = None
     realms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    allow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,7 @@ class Device:
             privileged=self.allow_privileged,
             seccomp=self.allowed_seccomp,
             labels=self.labels,
+            registries=self.registries.allow,
             file=self.file,
         )
 
@@ -145,5 +151,5 @@ def _device(path: str, given: DeviceFile) -> Device:
     )
 
 
-def _registries(given: file.Registries) -> Registries:
-    return Registries(given.insecure, given.ca, given.authfile, given.realms, given.mirrors)
+def _registries(given: registries.Registries) -> Registries:
+    return Registries(given.insecure, given.ca, given.authfile, given.realms, given.mirrors, given.allow)

@@ -230,6 +230,7 @@ class FakeRegistry:
     manifests: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     scripts: dict[str, Script] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
+    peers: list[object] = field(default_factory=list)  # the certificates that clients have shown
 
     def __enter__(self) -> "FakeRegistry":
         self._stopped = threading.Event()
@@ -296,6 +297,8 @@ class FakeRegistry:
     def _serve(self, connection: socket.socket) -> None:
         with suppress(OSError, ssl.SSLError), connection:
             stream = connection if self.tls is None else self.tls.wrap_socket(connection, server_side=True)
+            if isinstance(stream, ssl.SSLSocket):
+                self.peers.append(stream.getpeercert(binary_form=True))
             wire = Wire(stream, self._stopped)
             while not self._stopped.is_set():
                 request = _read_request(stream)
@@ -383,6 +386,30 @@ def certificate(
     return context, cert
 
 
+def client_certificate(directory: Path) -> tuple[Path, Path]:
+    """A client's certificate and key, signed by the authority that `certificate` has made in `directory`."""
+    key, request, cert = directory / "client.key", directory / "client.req", directory / "client.pem"
+    config = directory / "openssl.cnf"
+    new = ["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    new += ["-config", str(config), "-subj", "/CN=device", "-keyout", str(key), "-out", str(request)]
+    sign = ["openssl", "ca", "-batch", "-notext", "-config", str(config), "-extensions", "client"]
+    sign += ["-keyfile", str(directory / "key.pem"), "-cert", str(directory / "cert.pem")]
+    sign += [
+        "-in",
+        str(request),
+        "-out",
+        str(cert),
+        "-startdate",
+        "20000101000000Z",
+        "-enddate",
+        "20490101000000Z",
+    ]
+    for command in (new, sign):
+        subprocess.run(command, check=True, capture_output=True)
+    key.chmod(0o600)
+    return cert, key
+
+
 _AUTHORITY = """
 [req]
 prompt = no
@@ -404,4 +431,6 @@ commonName = supplied
 [server]
 subjectAltName = {kind}:{name}
 basicConstraints = CA:TRUE
+[client]
+extendedKeyUsage = clientAuth
 """

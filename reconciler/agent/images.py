@@ -3,6 +3,7 @@
 Loading the modules of those takes as long as pulling a small image does.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from reconciler.engine.platform import Platform, host_platform
 from reconciler.engine.pull import Images
 from reconciler.engine.registry.client import Registry
 from reconciler.engine.registry.keyring import Keyring
+from reconciler.engine.registry.proxy import Proxies
 from reconciler.engine.store import Store
 
 
@@ -48,4 +50,5 @@ def open_keyring(layout: Layout, device: Device) -> Keyring:
 
 def open_registry(layout: Layout, device: Device) -> Registry:
     """The registry client alone, for who has no images to fetch."""
-    return Registry(device.registries, credentials=open_keyring(layout, device))
+    proxies = Proxies.of_environment(os.environ)
+    return Registry(device.registries, credentials=open_keyring(layout, device), proxies=proxies)

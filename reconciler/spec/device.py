@@ -7,38 +7,31 @@ Pure.
 
 import ipaddress
 import re
-from collections.abc import Callable
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-from reconciler.spec.fault import Fault, Faults
+from reconciler.spec.fault import Fault
 from reconciler.spec.fields import Doc, Part
 from reconciler.spec.kernel import Capability, DevicePattern
 from reconciler.spec.marks import quote
 from reconciler.spec.parts import Logging, RestartPolicy
 from reconciler.spec.parts import Restart as RestartModel
-from reconciler.spec.reference import InvalidReferenceError, Reference
+from reconciler.spec.registries import Registries
 from reconciler.spec.values import (
     AbsolutePath,
     Bytes,
     Duration,
     Ipv4HostIp,
     Labels,
-    OptionalPath,
     Percent,
     PositiveDuration,
     Whole,
-    describe,
-    each,
     hostname,
     text,
 )
 
 _LISTEN: Final = re.compile(r"([0-9.]+|\[[0-9a-fA-F:]+\]):(0|[1-9][0-9]{0,4})", re.ASCII)
-_HOST: Final = re.compile(
-    r"[A-Za-z0-9](?:[-A-Za-z0-9.]{0,251}[A-Za-z0-9])?(?::[1-9][0-9]{0,4})?|\[[0-9a-fA-F:]+\](?::[0-9]{1,5})?"
-)
 
 
 def _listen(value: object) -> str:
@@ -58,118 +51,9 @@ def _is_address(found: str) -> bool:
     return True
 
 
-def _registry(value: object) -> str:
-    found = text(value)
-    if _HOST.fullmatch(found) is None:
-        raise Fault(f"must be the host[:port] of a registry, not {quote(found)}")
-    return found
-
-
-def _prefix(value: object) -> str:
-    """Return HOST or HOST/PREFIX."""
-    found = text(value)
-    host, slash, prefix = found.partition("/")
-    if _HOST.fullmatch(host) is None or (slash and not _is_repository(prefix)):
-        hint = f"write {found.partition('://')[2].rstrip('/')}" if "://" in found else ""
-        raise Fault(f"must be HOST[:PORT] or HOST[:PORT]/PREFIX, not {quote(found)}", hint=hint)
-    return found
-
-
-def _is_repository(found: str) -> bool:
-    try:
-        Reference.parse(f"localhost/{found}:latest")
-    except InvalidReferenceError:
-        return False
-    return ":" not in found and "@" not in found
-
-
-def _by_registry(value: object, read: Callable[[object], str]) -> dict[str, tuple[str, ...]]:
-    """Return a list of what `read` takes for each registry."""
-    if not isinstance(value, dict):
-        raise Fault(f"must be a map, not {describe(value)}")
-    found: dict[str, tuple[str, ...]] = {}
-    faults: list[Fault] = []
-    for key, items in value.items():
-        try:
-            name = _registry(key)
-            if not isinstance(items, tuple | list):
-                raise Fault(f"must be a list, not {describe(items)}")
-            found[name] = tuple(each(items, read))
-        except Faults as several:
-            for fault in several.faults:
-                fault.path = (key, *fault.path)
-            faults += several.faults
-        except Fault as fault:
-            fault.path = (key, *fault.path)
-            faults.append(fault)
-    if faults:
-        raise Faults(faults)
-    return found
-
-
 _STRING: Final = WithJsonSchema({"type": "string"})
 Listen = Annotated[str, PlainValidator(_listen), _STRING]
-Registry = Annotated[str, PlainValidator(_registry), _STRING]
-_LISTS: Final = {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "string"}}}
-Realms = Annotated[
-    dict[str, tuple[str, ...]],
-    PlainValidator(lambda value: _by_registry(value, _registry)),
-    WithJsonSchema(_LISTS),
-]
-Mirrors = Annotated[
-    dict[str, tuple[str, ...]],
-    PlainValidator(lambda value: _by_registry(value, _prefix)),
-    WithJsonSchema(_LISTS),
-]
 DeviceName = Annotated[str | None, PlainValidator(hostname), _STRING]
-
-
-class Registries(Part):
-    """How registries are reached."""
-
-    insecure: Annotated[
-        tuple[Registry, ...],
-        Doc("Registries that may be spoken to over plain HTTP.", "list", '["registry.lan:5000"]', "`[]`"),
-    ] = ()
-    ca: Annotated[
-        OptionalPath,
-        Doc(
-            "A PEM file of further certificate authorities.",
-            "path",
-            "/etc/reconciler/ca.pem",
-            "the system's alone",
-        ),
-    ] = None
-    authfile: Annotated[
-        OptionalPath,
-        Doc(
-            "A file of credentials in the form of Docker's config.json: `auths`, `credHelpers`, `credsStore`. Nobody "
-            "but its owner may read it. What `reconciler login` keeps is asked after it.",
-            "path",
-            "/etc/reconciler/auth.json",
-            "none",
-        ),
-    ] = None
-    realms: Annotated[
-        Realms,
-        Doc(
-            "Token servers on other hosts that may be sent the credentials of a registry. Its own host may have them, "
-            "and what is known of docker.io and registry.gitlab.com.",
-            "map of lists",
-            '{"registry.lan:5000": [auth.lan]}',
-            "`{}`",
-        ),
-    ] = Field(default_factory=dict)
-    mirrors: Annotated[
-        Mirrors,
-        Doc(
-            "What is asked before a registry, in this order, for tags too: HOST, or HOST/PREFIX before the names of "
-            "repositories. Each has credentials and certificates of its own. Where one fails the next goes on.",
-            "map of lists",
-            "{docker.io: [mirror.lan/hub]}",
-            "`{}`",
-        ),
-    ] = Field(default_factory=dict)
 
 
 class DeviceDefaults(Part):

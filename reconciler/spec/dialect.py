@@ -20,7 +20,6 @@ NOT_YET: Final[dict[str, frozenset[str]]] = {
             "sources", "trust", "windows", "locks", "network", "disk", "notify", "peers", "limits", "store",
         }
     ),
-    "Registries": frozenset({"allow"}),
     "DeviceDefaults": frozenset({"update"}),
     "Metrics": frozenset({"textfile", "labels_allow"}),
 }  # fmt: skip

@@ -24,7 +24,7 @@ from reconciler.spec.marks import ERROR, WARNING, Mark, Problem, printable
 from reconciler.spec.model import App, Config
 from reconciler.spec.places import MAX_PROBLEMS, Locator, Marks
 from reconciler.spec.profile import misspelt, normal
-from reconciler.spec.reference import Digest, Reference
+from reconciler.spec.reference import STAND_IN
 from reconciler.spec.rules import Known, check_app, check_apps
 from reconciler.spec.seccomp import Profile
 from reconciler.spec.terms import Terms
@@ -35,7 +35,7 @@ _STAND_INS: Final[Mapping[str, object]] = {
     "apiVersion": "reconciler/v1",
     "kind": "App",
     "name": "unnamed",
-    "image": Reference("stand-in.invalid", "stand-in", None, Digest("sha256", "0" * 64)),
+    "image": STAND_IN,
 }
 # A file that says this is meant as an app, however broken it is otherwise.
 _OURS: Final = re.compile(rb"""^apiVersion:[ \t]*["']?reconciler/""", re.MULTILINE)

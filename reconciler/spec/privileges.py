@@ -1,4 +1,4 @@
-"""What a device allows a container beyond the default: capabilities, devices, calls, `privileged`. Rules of one.
+"""What a device allows a container: where its image is from, capabilities, devices, calls, `privileged`. Rules of one.
 
 A refusal names the file of the device, the key in it, and what to add there. What is allowed and dangerous is a
 warning, which `validate` and `plan` show: whoever applies it should have read it. Pure.
@@ -12,16 +12,29 @@ from reconciler.spec.kernel import DANGEROUS, device_allowed
 from reconciler.spec.marks import WARNING
 from reconciler.spec.model import Container
 from reconciler.spec.places import Path
+from reconciler.spec.reference import STAND_IN
 from reconciler.spec.seccomp import DEFAULT, UNCONFINED
 from reconciler.spec.terms import Terms
 
 
 def privileges(container: Container, at: Path, terms: Terms) -> Iterable[Finding]:
     """Yield what the device does not allow, what contradicts itself, and what is a risk."""
+    yield from _image(container, at, terms)
     yield from _privileged(container, at, terms)
     yield from _seccomp(container, at, terms)
     yield from _capabilities(container, at, terms)
     yield from _devices(container, at, terms)
+
+
+def _image(container: Container, at: Path, terms: Terms) -> Iterable[Finding]:
+    name = f"{container.image.registry}/{container.image.repository}"
+    if (
+        terms.registries
+        and container.image != STAND_IN
+        and not any(name == allowed or name.startswith(f"{allowed}/") for allowed in terms.registries)
+    ):
+        hint = f"add it in {terms.file}: registries: {{allow: [{container.image.registry}]}}"
+        yield Finding((*at, "image"), f"the device does not allow images of {name}", hint=hint)
 
 
 def _privileged(container: Container, at: Path, terms: Terms) -> Iterable[Finding]:

@@ -98,3 +98,7 @@ class Reference:
         tag = f":{self.tag}" if self.tag is not None else ""
         digest = f"@{self.digest}" if self.digest is not None else ""
         return f"{self.registry}/{self.repository}{tag}{digest}"
+
+
+# What stands for the image of a container whose own could not be read, while the rest of it is looked at.
+STAND_IN: Final = Reference("stand-in.invalid", "stand-in", None, Digest("sha256", "0" * 64))

@@ -14,8 +14,9 @@ DEVICE_FILE: Final = "/etc/reconciler/device.yaml"
 class Terms:
     """What may be asked for: `binds` are paths that may be mounted with all below, `devices` patterns of paths, `caps`
     full names of capabilities beside the default ones, or ALL; `seccomp` is what they may have in place of the default
-    profile: unconfined, profiles. `file` is the file that says all this, for messages.
-    `foreign`: a container may join the network of one outside its app, which whoever asks has looked up.
+    profile: unconfined, profiles. `registries` are HOST or HOST/PREFIX that images may be from, none meaning any.
+    `file` is the file that says all this, for messages. `foreign`: a container may join the network of one outside its
+    app, which whoever asks has looked up.
     """
 
     binds: tuple[str, ...] = ()
@@ -23,6 +24,7 @@ class Terms:
     caps: tuple[str, ...] = ()
     privileged: bool = False
     seccomp: tuple[str, ...] = ()
+    registries: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     file: str = DEVICE_FILE
     foreign: bool = False

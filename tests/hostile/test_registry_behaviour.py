@@ -29,9 +29,11 @@ from reconciler.engine.registry.errors import (
 )
 from reconciler.engine.registry.keyring import Keyring
 from reconciler.engine.registry.patience import Patience
+from reconciler.engine.registry.proxy import Proxies
 from reconciler.engine.store import Store
 from reconciler.errors import ReconcilerError, VerificationError
 from reconciler.spec.reference import Reference
+from reconciler.spec.registries import ANY, Certificates
 from reconciler.state.image import Image
 from tests.images import Built, OciLayout, file, layer
 from tests.kernel.workshop import remove, scratch
@@ -74,15 +76,21 @@ class Device:
 
     def client(self, *, insecure: bool = True, ca: Path | None = None) -> Images:
         names = (self.fake.name,) if insecure else ()
-        return self.with_settings(Registries(insecure=names, ca=str(ca) if ca is not None else None))
+        files = {ANY: Certificates(ca=str(ca))} if ca is not None else {}
+        return self.with_settings(Registries(insecure=names, ca=files))
 
-    def with_settings(self, settings: Registries) -> Images:
+    def with_settings(self, settings: Registries, **environment: str) -> Images:
         authfile = Path(settings.authfile) if settings.authfile else None
         keyring = Keyring(self.layout.auth, authfile)
         return Images(
             self.store,
             self.layout,
-            registry=Registry(settings, credentials=keyring, patience=QUICK),
+            registry=Registry(
+                settings,
+                credentials=keyring,
+                proxies=Proxies.of_environment(environment),
+                patience=QUICK,
+            ),
             platform=host_platform(),
             limits=Limits(reserve=0),
         )

@@ -14,6 +14,7 @@ from reconciler.config import Registries
 from reconciler.engine.registry import keyring, program
 from reconciler.engine.registry.credentials import Password
 from reconciler.engine.registry.errors import CredentialsError, KeyringError, RefusedError, RegistryError
+from reconciler.spec.registries import ANY, Certificates
 from tests.accounts import IDENTITY, SECRET, USER, TokenServer, basic, packed, wants_password
 from tests.hostile.test_registry_behaviour import Device, broken_off, once, redirect, status
 from tests.kernel.workshop import remove, scratch
@@ -203,7 +204,7 @@ def test_g4_credentials_never_leave_over_plain_http_unless_it_was_asked_for(devi
         TokenServer(secure, at=device.fake)
         document = {"auths": {secure.name: {"auth": packed()}}}
         named = {secure.name: (device.fake.name,)}
-        authfile(device, document, insecure=(), realms=named, ca=str(ca))
+        authfile(device, document, insecure=(), realms=named, ca={ANY: Certificates(ca=str(ca))})
         device.reference = type(device.reference).parse(f"{secure.name}/app@{device.built.digest}")
         assert "not https" in str(refusal(device))
         assert device.fake.requests == []

@@ -8,6 +8,7 @@ from reconciler.config import Device, Gc, Metrics, Registries, ShrinkGuard, load
 from reconciler.errors import InvalidSpecError
 from reconciler.spec.defaults import Defaults
 from reconciler.spec.model import Logging, Restart
+from reconciler.spec.registries import Certificates
 
 PATH = "/etc/reconciler/device.yaml"
 
@@ -17,7 +18,7 @@ def test_every_setting_has_the_documented_default() -> None:
     assert found == Device(
         name=os.uname().nodename,
         labels={},
-        registries=Registries(insecure=(), ca=None, authfile=None, realms={}, mirrors={}),
+        registries=Registries(insecure=(), ca={}, authfile=None, realms={}, mirrors={}, allow=()),
         bundles=(),
         allowed_binds=(),
         allowed_devices=(),
@@ -45,7 +46,8 @@ name: kiosk-7
 labels: {site: lab, floor: 2}
 registries:
   insecure: ["registry.lan:5000", localhost]
-  ca: /etc/ca.pem
+  ca: {"*": /etc/ca.pem, r.example: {ca: /etc/r.pem, cert: /etc/me.pem, key: /etc/me.key}, s.example: /etc/s.pem}
+  allow: [docker.io, "r.example:5000/team"]
   authfile: /etc/auth.json
   realms: {r.example: [auth.example, "auth.lan:81"]}
   mirrors: {docker.io: ["mirror.lan:5000/hub", other.lan]}
@@ -66,7 +68,12 @@ interval: 1m30s
         labels={"site": "lab", "floor": "2"},
         registries=Registries(
             insecure=("registry.lan:5000", "localhost"),
-            ca="/etc/ca.pem",
+            ca={
+                "*": Certificates(ca="/etc/ca.pem"),
+                "r.example": Certificates("/etc/r.pem", "/etc/me.pem", "/etc/me.key"),
+                "s.example": Certificates(ca="/etc/s.pem"),
+            },
+            allow=("docker.io", "r.example:5000/team"),
             authfile="/etc/auth.json",
             realms={"r.example": ("auth.example", "auth.lan:81")},
             mirrors={"docker.io": ("mirror.lan:5000/hub", "other.lan")},
@@ -83,6 +90,12 @@ interval: 1m30s
         metrics=Metrics("[::1]:0"),
         interval=90.0,
     )
+
+
+def test_one_file_of_authorities_is_for_every_registry() -> None:
+    assert load_device(PATH, b"registries: {ca: /etc/ca.pem}").registries.ca == {
+        "*": Certificates("/etc/ca.pem")
+    }
 
 
 def test_the_address_of_the_metrics() -> None:

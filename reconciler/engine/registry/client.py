@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from reconciler.config import Registries
@@ -21,6 +20,7 @@ from reconciler.engine.registry.errors import RefusedError, RegistryError, Unrea
 from reconciler.engine.registry.keyring import Credentials, Given, Nobody
 from reconciler.engine.registry.patience import Patience
 from reconciler.engine.registry.places import Place, Places
+from reconciler.engine.registry.proxy import Proxies
 from reconciler.errors import VerificationError
 from reconciler.spec.reference import Digest
 
@@ -53,7 +53,8 @@ class Transfer:
 class Registry:
     """All registries this device talks to. Thread-safe.
 
-    `settings` are device.yaml's, `credentials` what this device knows to say of itself. `requests` counts answers by
+    `settings` are device.yaml's, `credentials` what this device knows to say of itself, `proxies` the ways out that its
+    environment names. `requests` counts answers by
     (registry, code): 2xx, 3xx, 401, 404, 429, 4xx, 5xx, or `none`.
     """
 
@@ -62,12 +63,14 @@ class Registry:
         settings: Registries | None = None,
         *,
         credentials: Credentials | None = None,
+        proxies: Proxies | None = None,
         patience: Patience | None = None,
     ) -> None:
         self.patience = patience or Patience()
         self.requests: Counter[tuple[str, str]] = Counter()
         self._settings = settings or Registries()
         self._credentials = credentials or Nobody()
+        self._proxies = proxies or Proxies()
         self._places = Places(self._settings.mirrors)
         self._endpoints: dict[str, Endpoint] = {}
         self._lock = threading.Lock()
@@ -87,16 +90,14 @@ class Registry:
             return found
 
     def _connect(self, registry: str, credentials: Credentials) -> "Endpoint":
-        from reconciler.engine.registry.endpoint import Endpoint, trusting
+        from reconciler.engine.registry.endpoint import Endpoint
 
-        settings = self._settings
         return Endpoint(
             registry,
-            insecure=frozenset(settings.insecure),
-            context=trusting(Path(settings.ca) if settings.ca else None),
+            settings=self._settings,
+            proxies=self._proxies,
             patience=self.patience,
             credentials=credentials,
-            realms=settings.realms.get(registry, ()),
             count=lambda status: self._count(registry, status),
         )
 

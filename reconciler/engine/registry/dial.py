@@ -39,6 +39,20 @@ def kind_of(address: IPAddress) -> str:
     return "public" if address.is_global else "private"
 
 
+def forbid(host: str, allowed: Callable[[str, str], bool]) -> None:
+    """Raise ForbiddenAddressError where a host is an address, or localhost, that `allowed` does not let through.
+
+    For what a proxy will dial: there names are its own to resolve.
+    """
+    try:
+        kind = kind_of(ipaddress.ip_address(host.strip("[]").partition("%")[0]))
+    except ValueError:
+        name = host.rstrip(".")
+        kind = "loopback" if name == "localhost" or name.endswith(".localhost") else "public"
+    if kind == "never" or not allowed(host, kind):
+        raise ForbiddenAddressError(f"{host} is a {kind} address: refused")
+
+
 class Clock(threading.local):
     """The deadline of what the current thread is doing, in monotonic seconds; None for no deadline."""
 

@@ -8,20 +8,22 @@ is decided in `auth`; a redirect never has any.
 """
 
 import ssl
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
 
 import httpcore
 import httpx
 
+from reconciler.config import Registries
 from reconciler.engine.document import InvalidDocumentError, parse
+from reconciler.engine.registry import tls
 from reconciler.engine.registry.auth import TokenRequest
-from reconciler.engine.registry.dial import Clock, Dialler, ForbiddenAddressError
+from reconciler.engine.registry.dial import Clock, Dialler, ForbiddenAddressError, forbid
 from reconciler.engine.registry.errors import (
     CertificateError,
     CredentialsError,
@@ -32,6 +34,7 @@ from reconciler.engine.registry.errors import (
 )
 from reconciler.engine.registry.keyring import Credentials
 from reconciler.engine.registry.patience import Patience
+from reconciler.engine.registry.proxy import Proxies, Proxy
 from reconciler.engine.registry.session import Session
 
 if TYPE_CHECKING:
@@ -39,12 +42,17 @@ if TYPE_CHECKING:
 
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_CONNECTIONS: Final = 16
+_KEPT: Final = 4
+_KEPT_FOR: Final = 20.0  # seconds
 _ERROR_BODY: Final = 4096
 _TOKEN_BODY: Final = 1 << 18
 _BASE_HEADERS: Final = {
     "User-Agent": "reconciler",
     "Accept-Encoding": "identity",  # httpx would unpack by itself, and the digest is that of the raw bytes (G8)
 }
+# Alerts by which a server says so (RFC 8446, 6.2); on TLS 1.3 they come with the first answer.
+_OUR_CERTIFICATE: Final = ("CERTIFICATE_REQUIRED", "ALERT_BAD_CERTIFICATE", "ALERT_UNKNOWN_CA")
 # The name that people write is not where the API is.
 _API_HOSTS: Final = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 
@@ -52,18 +60,27 @@ _API_HOSTS: Final = {"docker.io": "registry-1.docker.io", "index.docker.io": "re
 class _Transport(httpx.HTTPTransport):
     """httpx over our own way to dial; httpx has no public way to say so, hence the private attribute."""
 
-    def __init__(self, context: ssl.SSLContext, dialler: Dialler) -> None:
+    def __init__(self, context: ssl.SSLContext, dialler: Dialler, proxy: Proxy | None) -> None:
         super().__init__(verify=context, trust_env=False)
         self._pool.close()
-        self._pool = httpcore.ConnectionPool(
-            ssl_context=context,
-            max_connections=16,
-            max_keepalive_connections=4,
-            keepalive_expiry=20,
-            http1=True,
-            http2=False,
-            network_backend=dialler,
-        )
+        if proxy is None:
+            self._pool = httpcore.ConnectionPool(
+                ssl_context=context,
+                max_connections=_CONNECTIONS,
+                max_keepalive_connections=_KEPT,
+                keepalive_expiry=_KEPT_FOR,
+                network_backend=dialler,
+            )
+        else:
+            self._pool = httpcore.HTTPProxy(
+                proxy.url,
+                proxy_auth=(proxy.user, proxy.password) if proxy.user or proxy.password else None,
+                ssl_context=context,
+                max_connections=_CONNECTIONS,
+                max_keepalive_connections=_KEPT,
+                keepalive_expiry=_KEPT_FOR,
+                network_backend=dialler,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,50 +94,69 @@ class Answer:
 class Endpoint:
     """A registry as one host[:port]. Thread-safe.
 
-    `insecure` hosts are spoken to over plain http; `realms` are the hosts whose token servers may have the registry's
-    credentials. `count` is told of every answer, by status, 0 for none.
+    `settings` are device.yaml's. `count` is told of every answer, by status, 0 for none. Raises CertificateError where
+    a file of certificates can't be used.
     """
 
     def __init__(
         self,
         registry: str,
         *,
-        insecure: frozenset[str],
-        context: ssl.SSLContext,
+        settings: Registries,
+        proxies: Proxies,
         patience: Patience,
         credentials: Credentials,
-        realms: Sequence[str],
         count: Callable[[int], None],
     ) -> None:
         self.registry = registry
+        insecure, realms = frozenset(settings.insecure), settings.realms.get(registry, ())
         scheme = "http" if registry in insecure else "https"
         self._base = f"{scheme}://{_API_HOSTS.get(registry, registry)}"
         self._patience = patience
         self._count = count
         self._clock = Clock()
+        self._proxies = proxies
+        self._contexts = tls.contexts(settings.ca, registry)
         self._session = Session(
             registry, self._base, credentials, self._token_answer, realms=realms, insecure=insecure
         )
-        own = Dialler(self._clock, lambda host, kind: True)
-        trusted = {urlsplit(f"//{realm}").hostname for realm in realms}
-        foreign = Dialler(
-            self._clock, lambda host, kind: kind == "public" or kind in own.seen or host in trusted
-        )
-        self._own = self._client(context, own)
-        self._foreign = self._client(context, foreign)
+        self._trusted = frozenset(urlsplit(f"//{realm}").hostname for realm in realms)
+        self._dialler = Dialler(self._clock, lambda host, kind: True)
+        self._clients: dict[tuple[bool, Proxy | None], httpx.Client] = {}
+        self._lock = threading.Lock()
 
-    def _client(self, context: ssl.SSLContext, dialler: Dialler) -> httpx.Client:
+    def _may(self, host: str, kind: str) -> bool:
+        """Whether a redirect or a token may lead to an address of this kind."""
+        return kind == "public" or kind in self._dialler.seen or host in self._trusted
+
+    def _client(self, url: str) -> httpx.Client:
+        """The connections for `url`; ForbiddenAddressError where it names an address that it must not."""
+        ours, proxy = self._is_ours(url), self._proxies.of(url)
+        if proxy is not None and not ours:
+            forbid(urlsplit(url).hostname or "", self._may)
+        with self._lock:
+            found = self._clients.get((ours, proxy))
+            if found is None:
+                found = self._clients[ours, proxy] = self._connect(ours, proxy)
+            return found
+
+    def _connect(self, ours: bool, proxy: Proxy | None) -> httpx.Client:
         patience = self._patience
+        if proxy is not None:
+            dialler = Dialler(self._clock, lambda host, kind: True)  # to the proxy itself
+        else:
+            dialler = self._dialler if ours else Dialler(self._clock, self._may)
         return httpx.Client(
-            transport=_Transport(context, dialler),
+            transport=_Transport(self._contexts[0 if ours else 1], dialler, proxy),
             timeout=httpx.Timeout(patience.idle, connect=patience.connect, pool=patience.document),
             follow_redirects=False,
             trust_env=False,
         )
 
     def close(self) -> None:
-        self._own.close()
-        self._foreign.close()
+        with self._lock:
+            for client in self._clients.values():
+                client.close()
 
     # --- requests --------------------------------------------------------------------------------------------------
 
@@ -167,9 +203,9 @@ class Endpoint:
     def _send(
         self, request: str, url: str, headers: "Mapping[str, str]", form: bytes = b""
     ) -> httpx.Response:
-        client = self._own if self._is_ours(url) else self._foreign
         method, content = ("POST", form) if form else ("GET", None)
         try:
+            client = self._client(url)
             prepared = client.build_request(
                 method, url, headers={**_BASE_HEADERS, **headers}, content=content
             )
@@ -252,7 +288,14 @@ class Endpoint:
                 elif "expired" in cause.verify_message:
                     hint = f"check {says}"
                 return CertificateError(request, f"certificate: {cause.verify_message}", hint=hint)
+            if isinstance(cause, ssl.SSLError) and any(word in str(cause) for word in _OUR_CERTIFICATE):
+                hint = f"give this device's in device.yaml: registries: {{ca: {{{self.registry}: {{cert, key}}}}}}"
+                return CertificateError(
+                    request, f"it does not take our certificate: {cause.reason}", hint=hint
+                )
             cause = cause.__cause__ or cause.__context__
+        if isinstance(error, httpx.ProxyError):
+            return UnreachableRegistryError(request, f"the proxy says: {error}")
         if isinstance(error, httpx.TimeoutException):
             return UnreachableRegistryError(request, f"no answer in time {error}".rstrip())
         text = str(error) or type(error).__name__
@@ -298,14 +341,3 @@ def _retry_after(value: str, longest: float) -> float:
     except (ValueError, TypeError, OverflowError):
         return 0
     return max(0.0, min(wanted, longest))
-
-
-def trusting(ca: Path | None) -> ssl.SSLContext:
-    """The TLS settings for registries: the system's authorities, and those in the file `ca`."""
-    context = ssl.create_default_context()
-    if ca is not None:
-        try:
-            context.load_verify_locations(cafile=ca)
-        except (OSError, ssl.SSLError) as error:
-            raise CertificateError(f"registries.ca {ca}", f"can't be read: {error}") from error
-    return context

@@ -123,3 +123,30 @@ def test_what_contradicts_itself_is_an_error(container: str, message: str) -> No
 )
 def test_a_pattern_matches_within_components(path: str, pattern: str, allowed: bool) -> None:
     assert device_allowed(path, (pattern,)) is allowed
+
+
+@pytest.mark.parametrize(
+    ("allowed", "refused"),
+    [
+        ((), False),
+        (("ghcr.io",), False),
+        (("docker.io", "ghcr.io/acme"), False),
+        (("ghcr.io/acme/web",), False),
+        (("docker.io",), True),
+        (("ghcr.io/acm",), True),
+        (("ghcr.io/acme/web/x",), True),
+        (("ghcr.io:443",), True),
+        (("io",), True),
+    ],
+)
+def test_an_image_is_from_where_the_device_allows_it(allowed: tuple[str, ...], refused: bool) -> None:
+    found = said("init: true", Terms(registries=allowed, file="/data/device.yaml"))
+    hint = "add it in /data/device.yaml: registries: {allow: [ghcr.io]}"
+    message = "the device does not allow images of ghcr.io/acme/web"
+    assert found == ([("error", message, hint)] if refused else [])
+
+
+def test_a_reference_that_cannot_be_read_is_one_mistake() -> None:
+    text = b"apiVersion: reconciler/v1\nkind: App\nname: web\ncontainers: {web: {image: x, limits: {memory: 64Mi}}}\n"
+    problems = load({"web.yaml": text}, lambda _: b"", terms=Terms(registries=("ghcr.io",))).problems
+    assert [problem.message for problem in problems] == ["image 'x': the registry host is missing"]
