@@ -20,6 +20,7 @@ _BYTES, _REQUESTS = 22001, 22002
 _IPERF, _WEB = 5201, 80
 _PORTS = 998  # further ones: what a port costs must not depend on how many there are
 _DEVICE = "the device's own address"
+_SECONDS = 1  # many short turns: how the kernel places client and server differs from one to the next by a tenth
 _LOOPBACK = "published, asked at 127.0.0.1"
 _DIRECT = "direct (the container's own address)"
 
@@ -49,7 +50,6 @@ def published(session: Session) -> list[Row]:
             device = str(IPv4Network(f"{found.address}/24", strict=False)[1])
             for port in (_BYTES, _REQUESTS):
                 until(partial(answers, (device, port)), timeout=20, message=f"port {port}")
-            seconds = 2 if session.quick else 3
             rows = []
             for name, what, unit, measure, own, port in (
                 ("ports/tcp", "one of 1000 published ports, TCP", "ms/GB", _tcp, _IPERF, _BYTES),
@@ -62,8 +62,8 @@ def published(session: Session) -> list[Row]:
                     _LOOPBACK: ("127.0.0.1", port),
                 }
                 samples = interleave(
-                    max(3, session.rounds(5)),
-                    {way: partial(measure, *address, seconds) for way, address in ways.items()},
+                    session.rounds(15),
+                    {way: partial(measure, *address) for way, address in ways.items()},
                 )
                 figures = {
                     way: Figure(tuple(sample.wall for sample in taken)) for way, taken in samples.items()
@@ -76,28 +76,28 @@ def published(session: Session) -> list[Row]:
             end(server)
 
 
-def _iperf(address: str, port: int, seconds: int, *options: str) -> Sample:
+def _iperf(address: str, port: int, *options: str) -> Sample:
     """Milliseconds for each gigabyte that arrived."""
-    said = run(["iperf3", "-J", "-c", address, "-p", str(port), "-t", str(seconds), *options])
-    rate = float(
-        json.loads(said)["end"].get("sum_received", json.loads(said)["end"].get("sum"))["bits_per_second"]
-    )
+    said = run(["iperf3", "-J", "-c", address, "-p", str(port), "-t", str(_SECONDS), *options])
+    end_of = json.loads(said)["end"]
+    received = end_of.get("sum_received") or end_of["sum"]
+    rate = float(received["bits_per_second"])
     if not rate:
         raise BenchError(f"iperf3 to {address}: nothing arrived")
     return Sample(8e12 / rate)
 
 
-def _tcp(address: str, port: int, seconds: int) -> Sample:
-    return _iperf(address, port, seconds)
+def _tcp(address: str, port: int) -> Sample:
+    return _iperf(address, port)
 
 
-def _udp(address: str, port: int, seconds: int) -> Sample:
-    return _iperf(address, port, seconds, "-u", "-b", "0", "-l", "1400")
+def _udp(address: str, port: int) -> Sample:
+    return _iperf(address, port, "-u", "-b", "0", "-l", "1400")
 
 
-def _http(address: str, port: int, seconds: int) -> Sample:
+def _http(address: str, port: int) -> Sample:
     """Microseconds for each request that was answered."""
-    said = run(["wrk", "-t", "1", "-c", "16", "-d", str(seconds), f"http://{address}:{port}/"])
+    said = run(["wrk", "-t", "1", "-c", "16", "-d", str(_SECONDS), f"http://{address}:{port}/"])
     rate = re.search(r"^Requests/sec:\s+([0-9.]+)", said, re.MULTILINE)
     if rate is None or not float(rate[1]):
         raise BenchError(f"wrk of {address}: no answers: {said}")

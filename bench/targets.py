@@ -55,8 +55,8 @@ TARGETS: Final[Mapping[str, tuple[Target, ...]]] = {
     "memory/shim": (AtMost(0.8),),
     "idle/cpu": (AtMost(0.2),),
     "idle/written": (AtMost(0),),
-    "ports/tcp": (Against("direct", 1.1),),
-    "ports/udp": (Against("direct", 1.1),),
-    "ports/http": (Against("direct", 1.1),),
+    "ports/tcp": (Against("direct", 1 / 0.9),),
+    "ports/udp": (Against("direct", 1 / 0.9),),
+    "ports/http": (Against("direct", 1 / 0.9),),
     "logs/shim": (AtMost(15),),
 }
