@@ -20,7 +20,9 @@ _BYTES, _REQUESTS = 22001, 22002
 _IPERF, _WEB = 5201, 80
 _PORTS = 998  # further ones: what a port costs must not depend on how many there are
 _DEVICE = "the device's own address"
-_SECONDS = 1  # many short turns: how the kernel places client and server differs from one to the next by a tenth
+_SECONDS = (
+    1  # many short turns: how the kernel places client and server differs from one to the next by a tenth
+)
 _LOOPBACK = "published, asked at 127.0.0.1"
 _DIRECT = "direct (the container's own address)"
 

@@ -142,7 +142,7 @@ def _device(path: str, given: DeviceFile) -> Device:
         allowed_caps=given.allowed_caps,
         allow_privileged=given.allow_privileged,
         allowed_seccomp=given.allowed_seccomp,
-        defaults=Defaults(defaults.host_ip, defaults.logging, defaults.restart),
+        defaults=Defaults(defaults.host_ip, defaults.logging, defaults.restart, defaults.userns),
         gc=Gc(gc.keep_generations, gc.min_age, gc.keep_blobs == "used", gc.high, gc.low, gc.min_free),
         shrink_guard=ShrinkGuard(given.shrink_guard.max_removed, given.shrink_guard.min_apps),
         metrics=Metrics("" if given.metrics.listen == "none" else given.metrics.listen),

@@ -5,13 +5,14 @@ unchanged files and images is made once.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from reconciler.agent.hand import Hand, with_wishes
 from reconciler.agent.history import LastGood, forget_last_good, read_last_good, write_last_good
 from reconciler.agent.resolver import Resolver
 from reconciler.config import Device
+from reconciler.engine import idmapping
 from reconciler.engine.layout import Layout
 from reconciler.errors import ReconcilerError
 from reconciler.source.snapshot import Snapshot
@@ -68,6 +69,8 @@ class Reader:
         self, layout: Layout, device: Device, source: Source, resolver: Resolver, *, keep: bool = True
     ) -> None:
         self._layout = layout
+        if device.defaults.userns == "auto" and idmapping.lacking(layout)[0]:
+            device = replace(device, defaults=replace(device.defaults, userns="host"))
         self._device = device
         self._source = source
         self._resolver = resolver

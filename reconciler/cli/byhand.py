@@ -85,7 +85,8 @@ def _privileges(parser: argparse.ArgumentParser) -> None:
         "--userns",
         default="",
         metavar="MODE",
-        help="auto: ids of its own, so that its root is nobody on the device; host: the device's (default)",
+        help="auto: ids of its own, so that its root is nobody on the device (default, but not with host paths, "
+        "devices and what else is the device's); host: the device's",
     )
     _texts(
         parser,

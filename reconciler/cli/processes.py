@@ -20,7 +20,7 @@ def top(args: argparse.Namespace) -> int:
     running(layout, found)
     parent = f"reconciler-{instance.read_id(layout)}"
     group = cgroup.open_existing(Hierarchies.detect(), parent, found.id)
-    processes = read_processes(cgroup.processes(group)) if group is not None else []
+    processes = read_processes(cgroup.processes(group), found.ids) if group is not None else []
     inside = {process.pid: process.inside for process in processes}
     items = [_item(process, inside.get(process.parent, 0)) for process in processes]
     show(args, "ProcessList", sorted(items, key=lambda item: int(item["inside"])), _COLUMNS)
@@ -37,6 +37,7 @@ def _item(process: Process, parent: int) -> dict[str, Any]:
         "parent": process.parent,
         "parent_inside": parent,
         "uid": process.uid,
+        "host_uid": process.host_uid,
         "state": process.state,
         "threads": process.threads,
         "cpu_seconds": process.cpu_seconds,
@@ -51,6 +52,7 @@ _COLUMNS: Final = (
     Column("INSIDE", lambda item: str(item["inside"])),
     Column("PARENT", lambda item: str(item["parent_inside"])),
     Column("UID", lambda item: str(item["uid"])),
+    Column("HOST-UID", lambda item: str(item["host_uid"]), wide=True),
     Column("STATE", lambda item: str(item["state"])),
     Column("TIME", lambda item: f"{item['cpu_seconds'] // 60:.0f}:{item['cpu_seconds'] % 60:05.2f}"),
     Column("MEM", lambda item: size(item["memory"])),

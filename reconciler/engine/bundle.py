@@ -203,8 +203,8 @@ def _process(desired: Container, nofile_hard: int, held: Collection[str]) -> dic
 
 
 def capabilities(identity: Identity, held: Collection[str]) -> list[str]:
-    """The capabilities that its root gets: what it names, and of ALL what the agent itself has, as Docker does."""
-    names = set(CAPABILITIES)
+    """The capabilities that its root gets: what it names, and of the usual ones and ALL what the agent itself has."""
+    names = set(CAPABILITIES) & set(held)
     if identity.privileged or "ALL" in identity.cap_add:
         names = set(held)
     if "ALL" in identity.cap_drop:

@@ -16,10 +16,10 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Final
 
-from reconciler.engine import clock, enforcing
+from reconciler.engine import bundle, clock, enforcing, idmapping
 from reconciler.engine.enforcing import Check, version
 from reconciler.engine.hierarchies import Hierarchies
-from reconciler.engine.layout import Layout
+from reconciler.engine.layout import Layout, existing
 from reconciler.engine.network import ipv6, ruleset
 from reconciler.engine.network.diagnose import explain
 from reconciler.engine.network.firewall import Firewall
@@ -74,7 +74,8 @@ def checks(layout: Layout, *, quick: bool = False) -> tuple[Check, ...]:
         *found,
         _git(),
         _room(layout),
-        enforcing.quotas(_existing(layout.volumes), on_tmpfs=Uppers(layout).on_tmpfs),
+        enforcing.quotas(existing(layout.volumes), on_tmpfs=Uppers(layout).on_tmpfs),
+        _ids(layout),
         _clock(),
         _inotify(),
         _descriptors(),
@@ -102,6 +103,12 @@ def _capabilities() -> Check:
     missing = [name for name in _NEEDED if not effective >> capability.NUMBERS[f"CAP_{name}"] & 1]
     if missing:
         return Check("capabilities", False, f"missing: {', '.join(missing)}", _ELSEWHERE)
+    without = [name for name in bundle.CAPABILITIES if not effective >> capability.NUMBERS[name] & 1]
+    if without:
+        names = ", ".join(name.removeprefix("CAP_") for name in sorted(without))
+        return Check(
+            "capabilities", None, f"containers run without {names}, which the agent lacks", _ELSEWHERE
+        )
     return Check("capabilities", True, "all that are needed")
 
 
@@ -114,7 +121,7 @@ def _namespaces() -> Check:
 
 def _overlay(layout: Layout) -> Check:
     """Try a mount whose writable part is where containers will have theirs: not every file system can be one."""
-    state = _existing(layout.state)
+    state = existing(layout.state)
     kind = file_system_type(state, _mountinfo())
     if kind == "overlay":
         error = _tried(_mount_overlay_on_tmpfs)
@@ -284,6 +291,13 @@ def _foreign_firewalls(has_ipv6: bool) -> list[Check]:
     return [Check("forwarding", None, str(blocker), blocker.hint) for blocker in blockers]
 
 
+def _ids(layout: Layout) -> Check:
+    why, remedy = idmapping.lacking(layout)
+    if why:
+        return Check("ids", None, f"root in a container is root on this device: {why}", remedy)
+    return Check("ids", True, "containers can have ids of their own (userns: auto)")
+
+
 def _git() -> Check:
     path = shutil.which("git")
     return Check("git", True if path else None, path or "not found", "" if path else "apt-get install git")
@@ -314,7 +328,7 @@ def _actions() -> str:
 
 
 def _room(layout: Layout) -> Check:
-    state = _existing(layout.state)
+    state = existing(layout.state)
     room = os.statvfs(state)
     free, total = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
     detail = f"{free >> 20} MiB of {total >> 20} MiB free at {state}"
@@ -388,13 +402,6 @@ def _tried(trial: Callable[[], None]) -> str:
     thread.start()
     thread.join()
     return said[0]
-
-
-def _existing(path: Path) -> Path:
-    """The nearest existing ancestor, which is where a directory would be made."""
-    while not path.exists():
-        path = path.parent
-    return path.resolve()
 
 
 def _mountinfo() -> str:

@@ -1,8 +1,11 @@
-"""The ranges of ids that containers with `userns: auto` have for themselves: 65,536 each, above 2^31.
+"""The ranges of ids that containers with `userns: auto` have for themselves: 65,536 each, from 0x70000000 to
+0x7FFE0000, where systemd gives none away (systemd.io, "Users, Groups, UIDs and GIDs"). Not above 2^31: programs take
+such ids for negative ones, and ping_group_range has none of them (net/ipv4/sysctl_net_ipv4.c, GID_T_MAX).
 
 What is on disk keeps its ids, so a range belongs to a container only while it is there; its record holds it. Two
-instances on a device don't know of each other's: each begins at a place of its own among the 32,767 ranges, and a
-container at one that its id gives, so that they meet as good as never.
+instances on a device don't know of each other's: each begins at a place of its own among the 4,094 ranges, and a
+container at one that its id gives, so that they seldom meet; if they do, they share numbers, and nothing that
+is on disk has these.
 """
 
 import hashlib
@@ -18,8 +21,8 @@ from reconciler.errors import ReconcilerError
 from reconciler.state.desired import Container
 
 COUNT: Final = 65536
-FIRST: Final = 1 << 31
-_SLOTS: Final = (2**32 - FIRST) // COUNT - 1  # without the last one: no id is 2^32 - 1
+FIRST: Final = 0x70000000
+_SLOTS: Final = (0x7FFE0000 - FIRST) // COUNT
 _SUBORDINATE: Final = (Path("/etc/subuid"), Path("/etc/subgid"))
 _LARGEST: Final = 1 << 20
 

@@ -296,3 +296,10 @@ class Layout:
 
     def identity_copy(self, container_id: str) -> Path:
         return self.run_container(container_id) / "identity.json"
+
+
+def existing(path: Path) -> Path:
+    """The nearest existing ancestor, which is where a directory would be made."""
+    while not path.exists():
+        path = path.parent
+    return path.resolve()

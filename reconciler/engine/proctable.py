@@ -12,14 +12,16 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 class Process:
     """One process: `pid` and `parent` are the host's numbers, `inside` is the container's own for it.
 
-    `uid` is the effective one, `state` a letter of proc(5), `started` seconds since boot, `resident` bytes. `command`
-    is what the process says of itself, so it may be anything; a process without arguments is its name in brackets.
+    `uid` is the effective one as it is inside, `host_uid` as the device has it. `state` is a letter of proc(5),
+    `started` seconds since boot, `resident` bytes. `command` is what the process says of itself, so it may be anything;
+    a process without arguments is its name in brackets.
     """
 
     pid: int
     inside: int
     parent: int
     uid: int
+    host_uid: int
     state: str
     threads: int
     cpu_seconds: float
@@ -28,18 +30,18 @@ class Process:
     command: str
 
 
-def read_processes(pids: Iterable[int]) -> list[Process]:
-    """What /proc says of these pids now."""
+def read_processes(pids: Iterable[int], ids: int = 0) -> list[Process]:
+    """What /proc says of these pids now. `ids` is the first of the container's range of ids, 0 without one."""
     found = []
     for pid in pids:
         try:
-            found.append(_read(pid))
+            found.append(_read(pid, ids))
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
 
 
-def _read(pid: int) -> Process:
+def _read(pid: int, ids: int) -> Process:
     # One descriptor for all three files: a pid that is taken by somebody else in between gives ESRCH.
     directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -52,11 +54,13 @@ def _read(pid: int) -> Process:
         command = _text(directory, "cmdline").rstrip("\0").replace("\0", " ")
     finally:
         os.close(directory)
+    uid = int(status["Uid"][1])
     return Process(
         pid=pid,
         inside=int(status.get("NSpid", [str(pid)])[-1]),
         parent=int(numbers[1]),
-        uid=int(status["Uid"][1]),
+        uid=uid - ids if uid >= ids else uid,
+        host_uid=uid,
         state=numbers[0],
         threads=int(numbers[17]),
         cpu_seconds=(int(numbers[11]) + int(numbers[12])) / _TICKS,

@@ -6,9 +6,10 @@ child is a copy of the calling thread, and any lock that another thread held wou
 
 import ctypes
 import os
+import signal
 
 from reconciler.linux.process import thread_id_address
-from reconciler.linux.syscall import bind, bind_libc, check
+from reconciler.linux.syscall import address_of, bind, bind_libc, check
 
 CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
@@ -19,6 +20,8 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
+CLONE_VM = 0x00000100
+CLONE_FILES = 0x00000400
 CLONE_PIDFD = 0x00001000
 CLONE_CHILD_CLEARTID = 0x00200000
 CLONE_CHILD_SETTID = 0x01000000
@@ -46,8 +49,12 @@ class _CloneArgs(ctypes.Structure):
 _clone3 = bind("clone3", ctypes.POINTER(_CloneArgs), ctypes.c_size_t, locked=True)
 _unshare = bind_libc("unshare", ctypes.c_int)
 _setns = bind_libc("setns", ctypes.c_int, ctypes.c_int)
+_clone = bind_libc("clone", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 _sethostname = bind_libc("sethostname", ctypes.c_char_p, ctypes.c_size_t)
 _setdomainname = bind_libc("setdomainname", ctypes.c_char_p, ctypes.c_size_t)
+
+_exit = address_of("_exit")
+_STACK = 16384
 
 _before_fork = ctypes.pythonapi.PyOS_BeforeFork
 _after_fork_parent = ctypes.pythonapi.PyOS_AfterFork_Parent
@@ -84,6 +91,25 @@ def clone3(flags: int = 0, *, cgroup: int | None = None, exit_signal: int = 17) 
     if pid < 0:
         ctypes.set_errno(code)
     return check(pid, "clone3"), pidfd.value
+
+
+class Ending:
+    """A process in new namespaces that does nothing but end, perhaps before it is looked at.
+
+    Until it is waited for, /proc/PID has the maps of its ids, to be written, and its ns/user, to be opened. It has no
+    memory of its own and no descriptors, which are what a fork of the interpreter costs (0.9 ms beside 0.1), and what
+    others would wait for; the caller may have threads.
+    """
+
+    def __init__(self, flags: int) -> None:
+        self._stack = ctypes.create_string_buffer(_STACK)  # it is the process's until its end
+        top = ctypes.addressof(self._stack) + _STACK
+        pid = _clone(_exit, top, flags | CLONE_VM | CLONE_FILES | signal.SIGCHLD, None)
+        self.pid = check(pid, "clone")
+
+    def wait(self) -> None:
+        """Wait for it; it must be done."""
+        os.waitpid(self.pid, 0)
 
 
 def unshare(flags: int) -> None:

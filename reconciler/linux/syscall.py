@@ -69,6 +69,11 @@ def bind(name: str, *argtypes: object, locked: bool = False) -> Callable[..., in
     return call
 
 
+def address_of(name: str) -> ctypes.c_void_p:
+    """Give the address of libc's function `name`, for a call that takes a function."""
+    return ctypes.cast(_libc[name], ctypes.c_void_p)
+
+
 def bind_libc(name: str, *argtypes: object) -> Callable[..., int]:
     """Bind libc's function `name` with `argtypes`; the result is its int, -1 with errno set on failure."""
     function = _libc[name]

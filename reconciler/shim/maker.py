@@ -238,8 +238,9 @@ class Maker:
         with Step("cgroup", prepared.cgroup_v2 or ""):
             if prepared.cgroup_v2:
                 cgroup = os.open(prepared.cgroup_v2, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        ending = None
         if prepared.process.ids is not None:
-            prepared.users = users.make_for(prepared.process.ids)
+            prepared.users, ending = users.begin_for(prepared.process.ids)
         with Step("clone", prepared.name):
             # CLONE_PARENT takes over the exit signal of the maker and allows no other (clone(2))
             pid, self._pidfd = namespace.clone3(
@@ -259,6 +260,8 @@ class Maker:
             os.close(fd)
         console_child.close()
         self._await_created(sync, error, answer)
+        if ending is not None:
+            ending.wait()
         return pid, go, error, _terminal(console) if prepared.process.terminal else -1
 
     def _await_created(self, sync: int, error: int, answer: socket.socket) -> None:

@@ -170,7 +170,7 @@ def map_ids(tree: int, users: int, name: str, *, recursive: bool = False) -> Non
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        text = f"{name}: its file system can't show other ids (id-mapped mounts), which userns: auto needs"
+        text = f"{name}: its file system can't show other ids (id-mapped mounts): write userns: host"
         raise OSError(errno.EINVAL, text) from error
 
 

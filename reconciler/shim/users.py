@@ -16,28 +16,28 @@ Ids = tuple[int, int]  # the device's id that 0 is inside, and how many follow
 Mapping = tuple[tuple[int, int, int], ...]  # first id inside, first id of the device, how many
 
 
-def make(uids: Mapping, gids: Mapping) -> int:
+def begin(uids: Mapping, gids: Mapping) -> tuple[int, namespace.Ending]:
     """Make a user namespace with these ids, in which nobody is; give its descriptor. Raise StepError.
 
-    A process of its own holds it until the descriptor does. The caller must have one thread, and see its own processes
-    in /proc.
+    Wait for the process that began it when there is time: on a busy device the kernel lets it end late. The caller must
+    see its own processes in /proc.
     """
     with Step("user namespace", str(uids[0][1])):
-        waiting, end = os.pipe2(os.O_CLOEXEC)
-        pid, pidfd = namespace.clone3(namespace.CLONE_NEWUSER)
-        if pid == 0:
-            os.close(end)
-            os.read(waiting, 1)
-            os._exit(0)
+        ending = namespace.Ending(namespace.CLONE_NEWUSER)
         try:
-            os.close(waiting)
             for name, ids in (("gid_map", gids), ("uid_map", uids)):
-                write(f"/proc/{pid}/{name}", lines(ids))
-            return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-        finally:
-            os.close(end)
-            os.close(pidfd)
-            os.waitpid(pid, 0)
+                write(f"/proc/{ending.pid}/{name}", lines(ids))
+            return os.open(f"/proc/{ending.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC), ending
+        except BaseException:
+            ending.wait()
+            raise
+
+
+def make(uids: Mapping, gids: Mapping) -> int:
+    """`begin` it, and wait."""
+    fd, ending = begin(uids, gids)
+    ending.wait()
+    return fd
 
 
 def lines(ids: Mapping) -> str:
@@ -54,10 +54,10 @@ def write(file: str, text: str) -> None:
         os.close(fd)
 
 
-def make_for(ids: Ids) -> int:
-    """Make a user namespace with one range, the same for users and groups; see `make`."""
+def begin_for(ids: Ids) -> tuple[int, namespace.Ending]:
+    """`begin` one with one range, the same for users and groups."""
     mapping = ((0, *ids),)
-    return make(mapping, mapping)
+    return begin(mapping, mapping)
 
 
 def make_files_as(first: int) -> None:

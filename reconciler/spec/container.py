@@ -242,16 +242,18 @@ class Container(Part):
         ),
     ] = DEFAULT
     userns: Annotated[
-        Literal["host", "auto"],
+        Literal["host", "auto"] | None,
         Doc(
             "`auto` gives it 65,536 ids of its own: its root is nobody on the device, and has power over its own files "
-            "and processes alone. Files keep the ids that they have on disk.",
+            "and processes alone. Files keep the ids that they have on disk. Left out it is `auto`, unless the "
+            "container has host paths, devices, `network_mode: host`, `privileged`, a capability that counts over the "
+            "device, or an id of 65536 or more, or the device can't (`doctor`) or shall not (`defaults.userns`).",
             "host, auto",
-            "auto",
-            "",
+            "host",
+            "see there",
             True,
         ),
-    ] = "host"
+    ] = None
     devices: Annotated[
         Devices,
         Doc(

@@ -1,7 +1,7 @@
-"""What a device gives containers whose spec leaves it open: address of ports, logging, restart policy. Pure."""
+"""What a device gives containers whose spec leaves it open: address of ports, logging, restart policy, ids. Pure."""
 
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 from reconciler.spec.fields import Part
 from reconciler.spec.model import App, Container, Logging, Port, Restart
@@ -11,11 +11,12 @@ P = TypeVar("P", bound=Part)
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """The device's own values for what a spec leaves out."""
+    """The device's own values for what a spec leaves out. `userns` is for the containers that it goes with."""
 
     host_ip: str = "0.0.0.0"
     logging: Logging = field(default_factory=Logging)
     restart: Restart = field(default_factory=Restart)
+    userns: Literal["host", "auto"] = "auto"
 
 
 BUILT_IN: Final = Defaults()

@@ -66,6 +66,10 @@ class DeviceDefaults(Part):
     restart: Annotated[RestartPolicy, Doc("As in a container.", "string or map", "{max_delay: 1m}")] = (
         RestartModel()
     )
+    userns: Annotated[
+        Literal["host", "auto"],
+        Doc("As in a container; `auto` is for the containers that it goes with.", "host, auto", "host"),
+    ] = "auto"
 
 
 class Gc(Part):

@@ -24,6 +24,7 @@ from reconciler.spec.networking import has_ipv6, host_ips
 from reconciler.spec.reference import Reference
 from reconciler.spec.seccomp import DEFAULT as DEFAULT_PROFILE
 from reconciler.spec.seccomp import UNCONFINED
+from reconciler.spec.userns import userns
 from reconciler.state.desired import (
     App,
     BindMount,
@@ -76,7 +77,7 @@ def desire(
         if not spec.replicas:
             continue
         image = images.get(str(spec.image), Unresolved("not looked up yet"))
-        made = image if isinstance(image, Unresolved) else _container(loaded, app, name, spec, image)
+        made = image if isinstance(image, Unresolved) else _container(loaded, app, name, image, defaults)
         if isinstance(made, Unresolved):
             numbers = range(1, spec.replicas + 1)
             unresolved += (UnresolvedImage(replica_name(name, n), str(spec.image), made) for n in numbers)
@@ -127,8 +128,9 @@ def _hostname(app: str, name: str, suffix: str = "") -> str:
 
 
 def _container(
-    loaded: LoadedApp, app: model.App, name: str, spec: model.Container, image: Image
+    loaded: LoadedApp, app: model.App, name: str, image: Image, defaults: Defaults
 ) -> Container | Unresolved:
+    spec = app.containers[name]
     arguments = _arguments(spec, image)
     if not arguments:
         return Unresolved("neither the image nor the spec says what to run: set `command`", transient=False)
@@ -159,7 +161,7 @@ def _container(
         privileged=spec.privileged,
         no_new_privileges=spec.no_new_privileges,
         seccomp=_seccomp(loaded, spec, name),
-        userns=spec.userns,
+        userns=userns(spec, image.user, defaults.userns),
         devices=tuple(
             sorted(
                 (

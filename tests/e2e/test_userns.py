@@ -1,5 +1,6 @@
 """Containers with ids of their own: real programs run, files keep their ids, and everything by hand goes on working."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_real_programs_run_with_ids_of_their_own_and_their_data_stays_theirs(dev
     assert version.stat().st_uid == owner
     ranges = {first_id(device, f"own/{name}") for name in ("web", "cache", "db")}
     assert len(ranges) == 3
-    assert all(first >= 1 << 31 for first in ranges)
+    assert all(0x70000000 <= first < 1 << 31 for first in ranges)
     ping = device.reconciler("exec", "own/cache", "redis-cli", "set", "cart", "full").stdout
     assert ping == "OK\n"
     done = device.reconciler(
@@ -60,6 +61,46 @@ def test_real_programs_run_with_ids_of_their_own_and_their_data_stays_theirs(dev
     )
     assert done.stdout.startswith("0\napt ")
     assert device.reconciler("inspect", "own/db", "--format", "{{.HostConfig.UsernsMode}}").stdout == "auto\n"
+
+
+def test_ids_of_its_own_are_the_default_where_nothing_of_the_devices_is_asked_for(
+    device: Device, box: Built
+) -> None:
+    image = reference(box)
+    fields = f"image: {image}, command: [sleep, '100000'], stop_signal: SIGKILL"
+    device.configure(bundles=[str(box.layout)], interval="1s", allowed_binds=[str(device.specs)])
+    containers = {
+        "own": fields,
+        "asked": f"{fields}, userns: host",
+        "bind": f"{fields}, volumes: ['{device.specs}:/specs:ro']",
+    }
+    spec = "".join(f"  {name}: {{{text}}}\n" for name, text in containers.items())
+    head = "apiVersion: reconciler/v1\nkind: App\nname: ids\ncontainers:\n"
+    device.spec("ids", head + spec)
+    device.start()
+    device.until(lambda: all(device.running(f"ids/{name}") for name in containers))
+    first = first_id(device, "ids/own")
+    for name in ("asked", "bind"):
+        assert Path(f"/proc/{device.pid(f'ids/{name}')}/uid_map").read_text().split() == [
+            "0",
+            "0",
+            "4294967295",
+        ]
+    (item,) = json.loads(device.reconciler("top", "ids/own", "-o", "json").stdout)["items"]
+    assert (item["uid"], item["host_uid"]) == (0, first)
+    # Said by the device's own file it is the other way, for this one alone
+    pids = {name: device.pid(f"ids/{name}") for name in containers}
+    device.stop()
+    device.configure(
+        bundles=[str(box.layout)],
+        interval="1s",
+        allowed_binds=[str(device.specs)],
+        defaults={"userns": "host"},
+    )
+    device.start()
+    device.until(lambda: device.running("ids/own") not in (0, pids["own"]))
+    assert Path(f"/proc/{device.pid('ids/own')}/uid_map").read_text().split() == ["0", "0", "4294967295"]
+    assert [device.pid(f"ids/{name}") for name in ("asked", "bind")] == [pids["asked"], pids["bind"]]
 
 
 def test_files_go_in_and_out_with_the_ids_that_they_have_inside(

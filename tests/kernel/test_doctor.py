@@ -58,6 +58,7 @@ def test_here_nothing_required_is_missing_and_nothing_is_left_behind(
         "overlay",
         "cgroup",
         "network",
+        "ids",
         "seccomp",
         "git",
         "disk",
@@ -123,6 +124,19 @@ exec "$@"
     assert ok is None
     assert "itself on overlay" in detail
     assert "another file system" in remedy
+    ok, detail, remedy = found["ids"]
+    assert ok is None
+    assert detail == (
+        "root in a container is root on this device: the overlay file system of "
+        f"{target}/state has no id-mapped mounts"
+    )
+    assert remedy == "put it on ext4, xfs or btrfs"
+
+
+def test_usual_capabilities_that_the_agent_lacks_are_said(tmp_path: Path) -> None:
+    few = ("setpriv", "--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service")
+    ok, detail, _ = elsewhere(tmp_path, *few)["capabilities"]
+    assert (ok, detail) == (None, "containers run without NET_BIND_SERVICE, which the agent lacks")
 
 
 def test_a_read_only_state_directory_is_found(tmp_path: Path) -> None:

@@ -138,7 +138,12 @@ def _sockets_of(pid: int, links: dict[str, int]) -> list[int]:
     found = []
     try:
         for entry in os.listdir(directory):
-            inode = links.get(os.readlink(directory / entry))
+            try:
+                inode = links.get(os.readlink(directory / entry))
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:  # a file whose path is longer than a page
+                    raise
+                continue
             if inode is not None:
                 found.append(inode)
     except (FileNotFoundError, ProcessLookupError, PermissionError):

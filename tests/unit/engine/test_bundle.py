@@ -238,13 +238,15 @@ def test_a_privileged_bundle_masks_nothing_and_takes_all_that_the_agent_has() ->
 @pytest.mark.parametrize(
     ("added", "dropped", "expected"),
     [
+        ((), (), {"CAP_CHOWN"}),
+        (("CAP_KILL",), (), {"CAP_CHOWN", "CAP_KILL"}),
         ((), ("ALL",), set()),
         (("CAP_KILL",), ("ALL",), {"CAP_KILL"}),
         (("ALL",), (), {"CAP_CHOWN", "CAP_SYS_ADMIN"}),
         (("ALL",), ("CAP_CHOWN",), {"CAP_SYS_ADMIN"}),
     ],
 )
-def test_all_means_what_the_agent_itself_has(
+def test_what_is_not_named_is_what_the_agent_itself_has(
     added: tuple[str, ...], dropped: tuple[str, ...], expected: set[str]
 ) -> None:
     identity = replace(PLAIN.identity, cap_add=added, cap_drop=dropped)

@@ -31,7 +31,7 @@ def test_a_range_is_free_and_ends_before_the_last_id(
 
 
 def test_a_device_without_a_free_range_says_so() -> None:
-    with pytest.raises(ReconcilerError, match="none of the 32767 ranges of ids is free"):
+    with pytest.raises(ReconcilerError, match="none of the 4094 ranges of ids is free"):
         choose("a", (), [(FIRST, 2**31)])
 
 
