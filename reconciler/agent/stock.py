@@ -142,7 +142,7 @@ class Stock:
         if at:
             return digest in digests
         known = self.names.get(str(image.manifest), ())
-        return text in digests or name in known or _completed(name) in known
+        return text in digests or name in known or completed(name) in known
 
     def users(self, image: Image) -> list[dict[str, str]]:
         """Who needs the image: specs, containers, kept generations, and the names that people gave it."""
@@ -261,7 +261,7 @@ def declares(desired: Desired, app: str, volume: str) -> bool:
     return app in desired.apps and volume in desired.apps[app].volumes
 
 
-def _completed(name: str) -> str:
+def completed(name: str) -> str:
     try:
         return tags.full_name(name)
     except UsageError:
@@ -308,7 +308,7 @@ def remove_image(parts: Parts, text: str, *, force: bool) -> dict[str, object]:
     with parts.store.exclusive(), parts.store.claims:
         image = stock.find(text)
         given = [t.name for t in tags.tags(parts.layout) if t.digest in (image.index, image.manifest)]
-        by_name = next((name for name in (text, _completed(text)) if name in given), "")
+        by_name = next((name for name in (text, completed(text)) if name in given), "")
         rest = [name for name in given if name != by_name] if by_name else []
         if not by_name and len(given) > 1 and not force:
             raise BlockedError(

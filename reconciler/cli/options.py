@@ -137,7 +137,15 @@ _CONTAINER: Final = {
         *("rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait"),
     )
 } | {"ls": "ps"}
-_IMAGE: Final = {"ls": "images", "rm": "rmi", "pull": "pull", "tag": "tag", "inspect": "inspect"}
+_IMAGE: Final = {
+    "ls": "images",
+    "rm": "rmi",
+    "pull": "pull",
+    "tag": "tag",
+    "inspect": "inspect",
+    "save": "save",
+    "load": "load",
+}
 
 
 def _same_as(noun: str, verb: str, add: Add) -> Add:

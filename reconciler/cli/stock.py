@@ -92,6 +92,30 @@ def _rmi(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _save(parser: argparse.ArgumentParser) -> None:
+    call(parser, "archives:save")
+    file = parser.add_argument(
+        "-o", "--output", dest="file", metavar="FILE", default="", help="this file, not standard output"
+    )
+    completes(file, "files")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="a name, a digest, or the start of a digest"
+    )
+
+
+def _load(parser: argparse.ArgumentParser) -> None:
+    call(parser, "archives:load")
+    file = parser.add_argument(
+        "-i", "--input", metavar="FILE", default="", help="this file, not standard input"
+    )
+    completes(file, "files")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    parser.add_argument(
+        "--platform", metavar="OS/ARCH", default="", help="for another platform than this device's"
+    )
+    output(parser, "json")
+
+
 def _tag(parser: argparse.ArgumentParser) -> None:
     call(parser, "images:tag")
     source = parser.add_argument(
@@ -213,6 +237,8 @@ VERBS: Final[Verbs] = (
     ("login", "Check an account at a registry, and keep it for pulls of private images.", _login),
     ("logout", "Forget an account that login kept.", _logout),
     ("tag", "Give an image another name on this device.", _tag),
+    ("save", "Write images that are here into one archive, for docker, podman, skopeo or load.", _save),
+    ("load", "Bring the images of an archive here, as docker and podman save them or an OCI layout.", _load),
     ("rmi", "Take a name from an image, and with its last one the image.", _rmi),
     ("system", "The device's room: df, prune.", noun(_SYSTEM)),
     ("df", "Show what takes room on the disk, and what a prune would give back.", _df),

@@ -141,6 +141,18 @@ def _check(value: object) -> None:
 
 def parse(data: bytes, *, subject: str, limit: int) -> Object:
     """Return the JSON object that `data` spells, or raise InvalidDocumentError naming `subject` and the broken rule."""
+    value = _value(data, subject, limit)
+    if not isinstance(value, dict):
+        raise InvalidDocumentError(f"{subject}: {type(value).__name__}, expected an object")
+    return Object(subject, value)
+
+
+def parse_list(data: bytes, *, subject: str, limit: int) -> list[Object]:
+    """The same for a document that is a list of objects."""
+    return Object(subject, {"list": _value(data, subject, limit)}).children("list") or []
+
+
+def _value(data: bytes, subject: str, limit: int) -> object:
     if len(data) > limit:
         raise InvalidDocumentError(f"{subject}: {len(data)} bytes, expected at most {limit}")
     if data.count(b",") + data.count(b"[") + data.count(b"{") > _MAX_MEMBERS:
@@ -154,6 +166,4 @@ def parse(data: bytes, *, subject: str, limit: int) -> Object:
         raise InvalidDocumentError(f"{subject}: nested too deeply") from error
     except ValueError as error:  # JSONDecodeError, UnicodeError and the limit on digits are ValueErrors
         raise InvalidDocumentError(f"{subject}: not a valid JSON document: {str(error)[:200]}") from error
-    if not isinstance(value, dict):
-        raise InvalidDocumentError(f"{subject}: {type(value).__name__}, expected an object")
-    return Object(subject, value)
+    return value

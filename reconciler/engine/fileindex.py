@@ -70,16 +70,22 @@ def _parse(line: bytes) -> tuple[str, bytes]:
     return digest.decode("ascii", "replace"), path
 
 
+def entries(index: Path) -> Iterator[tuple[bytes, str]]:
+    """Yield the path and the sha256 of every file in `index`; VerificationError where it is damaged."""
+    with index.open("rb") as lines:
+        for line in lines:
+            digest, path = _parse(line)
+            yield path, digest
+
+
 def damaged(root: Path, index: Path) -> Iterator[bytes]:
     """Yield the path of every file in the layer `root` that is missing or is not what `index` says; reads them all."""
     buffer = memoryview(bytearray(1 << 18))
     directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with index.open("rb") as lines:
-            for line in lines:
-                digest, path = _parse(line)
-                if _sha256(directory, path, buffer) != digest:
-                    yield path
+        for path, digest in entries(index):
+            if _sha256(directory, path, buffer) != digest:
+                yield path
     finally:
         os.close(directory)
 

@@ -19,6 +19,7 @@ from reconciler.engine.jobs import Job, Jobs
 from reconciler.engine.layout import Layout
 from reconciler.engine.limits import Limits
 from reconciler.engine.oci_layout import Bundles, Holder
+from reconciler.engine.packed import Packed
 from reconciler.engine.platform import Platform
 from reconciler.engine.progress import Listener, Phase, Progress
 from reconciler.engine.registry.client import Registry
@@ -62,6 +63,7 @@ class Images:
         self._room = Room(layout, limits)
         self._registry = registry or Registry()
         available = self._bundles = Bundles(bundles)
+        self._offline = offline
         asked = None if offline else self._registry
         self._resolver = Resolver(store, available, asked, platform, limits)
         self._adder = Adder(store, layout, available, asked, limits)
@@ -112,6 +114,15 @@ class Images:
                 error, sum(map(len, documents.values())), f"image {reference}"
             ) from error
         return image
+
+    def documents(self, reference: Reference) -> tuple[Image, dict[Digest, bytes]]:
+        """Return the image and the documents that make it, verified, for who gives them to others; writes nothing."""
+        return self._resolver.resolve(reference, time.sleep)
+
+    @property
+    def packed(self) -> Packed:
+        """Where its layers are had as they were packed."""
+        return Packed(self._store, self._bundles, None if self._offline else self._registry)
 
     def resolve_without_storing(self, reference: Reference) -> Image:
         """Return the same, and write nothing; what was found is remembered in memory only. For `plan`."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import new as new_hash
 from pathlib import Path
+from typing import IO
 
 from reconciler.engine import trash
 from reconciler.engine.durable import replace_json, sync_directory
@@ -131,6 +132,10 @@ class Store:
             raise VerificationError(f"store: blob {digest.short} is damaged, it was discarded")
         return data
 
+    def open_blob(self, digest: Digest) -> IO[bytes]:
+        """Open a blob for reading, not verified; FileNotFoundError if absent."""
+        return self._layout.blob(digest).open("rb", buffering=0)
+
     def ingest(self, chunks: Iterable[bytes], expected: Digest, size: int | None = None) -> Path:
         """Store `chunks` under `expected`, return the path, or raise VerificationError and leave the store untouched.
 
@@ -245,7 +250,7 @@ class Store:
         finally:
             os.close(fd)
         final = self.layer_path(record.chain_id)
-        with self._commit:
+        with self._commit, _alone(layout.layers):
             if self.has_layer(record.chain_id):
                 return  # the same layer, finished by somebody else: it may be in use already
             trash.discard(layout.layer_record(record.chain_id), layout.trash)
@@ -370,3 +375,14 @@ class Store:
         if listing is None:
             listing = self._listings.setdefault(path, Listing(path))
         return listing.files()
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold off the same of other processes: what one has just committed may be in use when another looks."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

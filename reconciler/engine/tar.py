@@ -73,6 +73,7 @@ class Reader:
         self._limits = limits
         self._chunk = b""
         self._position = 0
+        self._before = 0  # bytes of the chunks before this one
         self._stored = 0  # bytes of the current entry's content not read yet
         self._padding = 0
         self._segments: Segments | None = None
@@ -82,6 +83,7 @@ class Reader:
 
     def _more(self) -> bool:
         """Move on to the next chunk; only once the current one is used up."""
+        self._before += len(self._chunk)
         for chunk in self._chunks:
             if chunk:
                 self._chunk, self._position = chunk, 0
@@ -133,6 +135,11 @@ class Reader:
                 length -= step
                 yield offset, memoryview(self._chunk)[start : start + step]
                 offset += step
+
+    @property
+    def offset(self) -> int:
+        """Where in the stream the next byte is: after an entry, and before its `data` is asked for, its content."""
+        return self._before + self._position
 
     def drain(self) -> None:
         """Read to the end of the stream: what follows the end marker has no meaning, but belongs to the digest."""

@@ -100,17 +100,19 @@ class PullProgress:
 
 
 class CopyProgress:
-    """How much has been copied, on one line, for a person who waits; nothing is shown of what takes no time."""
+    """How much has been copied, or what `doing` says, on one line; nothing is shown of what takes no time."""
 
     def __init__(
         self,
         stream: TextIO,
+        doing: str = "copying",
         *,
         shown: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """A line is for a terminal that can move its cursor; `shown` overrides what is found."""
         self._stream = stream
+        self._doing = doing
         self._shown = stream.isatty() and os.environ.get("TERM") != "dumb" if shown is None else shown
         self._clock = clock
         self._began = self._last = clock()
@@ -126,7 +128,7 @@ class CopyProgress:
         if now - self._began >= _PATIENCE and now - self._last >= _INTERVAL:
             self._last = now
             rate = size(int(self.copied / (now - self._began)))
-            self._stream.write(f"\rcopying: {size(self.copied)}, {rate}/s\x1b[K")
+            self._stream.write(f"\r{self._doing}: {size(self.copied)}, {rate}/s\x1b[K")
             self._stream.flush()
             self._drawn = True
 

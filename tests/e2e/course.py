@@ -111,6 +111,8 @@ COURSE: Final[tuple[tuple[str, str], ...]] = (
     ("volume rm dbdata", "is refused while a container mounts it"),
     ("tag registry.example/busybox localhost/mybox:v1", "a second name of the image"),
     ("image inspect localhost/mybox:v1", "the same image under both names"),
+    ("save -o mybox.tar localhost/mybox:v1", "the image as a file, which docker and podman load too"),
+    ("load -i mybox.tar", "the same image out of the file, by its name"),
     ("rmi localhost/mybox:v1", "takes the name away again"),
     ("rmi registry.example/nginx", "is refused while a container uses it"),
     ("events -n 200", "what happened"),

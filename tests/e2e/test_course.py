@@ -236,6 +236,8 @@ def the_room(course: Course) -> None:
     course("tag registry.example/busybox localhost/mybox:v1")
     (tagged,) = json.loads(course("image inspect localhost/mybox:v1"))
     assert any("/busybox" in name for name in tagged["RepoTags"])
+    course("save -o mybox.tar localhost/mybox:v1")
+    assert course("load -i mybox.tar") == "Loaded image: localhost/mybox:v1"
     course("rmi localhost/mybox:v1")
     assert "adhoc/web1" in course("rmi registry.example/nginx", code=5)
     assert "start adhoc/web1" in course("events -n 200")

@@ -84,7 +84,7 @@ def test_the_course_takes_in_every_command_that_is_the_same_here() -> None:
         (("push", "x"), "a device only takes images"),
         (("swarm", "init"), "many devices that read one repository"),
         (("info",), "here: reconciler doctor ("),
-        (("image", "save"), "skopeo copy"),
+        (("image", "build"), "images are built where there is a network"),
         (("compose", "up"), "here: reconciler apply ("),
     ],
 )
