@@ -58,7 +58,7 @@ def test_a_command_in_the_documents_is_one_that_the_program_takes(where: str, ca
     if words == ["zygote"] or words[:1] == ["shim"]:
         return  # titles of processes
     if len(words) == 1 or (
-        len(words) == 2 and words[0] in ("container", "image", "network", "system", "volume")
+        len(words) == 2 and words[0] in ("bundle", "container", "image", "network", "system", "volume")
     ):
         words += ["--help"]  # a verb that is only named
     code: object = 0

@@ -41,34 +41,38 @@ def save(args: argparse.Namespace) -> int:
     if not args.file and sys.stdout.isatty():
         raise UsageError("save: standard output is a terminal", hint="write it into a file: -o FILE")
     target = Path(os.path.realpath(args.file)) if args.file else None
-    if target is not None and (target.is_dir() or not target.parent.is_dir()):
-        raise UsageError(f"{args.file}: is a directory, or in none", hint="name a file")
     layers = PullProgress(sys.stderr)
     stock = Stock(layout, device_of(args), Store(layout))
     try:
-        with scratch_directory(target.parent if target is not None else layout.partial) as scratch:
-            with _output(target, scratch) as out:
-                archive = TarLayout(out, scratch)
-                Saving(
-                    stock, archive, layers, lambda note: print(f"reconciler: {note}", file=sys.stderr)
-                ).save(args.images)
-            if target is not None:
-                (scratch / "archive").rename(target)
-                sync_directory(target.parent)
+        with output_file(target, layout.partial) as (out, scratch):
+            archive = TarLayout(out, scratch)
+            Saving(stock, archive, layers, lambda note: print(f"reconciler: {note}", file=sys.stderr)).save(
+                args.images
+            )
     finally:
         layers.close()
     return 0
 
 
 @contextmanager
-def _output(target: Path | None, scratch: Path) -> Iterator[IO[bytes]]:
+def output_file(target: Path | None, elsewhere: Path) -> Iterator[tuple[IO[bytes], Path]]:
+    """A file that becomes `target` at the end, if nothing is raised, and a directory for what it takes meanwhile.
+
+    Without `target`, standard output, and a directory in `elsewhere`.
+    """
     if target is None:
-        yield sys.stdout.buffer
-        return
-    with open(scratch / "archive", "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+        with scratch_directory(elsewhere) as scratch:
+            yield sys.stdout.buffer, scratch
+            return
+    if target.is_dir() or not target.parent.is_dir():
+        raise UsageError(f"{target}: is a directory, or in none", hint="name a file")
+    with scratch_directory(target.parent) as scratch:
+        with open(scratch / "archive", "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            yield file, scratch
+            file.flush()
+            os.fsync(file.fileno())
+        (scratch / "archive").rename(target)
+        sync_directory(target.parent)
 
 
 def load(args: argparse.Namespace) -> int:

@@ -116,6 +116,63 @@ def _load(parser: argparse.ArgumentParser) -> None:
     output(parser, "json")
 
 
+def _bundle_create(parser: argparse.ArgumentParser) -> None:
+    call(parser, "bundles:create")
+    to = parser.add_argument(
+        "-o",
+        "--output",
+        dest="to",
+        metavar="DIR|FILE.tar",
+        required=True,
+        help="where to; - for standard output",
+    )
+    completes(to, "files")
+    has = parser.add_argument(
+        "--for",
+        dest="have",
+        metavar="LIST",
+        default="",
+        help="only what that device lacks: what it wrote with `bundle have`, or its state directory",
+    )
+    completes(has, "files")
+    parser.add_argument(
+        "--bundle",
+        metavar="LAYOUT",
+        action="append",
+        default=[],
+        help="from this OCI layout, not from a registry",
+    )
+    parser.add_argument(
+        "--platform",
+        metavar="OS/ARCH",
+        default="",
+        help="for another platform than the list's, or this device's",
+    )
+    what = parser.add_argument(
+        "what",
+        nargs="+",
+        metavar="SPECS|IMAGE",
+        help="a spec file, a directory of them, or HOST/REPOSITORY...",
+    )
+    completes(what, "files", "image")
+
+
+def _bundle_have(parser: argparse.ArgumentParser) -> None:
+    call(parser, "bundles:have")
+
+
+def _bundle_ingest(parser: argparse.ArgumentParser) -> None:
+    call(parser, "bundles:ingest")
+    parser.add_argument(
+        "--platform", metavar="OS/ARCH", default="", help="for another platform than this device's"
+    )
+    output(parser, "json")
+    source = parser.add_argument(
+        "source", metavar="DIR|FILE.tar", help="an OCI layout, as a directory or as tar; - for standard input"
+    )
+    completes(source, "files")
+
+
 def _tag(parser: argparse.ArgumentParser) -> None:
     call(parser, "images:tag")
     source = parser.add_argument(
@@ -215,6 +272,11 @@ VOLUME: Final[Verbs] = (
 NETWORK: Final[Verbs] = (
     ("ls", "List the networks of apps, with their containers and what is wrong with them.", _network_ls),
 )
+_BUNDLE: Final[Verbs] = (
+    ("create", "Write what a device lacks of some images, as a directory or one file.", _bundle_create),
+    ("have", "Print what this device has, for `bundle create --for` elsewhere.", _bundle_have),
+    ("ingest", "Bring the images of a bundle here, verify and unpack them.", _bundle_ingest),
+)
 _SYSTEM: Final[Verbs] = (
     ("df", "Show what takes room on the disk, and what a prune would give back.", _df),
     (
@@ -239,6 +301,7 @@ VERBS: Final[Verbs] = (
     ("tag", "Give an image another name on this device.", _tag),
     ("save", "Write images that are here into one archive, for docker, podman, skopeo or load.", _save),
     ("load", "Bring the images of an archive here, as docker and podman save them or an OCI layout.", _load),
+    ("bundle", "Carry images to a device that no registry reaches: create, have, ingest.", noun(_BUNDLE)),
     ("rmi", "Take a name from an image, and with its last one the image.", _rmi),
     ("system", "The device's room: df, prune.", noun(_SYSTEM)),
     ("df", "Show what takes room on the disk, and what a prune would give back.", _df),

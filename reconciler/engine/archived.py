@@ -7,6 +7,7 @@ the same files. Names are what the archive says; whether anything is called so i
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from reconciler.engine.archive import Archive, InvalidArchiveError, Member
@@ -20,6 +21,7 @@ from reconciler.engine.image import (
     digest_of,
 )
 from reconciler.engine.limits import Limits
+from reconciler.engine.oci_layout import read_index
 from reconciler.spec.reference import Digest, InvalidReferenceError
 
 _REF_NAME: Final = "org.opencontainers.image.ref.name"
@@ -79,11 +81,18 @@ def _config(archive: Archive, digest: Digest) -> str:
 # --- OCI ------------------------------------------------------------------------------------------------------------
 
 
+def images_of(directory: Path) -> tuple[Archived, ...]:
+    """The images of the layout in `directory`; NotFoundError where it is none."""
+    return _listed_by(read_index(directory))
+
+
 def _oci(archive: Archive) -> tuple[Archived, ...]:
     subject = f"{archive.name}: index.json"
-    index = parse(
-        archive.read("index.json", _LIMITS.document) or b"", subject=subject, limit=_LIMITS.document
-    )
+    data = archive.read("index.json", _LIMITS.document) or b""
+    return _listed_by(parse(data, subject=subject, limit=_LIMITS.document))
+
+
+def _listed_by(index: Object) -> tuple[Archived, ...]:
     names: dict[Digest, list[str]] = {}
     for entry in index.children("manifests") or []:
         if entry.required_text("mediaType") not in INDEX_TYPES | MANIFEST_TYPES:

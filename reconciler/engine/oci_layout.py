@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from reconciler.engine.document import parse
+from reconciler.engine.document import Object, parse
 from reconciler.errors import NotFoundError
 from reconciler.linux.path import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
 from reconciler.spec.reference import Digest
@@ -110,23 +110,7 @@ def named(directory: Path, name: str) -> Digest:
 
     This is what a person asked for by that name in that layout; it says nothing about any other name.
     """
-    try:
-        root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise NotFoundError(f"{directory}: {(error.strerror or '').lower()}") from error
-    try:
-        fd = openat2(
-            root, "index.json", os.O_RDONLY | os.O_NONBLOCK, resolve=RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
-        )
-    except OSError as error:
-        raise NotFoundError(f"{directory}: not an OCI image layout: it has no index.json") from error
-    finally:
-        os.close(root)
-    with open(fd, "rb") as file:
-        regular = stat.S_ISREG(os.fstat(fd).st_mode)
-        index = parse(
-            file.read(_INDEX + 1) if regular else b"", subject=f"{directory}/index.json", limit=_INDEX
-        )
+    index = read_index(directory)
     found: dict[str, Digest] = {}
     for entry in index.children("manifests") or []:
         notes = entry.child("annotations")
@@ -139,6 +123,29 @@ def named(directory: Path, name: str) -> Digest:
             hint=f"there are: {', '.join(sorted(found)) or 'no names'}",
         )
     return found[name]
+
+
+def read_index(directory: Path) -> Object:
+    """Return the index.json of the layout in `directory`; NotFoundError where there is none."""
+    try:
+        root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotFoundError(f"{directory}: {(error.strerror or '').lower()}") from error
+    try:
+        fd = openat2(
+            root, "index.json", os.O_RDONLY | os.O_NONBLOCK, resolve=RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
+        )
+    except OSError as error:
+        raise NotFoundError(
+            f"{directory}: not an OCI image layout: it has no index.json",
+            hint="if it is a bundle, its making was interrupted: run bundle create once more",
+        ) from error
+    finally:
+        os.close(root)
+    with open(fd, "rb") as file:
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        data = file.read(_INDEX + 1) if regular else b""
+    return parse(data, subject=f"{directory}/index.json", limit=_INDEX)
 
 
 def chunks(file: IO[bytes]) -> Iterator[bytes]:

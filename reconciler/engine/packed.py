@@ -6,6 +6,7 @@ Asked in this order: the store, bundles, the registries that the image is known 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +39,7 @@ class Packed:
         self._store = store
         self._bundles = bundles
         self._registry = registry
+        self._silent: set[str] = set()
 
     def sources(self, layer: Layer, references: Sequence[Reference]) -> Iterator[Source]:
         """The places to ask for a layer, best first."""
@@ -49,13 +51,20 @@ class Packed:
         if registry is None:
             return
         for reference in references:
-            if reference.registry != "localhost":  # where names without a registry are
-                yield Source(
-                    f"{reference.registry}/{reference.repository}",
-                    lambda reference=reference: fetch.from_registry(  # type: ignore[misc]
-                        registry, reference, layer, Meter(), pause=time.sleep
-                    ),
-                )
+            name = f"{reference.registry}/{reference.repository}"
+            if (
+                reference.registry == "localhost" or name in self._silent
+            ):  # names without a registry are there
+                continue
+            meter = Meter()
+            yield Source(
+                name, partial(fetch.from_registry, registry, reference, layer, meter, pause=time.sleep)
+            )
+            if not meter.done:
+                self._silent.add(name)  # no more of its patience for each further layer
+            elif meter.mirrors:  # one of them may have lied: once more without those
+                again = partial(fetch.from_registry, without=frozenset(meter.mirrors))
+                yield Source(name, partial(again, registry, reference, layer, Meter(), pause=time.sleep))
 
     def _from_store(self, layer: Layer) -> Iterator[bytes]:
         with self._store.open_blob(layer.digest) as file:

@@ -86,7 +86,7 @@ class Device:
         """Run a verb of the program on this device."""
         sub: list[str] = []
         rest = list(args)
-        if verb in ("volume", "image", "container", "network", "system"):
+        if verb in ("volume", "image", "container", "network", "system", "bundle"):
             sub = [rest.pop(0)]
         return self.inside(
             [*PROGRAM, verb, *sub, *self.places, *rest], check=check, timeout=timeout, input=input
