@@ -8,6 +8,7 @@ import json
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -198,6 +199,12 @@ class Wire:
         self._stopped.wait()
         raise ConnectionAbortedError
 
+    def reset(self) -> None:
+        """End the connection with a reset instead of an orderly close."""
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._connection.close()
+        raise ConnectionAbortedError
+
     def respond(
         self,
         status: int,
@@ -327,9 +334,10 @@ class FakeRegistry:
             data = self.blobs[key]
             wanted = request.headers.get("range", "")
             if self.ranges and wanted.startswith("bytes="):
-                start = int(wanted[6:].partition("-")[0])
-                place = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
-                wire.respond(206, data[start:], place)
+                first, _, last = wanted[6:].partition("-")
+                start, end = int(first), min(int(last or len(data)), len(data) - 1)
+                place = {"Content-Range": f"bytes {start}-{end}/{len(data)}"}
+                wire.respond(206, data[start : end + 1], place)
             else:
                 wire.respond(200, data)
         elif rest == "":

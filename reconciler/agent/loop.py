@@ -236,6 +236,7 @@ class Agent:
         self._mend(everything(self._parts.layout))  # or the sweep would take what runs with a damaged record
         self._parts.containers.sweep()
         self._parts.store.recover()
+        self._parts.images.recover()
 
     def _warm_up(self) -> None:
         try:

@@ -3,6 +3,7 @@
 A look-up may take a network round trip, so it happens on threads of its own and an app waits for its own images only.
 """
 
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -173,7 +174,8 @@ class Resolver:
                 self._attempts.pop(reference, None)
             else:
                 attempt.error = error
-                delay = min(_RETRY_LAST, _RETRY_FIRST * 2**attempt.failures)
+                # Partly by chance: a registry that comes back is not asked by a whole fleet at one moment.
+                delay = min(_RETRY_LAST, _RETRY_FIRST * 2**attempt.failures) * random.uniform(1, 1.2)
                 attempt.failures += 1
                 attempt.retry_at = time.monotonic() + delay
         self._wake()

@@ -56,7 +56,7 @@ class Sizes:
                 "upper": sum(uppers.values()),
                 "volumes": sum(by_volume.values()),
                 "logs": sum(logs.size(layout.log(c.id)) for c in containers),
-                "partial": volumes.tree_size(layout.partial),
+                "partial": volumes.tree_size(layout.partial) + volumes.tree_size(layout.downloads),
             }
             self._measured = Measured(kinds, by_volume, uppers)
         finally:  # a disk that fails is not walked more often than one that works

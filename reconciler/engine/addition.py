@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import Final
 
 from reconciler.engine import fetch
-from reconciler.engine.fetch import AbandonedError, Meter
+from reconciler.engine.downloads import Downloads
+from reconciler.engine.fetch import AbandonedError, Meter, Source
 from reconciler.engine.image import compression
 from reconciler.engine.imagerecord import LayerRecord
 from reconciler.engine.jobs import Job
@@ -75,9 +76,15 @@ class Adder:
         self._registry = registry
         self._limits = limits
         self._room = Room(layout, limits)
+        after = registry.patience.kept_after if registry is not None else 0.0
+        self._downloads = Downloads(layout, self._room, after)
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self.received: Counter[tuple[str, str, str]] = Counter()
+
+    def clear_downloads(self, *, idle_for: float = 0.0) -> None:
+        """Throw away what was kept of transfers that broke off; see `Downloads.clear`."""
+        self._downloads.clear(idle_for=idle_for)
 
     def add(self, wanted: Addition, job: Job[Digest]) -> None:
         """Make the layer complete, or raise and leave nothing; waits for the layer below before the last steps."""
@@ -108,6 +115,8 @@ class Adder:
         except BaseException as error:
             self._store.discard(partial)
             self._store.empty_trash()  # gives the room back before anybody reads that there was none
+            if not isinstance(error, RegistryError | AbandonedError):
+                self._downloads.forget(layer.digest)
             if isinstance(error, InvalidLayerError):
                 text = str(error).removeprefix("layer: ")
                 raise InvalidLayerError(f"layer {layer.digest.short}: {text}") from error
@@ -115,6 +124,7 @@ class Adder:
                 raise self._room.explain(error, needed, f"layer {layer.digest.short}") from error
             raise
         failpoint("pull.committed")
+        self._downloads.forget(layer.digest)
         try:
             (partial / "gone").rmdir()
             partial.rmdir()
@@ -147,30 +157,32 @@ class Adder:
 
     def _download(self, place: "_Workplace", wanted: Addition, job: Job[Digest], registry: Registry) -> str:
         """The same from mirrors and the registry, which the digest at the end may prove to have lied."""
+        layer = wanted.layer
         bad: set[Place] = set()
         again = True
-        while True:
-            meter = Meter()
-            pause = _pause(wanted, meter, job)
-            source = fetch.from_registry(
-                registry, wanted.reference, wanted.layer, meter, pause=pause, without=bad
-            )
-            try:
-                self._stream(place, wanted, source, meter, job)
-            except VerificationError as error:
-                if meter.mirrors - bad:  # one of them, and nobody can tell which: once more, without them
-                    for mirror in meter.mirrors:
-                        registry.failed(mirror, error)
-                    bad |= meter.mirrors
-                elif (
-                    meter.resumes and again
-                ):  # the blob may have changed between two transfers (G7): once more
-                    again = False
+        with self._downloads.of(layer.digest, layer.size) as kept:
+            while True:
+                meter = Meter()
+                source = Source(registry, wanted.reference, layer, _pause(wanted, meter, job), bad)
+                try:
+                    self._stream(place, wanted, fetch.from_registry(source, meter, kept), meter, job)
+                except VerificationError as error:
+                    kept.discard()
+                    if meter.kept:
+                        pass  # the first to be suspected: once more, without it
+                    elif (
+                        meter.mirrors - bad
+                    ):  # one of them, and nobody can tell which: once more, without them
+                        for mirror in meter.mirrors:
+                            registry.failed(mirror, error)
+                        bad |= meter.mirrors
+                    elif meter.resumes and again:  # it may have changed between two transfers (G7): once more
+                        again = False
+                    else:
+                        raise
+                    place.clear()
                 else:
-                    raise
-                place.clear()
-            else:
-                return meter.source
+                    return meter.source
 
     def _stream(
         self,

@@ -2,7 +2,8 @@
 
 Sources are tried in order: bundles, mirrors, then the registry. A transfer that breaks off goes on where it was
 (Range), as often as it makes progress, also at the next place; the digest at the end is that of the whole, whatever
-the pieces were. Verifying happens in the stream, so that nothing is read beyond the size that the manifest gives.
+the pieces were, also those that an earlier agent has kept. Verifying happens in the stream, so that nothing is read
+beyond the size that the manifest gives.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from reconciler.engine import oci_layout
+from reconciler.engine.downloads import Kept
 from reconciler.engine.oci_layout import Bundles
 from reconciler.engine.registry.client import Registry
 from reconciler.engine.registry.errors import RefusedError, RegistryError
@@ -36,6 +38,7 @@ class Meter:
     resumes: int = 0  # times that it had broken off
     trouble: str = ""  # why it is waiting, or waited last
     arrived: Counter[tuple[str, str]] = field(default_factory=Counter)  # by source and kind: full or resumed
+    kept: bool = False  # whether some of it was here from an earlier transfer
     mirrors: set[Place] = field(default_factory=set)  # that some of them came from
 
     def take(self, count: int) -> None:
@@ -77,26 +80,43 @@ def from_bundle(bundles: Bundles, layer: Layer, meter: Meter) -> Iterator[bytes]
             yield chunk
 
 
-def from_registry(
-    registry: Registry,
-    reference: Reference,
-    layer: Layer,
-    meter: Meter,
-    *,
-    pause: Callable[[float], object],
-    without: Collection[Place] = (),
-) -> Iterator[bytes]:
-    """Yield the packed layer from the mirrors of its registry but those in `without`, and at last from itself.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A layer at its registry and the mirrors of it but those in `without`; `pause` waits before the next try."""
+
+    registry: Registry
+    reference: Reference
+    layer: Layer
+    pause: Callable[[float], object]
+    without: Collection[Place] = ()
+
+
+def from_registry(source: Source, meter: Meter, kept: Kept | None = None) -> Iterator[bytes]:
+    """Yield the packed layer: what is `kept` from there, the rest from mirrors and at last from the registry itself.
 
     Where one place fails the next goes on from there. Raises RegistryError, of the registry itself.
     """
+    if kept is not None and kept.end:
+        meter.resumes += 1
+        meter.kept = True
+        yield from _from_anywhere(source, meter, kept, kept.offset)
+        for chunk in kept.read():
+            meter.done += len(chunk)
+            yield chunk
+    yield from _from_anywhere(source, meter, kept, source.layer.size)
+
+
+def _from_anywhere(source: Source, meter: Meter, kept: Kept | None, until: int) -> Iterator[bytes]:
+    if meter.done >= until:
+        return
+    registry, reference, layer = source.registry, source.reference, source.layer
     *mirrors, origin = registry.places(reference.registry, reference.repository)
     for place in mirrors:
-        if place in without:
+        if place in source.without:
             continue
         try:
-            yield from _from_place(registry, place, layer, meter, pause)
-            if meter.done >= layer.size:
+            yield from _from_place(source, place, meter, kept, until)
+            if meter.done >= until:
                 registry.worked(place)
                 return
             meter.trouble = (
@@ -105,23 +125,22 @@ def from_registry(
         except RegistryError as error:
             registry.failed(place, error)
             meter.trouble = str(error)
-    yield from _from_place(registry, origin, layer, meter, pause)
+    yield from _from_place(source, origin, meter, kept, until)
 
 
-def _from_place(
-    registry: Registry, place: Place, layer: Layer, meter: Meter, pause: Callable[[float], object]
-) -> Iterator[bytes]:
-    """Yield the rest of the packed layer from one place, going on with Range where a transfer breaks off.
+def _from_place(source: Source, place: Place, meter: Meter, kept: Kept | None, until: int) -> Iterator[bytes]:
+    """Yield the packed layer up to byte `until` from one place, going on with Range where a transfer breaks off.
 
     A transient failure is tried again after a pause, from where it was; the count starts anew with every progress, up
     to the client's limit of resumptions. A mirror that makes no progress is not tried again. Raises RegistryError.
     """
-    patience = registry.patience
+    layer, patience = source.layer, source.registry.patience
     attempt = 0
     while True:
         begun = meter.done
         try:
-            with registry.blob(place, layer.digest, offset=begun) as transfer:
+            last = until if until < layer.size else None
+            with source.registry.blob(place, layer.digest, offset=begun, until=last) as transfer:
                 meter.source = place.source
                 skip = (
                     begun - transfer.offset
@@ -129,13 +148,19 @@ def _from_place(
                 for chunk in transfer.chunks:
                     fresh = chunk[skip:] if skip > 0 else chunk
                     skip -= len(chunk) - len(fresh)
+                    if last is not None:
+                        fresh = fresh[: last - meter.done]
                     if not fresh:
                         continue
                     if place.is_mirror:
                         meter.mirrors.add(place)
+                    if kept is not None:
+                        kept.take(fresh, meter.done)
                     meter.take(len(fresh))
                     yield fresh
-            if meter.done >= layer.size or meter.done == begun or meter.resumes >= patience.resumes:
+                    if meter.done == last:
+                        return
+            if meter.done >= until or meter.done == begun or meter.resumes >= patience.resumes:
                 return  # complete, or as much as the server says there is: `verified` decides
             meter.resumes += 1
         except RegistryError as error:
@@ -149,5 +174,5 @@ def _from_place(
             if not error.transient or attempt >= len(patience.retries) or meter.resumes > patience.resumes:
                 raise
             meter.trouble = str(error)
-            pause(max(patience.retries[attempt], error.retry_after))
+            source.pause(patience.pause(attempt, error.retry_after))
             attempt += 1

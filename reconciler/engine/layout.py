@@ -10,6 +10,8 @@ STATE  (/var/lib/reconciler, 0700)
   store.lock                 flock, shared while content is being added, exclusive while garbage is swept
   blobs/<algorithm>/<hex>    complete by rename from partial/; named by content, so never rewritten
   partial/                   downloads and unpacking in progress; anything here may be deleted when store.lock is free
+  downloads/<alg>-<hex>-<n>  packed bytes of a layer from byte n on, of a transfer that takes long, under flock;
+                             appended to and never believed, may be deleted at any time
   resolved/<alg>-<hex>.json  digest as pinned -> resolved image: a cache, may be deleted at any time
   tags/<sha256 of name>.json a name that a person gave to an image here; one file each, replaced by rename
   layers/<hex of chain id>/  an unpacked layer (a directory for overlayfs), made by rename from partial/
@@ -103,6 +105,10 @@ class Layout:
     @property
     def partial(self) -> Path:
         return self.state / "partial"
+
+    @property
+    def downloads(self) -> Path:
+        return self.state / "downloads"
 
     @property
     def resolved(self) -> Path:

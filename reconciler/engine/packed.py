@@ -5,7 +5,7 @@ Asked in this order: the store, bundles, the registries that the image is known 
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -57,14 +57,13 @@ class Packed:
             ):  # names without a registry are there
                 continue
             meter = Meter()
-            yield Source(
-                name, partial(fetch.from_registry, registry, reference, layer, meter, pause=time.sleep)
-            )
+            asked = fetch.Source(registry, reference, layer, time.sleep)
+            yield Source(name, partial(fetch.from_registry, asked, meter))
             if not meter.done:
                 self._silent.add(name)  # no more of its patience for each further layer
             elif meter.mirrors:  # one of them may have lied: once more without those
-                again = partial(fetch.from_registry, without=frozenset(meter.mirrors))
-                yield Source(name, partial(again, registry, reference, layer, Meter(), pause=time.sleep))
+                again = replace(asked, without=frozenset(meter.mirrors))
+                yield Source(name, partial(fetch.from_registry, again, Meter()))
 
     def _from_store(self, layer: Layer) -> Iterator[bytes]:
         with self._store.open_blob(layer.digest) as file:

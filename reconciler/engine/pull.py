@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from reconciler.engine.addition import Adder, Addition
+from reconciler.engine.downloads import KEPT_FOR
 from reconciler.engine.jobs import Job, Jobs
 from reconciler.engine.layout import Layout
 from reconciler.engine.limits import Limits
@@ -26,6 +27,7 @@ from reconciler.engine.registry.client import Registry
 from reconciler.engine.resolve import Resolver
 from reconciler.engine.room import Room
 from reconciler.engine.store import Store
+from reconciler.errors import BlockedError
 from reconciler.spec.reference import Digest, Reference
 from reconciler.state.image import Image, Layer
 
@@ -166,10 +168,22 @@ class Images:
         """
         with self._store.adding():
             while missing := self.missing(image):
-                self._room.demand(sum(layer.size for layer in missing), f"image {reference}")
+                self._demand(sum(layer.size for layer in missing), f"image {reference}")
                 if self._add(image, missing, reference, progress):
                     break
             self._store.touch(image)
+
+    def _demand(self, needed: int, what: str) -> None:
+        """Raise BlockedError unless `needed` bytes fit in, if need be by giving up what broken transfers have left."""
+        try:
+            self._room.demand(needed, what)
+        except BlockedError:
+            self._adder.clear_downloads()
+            self._room.demand(needed, what)
+
+    def recover(self) -> None:
+        """Throw away what was kept of transfers that nobody went on with for a day."""
+        self._adder.clear_downloads(idle_for=KEPT_FOR)
 
     def _add(self, image: Image, missing: Sequence[Layer], reference: Reference, progress: Listener) -> bool:
         """Add `missing`, lowest first. False if a layer failed that another pull was adding, perhaps from elsewhere."""

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
@@ -532,6 +533,23 @@ def test_g6_one_stuck_registry_does_not_hold_up_another(device: Device) -> None:
         images.close()
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b" " * (4 << 20), "answer longer than 4194304 bytes"),
+        (b'{"a":' * 50 + b"1" + b"}" * 50, "nested"),
+        (b"[" * 1_000_000, "more than 200000 members"),
+    ],
+    ids=["4 MiB and more", "50 levels", "a million members"],
+)
+def test_g6_a_manifest_is_bounded_in_size_and_depth(device: Device, body: bytes, said: str) -> None:
+    kind, found = device.fake.manifests[device.built.tag]
+    body = found + body if body.isspace() else body
+    device.fake.scripts["/v2/app/manifests/latest"] = status(200, {"Content-Type": kind}, body)
+    with pytest.raises(ReconcilerError, match=said):
+        device.images.digest(Reference.parse(f"{device.fake.name}/app:latest"))
+
+
 # --- G7: ranges -----------------------------------------------------------------------------------------------------
 
 
@@ -669,6 +687,25 @@ def test_g10_a_retry_after_is_heeded_within_reason(device: Device, wait: str) ->
 def test_g10_what_may_pass_is_tried_again_a_few_times(device: Device, code: int, path: str) -> None:
     device.fake.scripts[getattr(device, path)] = once(status(code), device.fake.answer)
     device.check_whole(device.pull())
+
+
+@pytest.mark.parametrize("path", ["manifest_path", "blob_path"])
+@pytest.mark.parametrize("part", [0, 20])
+def test_g10_a_connection_that_is_reset_is_made_again(device: Device, path: str, part: int) -> None:
+    def reset(_: Request, wire: Wire) -> None:
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n"[:part])
+        wire.reset()
+
+    device.fake.scripts[getattr(device, path)] = once(reset, device.fake.answer)
+    device.check_whole(device.pull())
+
+
+@pytest.mark.parametrize("wait", ["1", formatdate(time.time() + 86_400, usegmt=True)])
+def test_g10_a_retry_after_in_seconds_or_as_a_date_is_waited_for(device: Device, wait: str) -> None:
+    device.fake.scripts[device.manifest_path] = once(status(429, {"Retry-After": wait}), device.fake.answer)
+    started = time.monotonic()
+    device.check_whole(device.pull())
+    assert time.monotonic() - started >= QUICK.retry_after
 
 
 @pytest.mark.parametrize(

@@ -212,20 +212,24 @@ class Registry:
 
     def patiently(self, call: Callable[[], _T], pause: Callable[[float], object]) -> _T:
         """Return what `call` returns, trying again after transient failures, with growing pauses."""
-        for delay in self.patience.retries:
+        for attempt in range(len(self.patience.retries)):
             try:
                 return call()
             except RegistryError as error:
                 if not error.transient:
                     raise
-                pause(max(delay, error.retry_after))
+                pause(self.patience.pause(attempt, error.retry_after))
         return call()
 
     # --- blobs -----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def blob(self, place: Place, digest: Digest, *, offset: int = 0) -> Iterator[Transfer]:
+    def blob(
+        self, place: Place, digest: Digest, *, offset: int = 0, until: int | None = None
+    ) -> Iterator[Transfer]:
         """Open a blob from byte `offset` on, or from its start where the registry doesn't do ranges.
+
+        With `until` nothing is asked for from that byte on; more may come all the same.
 
         The body is raw: no content encoding is undone. Reading it raises UnreachableRegistryError when it breaks off,
         stalls, or falls below the minimum rate. Nothing is tried again here.
@@ -233,7 +237,7 @@ class Registry:
         path = f"/v2/{place.repository}/blobs/{digest}"
         request = f"{place.registry}: GET {path}"
         endpoint = self._endpoint(place.registry)
-        answer = endpoint.get(path, place.repository, {"Range": f"bytes={offset}-"} if offset else {})
+        answer = endpoint.get(path, place.repository, _range(offset, until))
         try:
             start = 0
             if answer.response.status_code == 206:
@@ -270,3 +274,8 @@ class Registry:
                     waited, received = 0.0, 0
         except httpx.HTTPError as error:
             raise endpoint.failure(request, error) from error
+
+
+def _range(offset: int, until: int | None) -> dict[str, str]:
+    last = "" if until is None else str(until - 1)
+    return {"Range": f"bytes={offset}-{last}"} if offset or last else {}
