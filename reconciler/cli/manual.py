@@ -133,6 +133,7 @@ _TAIL: Final = """\
 | Path | What |
 |---|---|
 | `/var/lib/reconciler` | state: images, layers, containers, volumes (`--state DIR`) |
+| `/var/lib/reconciler/auth.json` | accounts that `login` keeps, for root alone |
 | `/run/reconciler` | what a reboot may take away: sockets, exit records (`--run DIR`) |
 | `/etc/reconciler/device.yaml` | what this device allows and is, see [settings.md](settings.md) (`--device FILE`) |
 
@@ -142,7 +143,8 @@ Instances with different state directories never meet: their bridges, cgroups an
 
 `NO_COLOR` and `TERM=dumb` turn colours off. `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` are used as systemd
 sets them. git is given what a person may have set for a proxy, a private certificate authority or an ssh agent, and
-nothing else. `RECONCILER_FAILPOINT` is for tests.
+nothing else; helpers that keep credentials are given PATH, HOME and the proxy. `HTTP_PROXY`, `HTTPS_PROXY` and
+`NO_PROXY`, in small letters too, say the way to registries. `RECONCILER_FAILPOINT` is for tests.
 
 ## SIGNALS
 

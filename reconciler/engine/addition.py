@@ -82,10 +82,6 @@ class Adder:
         self._turn = threading.Lock()
         self.received: Counter[tuple[str, str, str]] = Counter()
 
-    def clear_downloads(self, *, idle_for: float = 0.0) -> None:
-        """Throw away what was kept of transfers that broke off; see `Downloads.clear`."""
-        self._downloads.clear(idle_for=idle_for)
-
     def add(self, wanted: Addition, job: Job[Digest]) -> None:
         """Make the layer complete, or raise and leave nothing; waits for the layer below before the last steps."""
         layer = wanted.layer

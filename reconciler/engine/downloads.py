@@ -177,18 +177,19 @@ class Downloads:
             with suppress(OSError):
                 path.unlink()
 
-    def clear(self, *, idle_for: float = 0.0) -> None:
-        """Throw away what no transfer has at the moment and nothing was added to for `idle_for` seconds.
 
-        A clock that went back makes nothing older: a device that boots in 1970 is one whose power was cut.
-        """
-        for path in self._layout.downloads.glob("*"):
-            with suppress(OSError):
-                if time.time() - path.stat().st_mtime < idle_for:
-                    continue
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
-                finally:
-                    os.close(fd)
+def clear(layout: Layout, *, idle_for: float = 0.0) -> None:
+    """Throw away what no transfer has at the moment and nothing was added to for `idle_for` seconds.
+
+    A clock that went back makes nothing older: a device that boots in 1970 is one whose power was cut.
+    """
+    for path in layout.downloads.glob("*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime < idle_for:
+                continue
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(fd)

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from reconciler.engine import downloads
 from reconciler.engine.addition import Adder, Addition
-from reconciler.engine.downloads import KEPT_FOR
 from reconciler.engine.jobs import Job, Jobs
 from reconciler.engine.layout import Layout
 from reconciler.engine.limits import Limits
@@ -61,6 +61,7 @@ class Images:
         """With `offline` no registry is asked: what no bundle has is NotFoundError, what it has damaged is no more."""
         limits = limits or Limits()
         self._store = store
+        self._layout = layout
         self._platform = platform
         self._room = Room(layout, limits)
         self._registry = registry or Registry()
@@ -178,12 +179,8 @@ class Images:
         try:
             self._room.demand(needed, what)
         except BlockedError:
-            self._adder.clear_downloads()
+            downloads.clear(self._layout)
             self._room.demand(needed, what)
-
-    def recover(self) -> None:
-        """Throw away what was kept of transfers that nobody went on with for a day."""
-        self._adder.clear_downloads(idle_for=KEPT_FOR)
 
     def _add(self, image: Image, missing: Sequence[Layer], reference: Reference, progress: Listener) -> bool:
         """Add `missing`, lowest first. False if a layer failed that another pull was adding, perhaps from elsewhere."""

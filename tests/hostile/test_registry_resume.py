@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.config import Registries
-from reconciler.engine.downloads import KEPT_FOR, Downloads
+from reconciler.engine.downloads import KEPT_FOR, Downloads, clear
 from reconciler.engine.layout import Layout
 from reconciler.engine.limits import Limits
 from reconciler.engine.platform import host_platform
@@ -52,7 +52,7 @@ def again(device: Device, patience: Patience = IMPATIENT) -> None:
         platform=host_platform(),
         limits=Limits(reserve=0),
     )
-    device.images.recover()
+    clear(device.layout, idle_for=KEPT_FOR)
 
 
 def kept(device: Device) -> list[Path]:

@@ -94,8 +94,7 @@ class Answer:
 class Endpoint:
     """A registry as one host[:port]. Thread-safe.
 
-    `settings` are device.yaml's. `count` is told of every answer, by status, 0 for none. Raises CertificateError where
-    a file of certificates can't be used.
+    `settings` are device.yaml's. `count` is told of every answer, by status, 0 for none.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class Endpoint:
         self._count = count
         self._clock = Clock()
         self._proxies = proxies
-        self._contexts = tls.contexts(settings.ca, registry)
+        self._certificates = settings.ca
         self._session = Session(
             registry, self._base, credentials, self._token_answer, realms=realms, insecure=insecure
         )
@@ -146,8 +145,12 @@ class Endpoint:
             dialler = Dialler(self._clock, lambda host, kind: True)  # to the proxy itself
         else:
             dialler = self._dialler if ours else Dialler(self._clock, self._may)
+        if ours and self._base.startswith("http:"):
+            context = tls.unused()
+        else:
+            context = (tls.own if ours else tls.foreign)(self._certificates, self.registry)
         return httpx.Client(
-            transport=_Transport(self._contexts[0 if ours else 1], dialler, proxy),
+            transport=_Transport(context, dialler, proxy),
             timeout=httpx.Timeout(patience.idle, connect=patience.connect, pool=patience.document),
             follow_redirects=False,
             trust_env=False,

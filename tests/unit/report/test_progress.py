@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconciler.engine.progress import Phase, Progress
-from reconciler.report.progress import PullProgress
+from reconciler.report.progress import PullProgress, heard
 from reconciler.spec.reference import Digest
 
 A, B = Digest("sha256", "a" * 64), Digest("sha256", "b" * 64)
@@ -34,6 +34,17 @@ def test_without_a_terminal_there_is_one_line_per_layer() -> None:
     progress(Progress(B, 2048, 2048, Phase.DONE))
     progress.close()
     assert stream.getvalue() == "aaaaaaaaaaaa: done, 1000B in 2.0 s\nbbbbbbbbbbbb: done, 2.00KiB in 0.0 s\n"
+
+
+def test_a_line_says_where_a_layer_is_from_unless_it_is_its_registry() -> None:
+    stream = io.StringIO()
+    progress = PullProgress(stream, clock=lambda: 0.0)
+    for layer, source in ((A, "origin"), (B, "mirror")):
+        progress(Progress(layer, 1000, 1000, Phase.DONE, source=source))
+    told = {"layer": str(A), "done": 1, "total": 2, "phase": "waiting", "resumed": 0, "source": "mirror"}
+    assert heard(told) == Progress(A, 1, 2, Phase.WAITING, source="mirror")
+    lines = ["aaaaaaaaaaaa: done, 1000B in 0.0 s", "bbbbbbbbbbbb: done, 1000B from mirror in 0.0 s"]
+    assert stream.getvalue().splitlines() == lines
 
 
 def test_bars_are_redrawn_in_place_and_not_too_often() -> None:
