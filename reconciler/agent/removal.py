@@ -30,6 +30,7 @@ def remove_everything(parts: Parts, say: Callable[[str], None]) -> None:
         layout.adhoc_root,
         layout.wishes_root,
         layout.partial,
+        layout.downloads,
     ):
         shutil.rmtree(directory, ignore_errors=True)
     for container in found:
