@@ -205,6 +205,23 @@ def test_dockers_own_file_is_used_and_stays_as_it_is(
     assert f"chmod 600 {config}" in refused.stderr
 
 
+def test_the_files_that_skopeo_and_login_write_can_be_read_by_the_other(
+    device: Device, registry: PrivateRegistry, box: Built
+) -> None:
+    reference = registry.push(box, "team/box")
+    theirs = device.root / "theirs.json"
+    command = ["skopeo", "login", "--authfile", str(theirs), "--tls-verify=false", "-u", USER]
+    device.inside([*command, "--password-stdin", NAME], input=SECRET.encode())
+    device.configure(registries={"ca": str(registry.ca), "authfile": str(theirs)})
+    assert device.reconciler("pull", reference).returncode == 0
+    device.configure(registries={"ca": str(registry.ca)})
+    login(device, "-u", USER, "--password-stdin", f"{NAME}/team")
+    ours = ["skopeo", "inspect", "--authfile", str(device.state / "auth.json"), "--tls-verify=false"]
+    shown = device.inside([*ours, f"docker://{NAME}/team/box:{box.tag}"])
+    assert json.loads(shown.stdout)["Digest"] == str(box.digest)
+    assert device.inside([*ours, f"docker://{NAME}/other/box:{box.tag}"], check=False).returncode != 0
+
+
 def test_the_registry_of_the_tests_is_one_that_skopeo_pulls_from(box: Built, tmp_path: Path) -> None:
     """So that what this program is tested with asks no more of it than a registry may."""
     with FakeRegistry() as fake:
