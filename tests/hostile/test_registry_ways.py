@@ -143,6 +143,7 @@ class ForwardingProxy:
 
     leads_to: int
     authorization: str = ""
+    tls: ssl.SSLContext | None = None
     asked: list[str] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
 
@@ -158,12 +159,14 @@ class ForwardingProxy:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                if self.tls is not None:
+                    client = self.tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
@@ -257,6 +260,22 @@ def test_a_proxy_that_is_none_is_named_by_its_variable_and_not_shown(device: Dev
     with pytest.raises(RefusedError, match=r"^HTTP_PROXY: ") as caught:
         device.pull()
     assert "hunter2" not in f"{caught.value} {caught.value.hint}"
+
+
+def test_a_proxy_may_be_under_tls_and_is_believed_by_our_authorities(device: Device) -> None:
+    context, ca = certificate(device.path)
+    reference = Reference.parse(f"registry.invalid/app@{device.built.digest}")
+    with ForwardingProxy(device.fake.port, tls=context) as proxy:
+        for files in ({}, {ANY: Certificates(ca=str(ca))}):
+            device.images.close()
+            settings = Registries(insecure=("registry.invalid",), ca=files)
+            device.images = device.with_settings(settings, http_proxy=proxy.url)
+            if files:
+                device.images.resolve_without_storing(reference)
+            else:
+                with pytest.raises(CertificateError, match="self-signed"):
+                    device.images.resolve_without_storing(reference)
+        assert len(proxy.asked) == 2  # manifest and config
 
 
 def test_a_proxy_that_is_down_is_a_transient_failure(device: Device) -> None:

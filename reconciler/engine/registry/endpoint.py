@@ -60,7 +60,13 @@ _API_HOSTS: Final = {"docker.io": "registry-1.docker.io", "index.docker.io": "re
 class _Transport(httpx.HTTPTransport):
     """httpx over our own way to dial; httpx has no public way to say so, hence the private attribute."""
 
-    def __init__(self, context: ssl.SSLContext, dialler: Dialler, proxy: Proxy | None) -> None:
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        dialler: Dialler,
+        proxy: Proxy | None,
+        to_proxy: ssl.SSLContext | None,
+    ) -> None:
         super().__init__(verify=context, trust_env=False)
         self._pool.close()
         if proxy is None:
@@ -76,6 +82,7 @@ class _Transport(httpx.HTTPTransport):
                 proxy.url,
                 proxy_auth=(proxy.user, proxy.password) if proxy.user or proxy.password else None,
                 ssl_context=context,
+                proxy_ssl_context=to_proxy,
                 max_connections=_CONNECTIONS,
                 max_keepalive_connections=_KEPT,
                 keepalive_expiry=_KEPT_FOR,
@@ -149,8 +156,11 @@ class Endpoint:
             context = tls.unused()
         else:
             context = (tls.own if ours else tls.foreign)(self._certificates, self.registry)
+        to_proxy = None
+        if proxy is not None and proxy.url.startswith("https:"):
+            to_proxy = tls.foreign(self._certificates, self.registry)
         return httpx.Client(
-            transport=_Transport(context, dialler, proxy),
+            transport=_Transport(context, dialler, proxy, to_proxy),
             timeout=httpx.Timeout(patience.idle, connect=patience.connect, pool=patience.document),
             follow_redirects=False,
             trust_env=False,
