@@ -79,11 +79,6 @@ def serve(arguments: list[str], ready: object = None) -> int:
         if callable(ready):
             ready()
         args.root = os.path.abspath(args.root)
-        if args.systemd_cgroup:
-            raise OciError(
-                "--systemd-cgroup: not supported: this runtime makes cgroups without systemd; use the manager cgroupfs "
-                "(podman: --cgroup-manager cgroupfs; containerd: SystemdCgroup = false)"
-            )
         if args.rootless == "true" or os.geteuid() != 0:
             raise OciError("this runtime needs root")
         module, _, function = _ACTIONS[args.action].partition(":")

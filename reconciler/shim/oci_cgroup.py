@@ -52,10 +52,11 @@ class Cgroup:
     """The directories of one container: `v2`, or "" without that hierarchy, and `v1` by controller.
 
     `controllers` are those that v2 has. `made` are directories above that were missing, `own` those of its own that
-    were: what was there before stays (runtime.md, Delete).
+    were: what was there before stays (runtime.md, Delete). `unit` and `slice` are systemd's names for it, where it
+    makes the directory (`oci_scope`).
     """
 
-    __slots__ = ("controllers", "made", "own", "v1", "v2")
+    __slots__ = ("controllers", "made", "own", "slice", "unit", "v1", "v2")
 
     def __init__(self, v2: str, v1: dict[str, str], controllers: frozenset[str]) -> None:
         self.v2 = v2
@@ -63,6 +64,7 @@ class Cgroup:
         self.controllers = controllers
         self.made: list[str] = []
         self.own: list[str] = []
+        self.unit = self.slice = ""
 
     def v1_directories(self) -> tuple[str, ...]:
         """Each v1 directory once: controllers that are mounted together share theirs."""
@@ -79,6 +81,7 @@ class Cgroup:
             "controllers": sorted(self.controllers),
             "made": self.made,
             "own": self.own,
+            "unit": self.unit,
         }
 
 
@@ -88,7 +91,7 @@ def of(container: oci_state.Container) -> Cgroup:
     if not isinstance(kept, dict):
         return Cgroup("", {}, frozenset())
     group = Cgroup(str(kept["v2"]), dict(kept["v1"]), frozenset(kept["controllers"]))
-    group.made, group.own = list(kept["made"]), list(kept["own"])
+    group.made, group.own, group.unit = list(kept["made"]), list(kept["own"]), str(kept.get("unit", ""))
     return group
 
 
@@ -99,8 +102,8 @@ def place(path: str, name: str) -> Cgroup:
     """
     if ":" in path and not path.startswith("/"):
         raise OciError(
-            f"linux.cgroupsPath: {path}: a slice of systemd, but this runtime makes cgroups by itself: use the "
-            "manager cgroupfs (podman: --cgroup-manager cgroupfs; containerd: SystemdCgroup = false)"
+            f"linux.cgroupsPath: {path}: a slice of systemd, which needs --systemd-cgroup; or use the manager cgroupfs "
+            "(podman: --cgroup-manager cgroupfs; containerd: SystemdCgroup = false)"
         )
     clean = posixpath.normpath("/" + path.lstrip("/")) if path.startswith("/") else ""
     clean = clean or posixpath.normpath(

@@ -25,6 +25,7 @@ from reconciler.shim import (
     oci_hooks,
     oci_log,
     oci_resources,
+    oci_scope,
     oci_state,
     record,
     start,
@@ -48,7 +49,8 @@ _KINDS = {
 class Order:
     """What a caller wants besides the bundle. `console` is the path of a socket for the terminal, or its descriptor.
 
-    `activated` is how many of the `preserved` descriptors are of socket activation, which the program is told.
+    `activated` is how many of the `preserved` descriptors are of socket activation, which the program is told. With
+    `systemd` that makes the cgroup.
     """
 
     __slots__ = (
@@ -61,6 +63,7 @@ class Order:
         "pid_file",
         "preserved",
         "root",
+        "systemd",
     )
 
     def __init__(self, root: str, name: str, bundle: str) -> None:
@@ -73,6 +76,7 @@ class Order:
         self.preserved = 0
         self.activated = ""
         self.fresh_keyring = True
+        self.systemd = False
 
 
 def create(order: Order) -> Container:
@@ -105,6 +109,7 @@ class Creation:
         self._config = config
         self._bundle = bundle
         self._group: oci_cgroup.Cgroup | None = None
+        self._holder: oci_scope.Holder | None = None
         self._pidfd = -1
         self._ran_hooks = False
         self._fds: list[int] = []
@@ -133,17 +138,26 @@ class Creation:
         oci_filter.prepare(prepared.process, self._config)
         prepared.name = prepared.name or container.id
         prepared.rootfs = os.path.realpath(prepared.rootfs)
-        group = oci_cgroup.place(bundle.cgroups_path, container.id)
+        group = (oci_scope if self._order.systemd else oci_cgroup).place(bundle.cgroups_path, container.id)
         oci_cgroup.claim(group)
+        if group.unit:
+            group.own = []  # the scope is systemd's
         container.values["cgroup"] = group.kept()
         container.save()
         self._group = group
-        oci_cgroup.create(group)
+        if group.unit:
+            known = oci_scope.properties(oci_resources.plan(bundle.resources, group))
+            self._holder = oci_scope.Holder(group, known)
+        else:
+            oci_cgroup.create(group)
         container.values["cgroup"] = group.kept()
         oci_resources.apply(bundle.resources, group)
         oci_resources.restrict(group, oci_resources.rules(bundle.resources))
         prepared.cgroup_v2, prepared.cgroup_v1 = group.v2 or None, group.v1_directories()
         self._spawn()
+        if self._holder is not None:
+            self._holder.end()
+            self._holder = None
         container.values["created"] = True
         container.save()
         if self._order.pid_file:
@@ -154,6 +168,8 @@ class Creation:
         if self._pidfd >= 0:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        if self._holder is not None:
+            self._holder.end()
         if self._group is not None:
             try:
                 oci_cgroup.remove(self._group, above=True)

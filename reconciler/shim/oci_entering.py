@@ -23,6 +23,7 @@ def _order(args: argparse.Namespace) -> oci_create.Order:
     order = oci_create.Order(args.root, args.id, args.bundle)
     order.console, order.pid_file = args.console_socket, args.pid_file
     order.fresh_keyring = not args.no_new_keyring
+    order.systemd = args.systemd_cgroup
     order.preserved = _preserved(args)
     order.activated = os.environ.get("LISTEN_FDS", "")
     return order

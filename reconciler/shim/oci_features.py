@@ -21,7 +21,7 @@ def features(args: argparse.Namespace) -> int:
             "linux": {
                 "namespaces": list(_NAMESPACES),
                 "capabilities": list(capability.NAMES),
-                "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
+                "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": False, "rdma": False},
                 "seccomp": {"enabled": True, **compile.features()},
                 "apparmor": {"enabled": True},
                 "selinux": {"enabled": True},

@@ -189,7 +189,9 @@ def build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="default text")
     parser.add_argument("--debug", action="store_true", help="say more in the log")
     parser.add_argument(
-        "--systemd-cgroup", action="store_true", help="refused: cgroups are made without systemd"
+        "--systemd-cgroup",
+        action="store_true",
+        help="have systemd make the cgroups: linux.cgroupsPath is SLICE:PREFIX:NAME",
     )
     parser.add_argument(
         "--rootless", choices=("auto", "true", "false"), default="auto", help="true is refused"

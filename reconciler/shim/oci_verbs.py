@@ -17,6 +17,7 @@ from reconciler.shim import (
     oci_log,
     oci_options,
     oci_resources,
+    oci_scope,
     oci_state,
 )
 from reconciler.shim.fields import Section
@@ -122,6 +123,8 @@ def destroy(container: Container, *, force: bool) -> None:
         _kill_all(container)
     group = oci_cgroup.of(container)
     oci_cgroup.remove(group)
+    if group.unit:
+        oci_scope.leave(group)
     state, hooks = container.state("stopped"), _hooks(container)
     container.remove()
     for hook in hooks.get("poststop", ()):
@@ -179,7 +182,10 @@ def update(args: argparse.Namespace) -> int:
     if oci_cgroup.status(container) == "stopped":
         raise OciError("container not running")
     group = oci_cgroup.of(container)
-    oci_resources.apply(Section({"resources": _resources(args, group)}, "resources"), group)
+    resources = Section({"resources": _resources(args, group)}, "resources")
+    oci_resources.apply(resources, group)
+    if group.unit:
+        oci_scope.update(group, oci_scope.properties(oci_resources.plan(resources, group)))
     return 0
 
 

@@ -8,11 +8,12 @@ Ids as in docs/security.md.
 import hashlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from tests.kernel.shims import Case, Host, eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.hostile]
 
+_TIMES = 200
 _CALLS = "execve,execveat,open,openat,openat2,setns,pivot_root,chroot"
 _LINE = re.compile(r"(\d+) +(?:<\.\.\. )?(\w+)(.*)")
 
@@ -284,7 +286,7 @@ def test_p5_masks_are_the_null_device_while_dev_null_is_swapped(
     mounts.insert(1, {"destination": "/dev", "type": "bind", "source": str(shared), "options": ["rbind"]})
     before = Path("/proc/sys/kernel/core_pattern").read_text()
     with swapping(shared, "null", "link"):
-        outputs = outcomes(bundle, 30, {"device", "devices", "mask", "mount", "stdio", "console"})
+        outputs = outcomes(bundle, _TIMES, {"device", "devices", "mask", "mount", "stdio", "console"})
     for output in outputs:
         assert output.split()[:2] == ["0", "0"], output
     assert Path("/proc/sys/kernel/core_pattern").read_text() == before
@@ -309,10 +311,61 @@ def test_p4_p11_files_mounted_into_a_directory_that_is_swapped_stay_inside(
     bundle.mount("/v", "bind", str(volume), "rbind")
     bundle.mount(target, "bind", str(tmp_path / "config"), "rbind", "ro")
     with swapping(volume, "d", "l"):
-        outputs = outcomes(bundle, 40, {"mount"})
+        outputs = outcomes(bundle, _TIMES, {"mount"})
     assert outputs
     assert set(outputs) <= {"configured", ""}
     assert (tmp_path / "config").read_text() == "configured"
+
+
+def test_p11_what_an_image_brings_for_a_volume_that_another_container_has_stays_inside(
+    tmp_path: Path, busybox: Path, canary: Path
+) -> None:
+    """CVE-2018-15664: a volume gets its first content while whoever shares it turns directories into links."""
+    image, volume = tmp_path / "image", tmp_path / "volume"
+    for number in range(20):
+        (image / f"data/dir/d{number}").mkdir(parents=True)
+        (image / f"data/dir/d{number}/file").write_text("from the image")
+    bundle = make_bundle(tmp_path / "bundle", [image, busybox], "/bin/true")
+    bundle.mount("/data", "bind", str(volume / "data"), "bind", "nosuid", "nodev")
+    bundle.annotate("volumes", [{"destination": "/data", "root": str(volume)}])
+    before = sorted(path.name for path in canary.iterdir())
+    finished = 0
+    for _ in range(_TIMES):
+        shutil.rmtree(volume, ignore_errors=True)
+        (volume / "data").mkdir(parents=True)
+        (volume / "pending").touch()
+        with turning_into_links(volume / "data", canary):
+            finished += run(bundle).error is None
+        assert sorted(path.name for path in canary.iterdir()) == before
+    assert finished
+
+
+@contextmanager
+def turning_into_links(directory: Path, target: Path) -> Iterator[None]:
+    """Let another process, which holds `directory` as a container holds a volume, make links of what appears there."""
+    swapper = os.fork()
+    if swapper == 0:
+        fd = os.open(directory, os.O_RDONLY)
+        number = 0
+        while os.getppid() != 1:
+            number += 1
+            turn_into_link(fd, "dir", f"dir.{number}", target)
+            with suppress(OSError):
+                inner = os.open("dir", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+                for name in ("d0", "d7"):
+                    turn_into_link(inner, name, f"{name}.{number}", target)
+                os.close(inner)
+    try:
+        yield
+    finally:
+        os.kill(swapper, signal.SIGKILL)
+        os.waitpid(swapper, 0)
+
+
+def turn_into_link(fd: int, name: str, link: str, target: Path) -> None:
+    with suppress(OSError):
+        os.symlink(f"/../../../../../..{target}", link, dir_fd=fd)
+        renameat2(fd, name, fd, link, RENAME_EXCHANGE)
 
 
 def test_p2_a_working_directory_that_is_swapped_for_a_way_out_is_refused_or_inside(
@@ -326,7 +379,7 @@ def test_p2_a_working_directory_that_is_swapped_for_a_way_out_is_refused_or_insi
     eventually(lambda: case.exec_code("test", "-d", "/w")[0] == 0)
     seen: set[str] = set()
     refused: set[str] = set()
-    for _ in range(60):
+    for _ in range(_TIMES):
         try:
             text = case.exec_code("/bin/sh", "-c", f"pwd -P; cat ..{canary}/file 2>/dev/null", cwd="/work")[1]
             seen.add(text)

@@ -263,7 +263,7 @@ def test_p4_a_target_that_is_swapped_while_mounting_stays_inside(
         while os.getppid() != 1:
             renameat2(fd, "d", fd, "l", RENAME_EXCHANGE)
     try:
-        outcomes = [run(bundle) for _ in range(60)]
+        outcomes = [run(bundle) for _ in range(200)]
     finally:
         os.kill(swapper, 9)
         os.waitpid(swapper, 0)

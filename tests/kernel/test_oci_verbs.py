@@ -142,7 +142,15 @@ def test_errors_go_to_the_callers_log_too(runtime: Runtime) -> None:
     runtime.fails("--log", str(log), "state", "nobody")
     assert log.read_text().splitlines()[1].endswith(r'level=error msg="container \"nobody\" does not exist"')
     assert runtime.fails("frobnicate", "x").startswith("reconciler-oci: argument VERB: invalid choice")
-    assert "--systemd-cgroup: not supported" in runtime.fails("--systemd-cgroup", "list")
+    if not Path("/run/systemd/system").exists():
+        made = runtime.sample("true")
+        made.linux["cgroupsPath"] = "system.slice:oci:x"
+        create = ("create", "--bundle", str(made.write().directory), made.id)
+        said = (
+            "--systemd-cgroup: systemd does not run here: use the manager cgroupfs (podman: --cgroup-manager"
+        )
+        assert said in runtime.fails("--systemd-cgroup", *create)
+        assert "needs --systemd-cgroup; or use the manager cgroupfs" in runtime.fails(*create)
     assert "--no-pivot: not supported" in runtime.fails("create", "--no-pivot", "x")
 
 

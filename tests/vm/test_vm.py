@@ -74,7 +74,9 @@ def test_limits_hold_on_cgroup_version_2(
 def test_containers_outlive_the_service_under_systemd(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    done = run(*PYTEST, "tests/vm/systemd_guest.py", out=tmp_path, init="systemd")
+    done = run(
+        *PYTEST, "tests/vm/systemd_guest.py", "tests/vm/systemd_oci_guest.py", out=tmp_path, init="systemd"
+    )
     passed(done, tmp_path / "report.xml", "systemd", record_property)
 
 
