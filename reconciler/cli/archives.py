@@ -67,7 +67,9 @@ def output_file(target: Path | None, elsewhere: Path) -> Iterator[tuple[IO[bytes
     if target.is_dir() or not target.parent.is_dir():
         raise UsageError(f"{target}: is a directory, or in none", hint="name a file")
     if target.exists() and not target.is_file():  # a rename would put a file in the place of /dev/null
-        raise UsageError(f"{target}: is there and no regular file", hint="name a file, or pipe standard output")
+        raise UsageError(
+            f"{target}: is there and no regular file", hint="name a file, or pipe standard output"
+        )
     with scratch_directory(target.parent) as scratch:
         with open(scratch / "archive", "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             yield file, scratch
