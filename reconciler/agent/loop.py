@@ -30,7 +30,7 @@ from reconciler.agent.resolver import Resolver
 from reconciler.agent.sweeper import Sweeper
 from reconciler.agent.turn import Listener, Turn
 from reconciler.agent.wanted import Wanted, applied, left_alone
-from reconciler.engine import downloads, leftovers, renaming
+from reconciler.engine import downloads, leftovers, renaming, replaced
 from reconciler.engine.mend import Mended, everything, mend
 from reconciler.engine.process import boot_id
 from reconciler.errors import ReconcilerError, TimedOutError
@@ -237,6 +237,7 @@ class Agent:
         self._parts.containers.sweep()
         self._parts.store.recover()
         downloads.clear(self._parts.layout, idle_for=downloads.KEPT_FOR)
+        replaced.release(self._parts.layout)
 
     def _warm_up(self) -> None:
         try:

@@ -22,7 +22,7 @@ from reconciler.agent.resolver import Resolver
 from reconciler.agent.turn import Listener, Turn
 from reconciler.agent.wanted import wanted_devices, wanted_networks, wanted_ports
 from reconciler.config import Device
-from reconciler.engine import instance
+from reconciler.engine import instance, replaced
 from reconciler.engine.devices import present
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.firewall import Firewall
@@ -260,6 +260,7 @@ def collect(parts: Parts, explained: Iterable[Explained]) -> tuple[int, int]:
         if not entry.kept and parts.engine.collect(entry.object.kind, entry.object.name):
             removed += 1
             reclaimed += entry.object.size
+    replaced.release(parts.layout)
     parts.store.empty_trash()
     return removed, reclaimed
 

@@ -63,7 +63,7 @@ class Saving:
             raise NotFoundError(
                 f"image {image.manifest.short}: is not here whole", hint=f"run: reconciler pull {_any(names)}"
             )
-        references = self._references(image)
+        references = references_of(self.stock, image)
         config, manifest = store.read_blob(image.config), store.read_blob(image.manifest)
         described = json.loads(manifest)["layers"]
         diff_ids = [str(layer.diff_id) for layer in image.layers]
@@ -88,19 +88,6 @@ class Saving:
         else:
             digests = self._top(store, image), image.manifest, image.config
         self._documents(digests, config, manifest, names, described)
-
-    def _references(self, image: Image) -> list[Reference]:
-        """What registries may call it, the name that was used last first."""
-        found = []
-        for name in reversed(self.stock.names.get(str(image.manifest), ())):
-            try:
-                reference = Reference.parse(
-                    name if ":" in name.rpartition("/")[2] else f"{name}@{image.manifest}"
-                )
-            except InvalidReferenceError:
-                continue
-            found.append(reference)
-        return found
 
     def _top(self, store: Store, image: Image) -> Digest:
         """The index that the image was asked by, written, where the store has it; else the manifest."""
@@ -152,6 +139,17 @@ class Saving:
                 "Layers": [_place(Digest.parse(layer["digest"])) for layer in described],
             }
         )
+
+
+def references_of(stock: Stock, image: Image) -> list[Reference]:
+    """What registries may call the image, the name that was used last first; each with its digest."""
+    found = []
+    for name in reversed(stock.names.get(str(image.manifest), ())):
+        try:
+            found.append(Reference.parse(f"{name}@{image.index}"))
+        except InvalidReferenceError:
+            continue
+    return found
 
 
 def _name_of(text: str, known: Sequence[str]) -> str:

@@ -245,6 +245,16 @@ def noun(actions: Verbs) -> Add:
     return add
 
 
+def _fsck(parser: argparse.ArgumentParser) -> None:
+    call(parser, "fsck:fsck")
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="fetch again what is damaged and needed, drop what is damaged and is not",
+    )
+    listing(parser)
+
+
 def _gc(parser: argparse.ArgumentParser) -> None:
     call(parser, "store:gc")
     parser.add_argument(
@@ -305,5 +315,10 @@ VERBS: Final[Verbs] = (
     ("rmi", "Take a name from an image, and with its last one the image.", _rmi),
     ("system", "The device's room: df, prune.", noun(_SYSTEM)),
     ("df", "Show what takes room on the disk, and what a prune would give back.", _df),
+    (
+        "fsck",
+        "Check every blob, layer and record of the store; with --repair put right what is wrong.",
+        _fsck,
+    ),
     ("gc", "Delete what nothing wants any more from the store.", _gc),
 )

@@ -87,8 +87,17 @@ class Adder:
         layer = wanted.layer
         if job.stop.is_set():
             raise AbandonedError(f"layer {layer.digest.short}: given up")
-        if self._store.has_layer(layer.chain_id):
-            return
+        if not self._store.has_layer(layer.chain_id):
+            self._make(wanted, job, self._store.commit_layer)
+
+    def replace(self, wanted: Addition, job: Job[Digest]) -> None:
+        """Make the layer anew, and let what is there give way to it; or raise, and leave it."""
+        self._make(wanted, job, self._store.replace_layer)
+
+    def _make(
+        self, wanted: Addition, job: Job[Digest], commit: Callable[[LayerRecord, Path, Path], None]
+    ) -> None:
+        layer = wanted.layer
         partial = self._layout.partial / f"{layer.chain_id.hex[:16]}-{secrets.token_hex(4)}"
         needed = layer.size
         try:
@@ -107,7 +116,7 @@ class Adder:
                 if job.stop.is_set():
                     raise AbandonedError(f"layer {layer.digest.short}: given up")
                 failpoint("pull.finished")
-                self._store.commit_layer(_record(wanted, totals), place.root, place.index)
+                commit(_record(wanted, totals), place.root, place.index)
         except BaseException as error:
             self._store.discard(partial)
             self._store.empty_trash()  # gives the room back before anybody reads that there was none

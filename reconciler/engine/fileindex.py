@@ -6,7 +6,7 @@ it too. It is written while unpacking, costs about a hundred bytes per file, and
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -78,19 +78,22 @@ def entries(index: Path) -> Iterator[tuple[bytes, str]]:
             yield path, digest
 
 
-def damaged(root: Path, index: Path) -> Iterator[bytes]:
-    """Yield the path of every file in the layer `root` that is missing or is not what `index` says; reads them all."""
+def damaged(root: Path, index: Path, told: Callable[[int], object] = lambda _: None) -> Iterator[bytes]:
+    """Yield the path of every file in the layer `root` that is missing or is not what `index` says; reads them all.
+
+    `told` hears of every number of bytes read.
+    """
     buffer = memoryview(bytearray(1 << 18))
     directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for path, digest in entries(index):
-            if _sha256(directory, path, buffer) != digest:
+            if _sha256(directory, path, buffer, told) != digest:
                 yield path
     finally:
         os.close(directory)
 
 
-def _sha256(directory: int, path: bytes, buffer: memoryview) -> str | None:
+def _sha256(directory: int, path: bytes, buffer: memoryview, told: Callable[[int], object]) -> str | None:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         fd = openat2(directory, path, flags, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
@@ -101,6 +104,7 @@ def _sha256(directory: int, path: bytes, buffer: memoryview) -> str | None:
         with open(fd, "rb", buffering=0) as file:
             while size := file.readinto(buffer):
                 found.update(buffer[:size])
+                told(size)
     except OSError:
         return None  # EIO is what damage often looks like
     return found.hexdigest()

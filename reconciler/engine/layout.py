@@ -17,6 +17,7 @@ STATE  (/var/lib/reconciler, 0700)
   layers/<hex of chain id>/  an unpacked layer (a directory for overlayfs), made by rename from partial/
   layers/<hex>.json          its record: written after the rename, and durable; without it the layer does not exist
   layers/<hex>.files         its index: the sha256 of every file, as sha256sum writes it
+  replaced/<hex>.<boot>...   a layer that `fsck --repair` replaced under a container that runs; goes with that one's end
   containers/<id>/           config.json (OCI bundle), seccomp.bpf (its linux.seccomp, compiled),
                              identity.json (written last: it makes the container exist),
                              upper/ work/ (overlay), rootfs/ (mount point), log/, configs/,
@@ -126,6 +127,10 @@ class Layout:
 
     def layer_record(self, chain_id: Digest) -> Path:
         return self.layers / f"{chain_id.hex}.json"
+
+    @property
+    def replaced(self) -> Path:
+        return self.state / "replaced"
 
     @property
     def tags(self) -> Path:

@@ -182,6 +182,23 @@ class Images:
             downloads.clear(self._layout)
             self._room.demand(needed, what)
 
+    def replace(
+        self,
+        image: Image,
+        layer: Layer,
+        reference: Reference,
+        progress: Listener = _ignore,
+    ) -> None:
+        """Bring `layer` here once more; what is in its place is put aside, where containers go on using it.
+
+        The layers below it have to be whole. Raises what `pull` raises, and leaves everything as it was then.
+        """
+        layers = image.layers[: image.layers.index(layer) + 1]
+        with self._store.adding():
+            self._demand(layer.size, f"layer {layer.digest.short}")
+            wanted = Addition(layers, reference, None, progress)
+            self._adder.replace(wanted, Job(layer.chain_id, lambda _: None))
+
     def _add(self, image: Image, missing: Sequence[Layer], reference: Reference, progress: Listener) -> bool:
         """Add `missing`, lowest first. False if a layer failed that another pull was adding, perhaps from elsewhere."""
         with self._lock:

@@ -1,15 +1,16 @@
 """The image store: blobs by digest, layers unpacked once and shared, and what digests turned out to mean.
 
 Everything in it is complete or not there: content is made in partial/ and renamed into place after it was verified and
-written out. Nothing here knows a registry or a container; which objects may go is decided by a plan. The figures for
-metrics and garbage come from records and single directory listings, never from walking a layer.
+written out. Nothing here knows a registry or a container (what one has mounted, `replaced` knows); which objects may go
+is decided by a plan. The figures for metrics and garbage come from records and single directory listings, never from
+walking a layer.
 """
 
 import fcntl
 import os
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import new as new_hash
@@ -24,6 +25,7 @@ from reconciler.engine.imagerecord import InvalidRecordError, LayerRecord, decod
 from reconciler.engine.inventory import ALGORITHMS, Blob, Files, Inventory, blobs
 from reconciler.engine.layout import Layout
 from reconciler.engine.listing import Listing
+from reconciler.engine.replaced import put_aside
 from reconciler.engine.tags import Tags
 from reconciler.errors import BlockedError, VerificationError
 from reconciler.failpoint import failpoint
@@ -110,7 +112,9 @@ class Store:
                 for name in sorted(names):
                     chain = name.removesuffix(".json").removesuffix(".files")
                     if chain not in records or chain not in names:
-                        trash.discard(layout.layers / name, layout.trash)
+                        put_aside(
+                            layout, layout.layers / name, chain
+                        )  # a container may run on what lost its record
         except BlockedError:
             return
 
@@ -237,6 +241,16 @@ class Store:
                 found[record.chain_id] = record
         return found
 
+    @contextmanager
+    def committing(self) -> Iterator[None]:
+        """Hold off the commits of other processes: what one has just committed may be in use when another looks."""
+        fd = os.open(self._layout.layers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
     def commit_layer(self, record: LayerRecord, root: Path, index: Path) -> None:
         """Make the verified directory `root` with its `index`, both in partial/, the layer that `record` names.
 
@@ -250,11 +264,11 @@ class Store:
         finally:
             os.close(fd)
         final = self.layer_path(record.chain_id)
-        with self._commit, _alone(layout.layers):
+        with self._commit, self.committing():
             if self.has_layer(record.chain_id):
                 return  # the same layer, finished by somebody else: it may be in use already
             trash.discard(layout.layer_record(record.chain_id), layout.trash)
-            trash.discard(final, layout.trash)
+            put_aside(layout, final, record.chain_id.hex)
             trash.discard(self.layer_index(record.chain_id), layout.trash)
             failpoint("layer.synced")
             index.rename(self.layer_index(record.chain_id))
@@ -264,6 +278,29 @@ class Store:
             sync_directory(layout.layers)
             replace_json(layout.layer_record(record.chain_id), record.encode())
             failpoint("layer.recorded")
+            self._records.pop(record.chain_id.hex, None)
+
+    def replace_layer(self, record: LayerRecord, root: Path, index: Path) -> None:
+        """Make `root` the layer instead of what is there, which is put aside: it may be mounted. Only under `adding`.
+
+        Between the two renames the layer is not there, as `has_layer` says: whoever wants it then tries again.
+        """
+        layout = self._layout
+        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syncfs(fd)
+        finally:
+            os.close(fd)
+        with self._commit, self.committing():
+            put_aside(layout, self.layer_path(record.chain_id), record.chain_id.hex)
+            root.rename(self.layer_path(record.chain_id))
+            if self.layer_index(record.chain_id).is_dir():
+                self.discard(self.layer_index(record.chain_id))
+            index.rename(self.layer_index(record.chain_id))
+            sync_directory(layout.layers)
+            if layout.layer_record(record.chain_id).is_dir():
+                self.discard(layout.layer_record(record.chain_id))
+            replace_json(layout.layer_record(record.chain_id), record.encode())
             self._records.pop(record.chain_id.hex, None)
 
     def touch(self, image: Image) -> None:
@@ -292,9 +329,11 @@ class Store:
         trash.discard(self.layer_index(chain_id), layout.trash)
         self._records.pop(chain_id.hex, None)
 
-    def damaged_files(self, chain_id: Digest) -> Iterator[bytes]:
-        """Yield the paths in a layer whose content is not what was unpacked; reads the whole layer."""
-        return damaged(self.layer_path(chain_id), self.layer_index(chain_id))
+    def damaged_files(
+        self, chain_id: Digest, told: Callable[[int], object] = lambda _: None
+    ) -> Iterator[bytes]:
+        """Yield the paths in a layer whose content is not what was unpacked; reads the whole layer, `told` of bytes."""
+        return damaged(self.layer_path(chain_id), self.layer_index(chain_id), told)
 
     # --- resolved images ---------------------------------------------------------------------------------------------
 
@@ -375,14 +414,3 @@ class Store:
         if listing is None:
             listing = self._listings.setdefault(path, Listing(path))
         return listing.files()
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Hold off the same of other processes: what one has just committed may be in use when another looks."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
