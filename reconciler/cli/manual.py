@@ -117,7 +117,7 @@ _TAIL: Final = """\
 |---|---|
 | 0 | success; nothing to do; converged |
 | 1 | failure |
-| 2 | only with `--detailed-exitcode`: changes are pending (`plan`) or were made (`apply`) |
+| 2 | only with `--detailed-exitcode`: changes are pending (`plan`) or were made (`apply`); and of `pin --check` |
 | 3 | a spec or the device file is invalid |
 | 5 | blocked: something holds it up (a lock, a guard, a taken port, a full disk) |
 | 6 | it did not happen in time |

@@ -81,6 +81,21 @@ def _logout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("registry", nargs="?", metavar="REGISTRY", help="as it was logged in to")
 
 
+def _pin(parser: argparse.ArgumentParser) -> None:
+    call(parser, "pinning:pin")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing: exit 2 if something would change, 0 if not"
+    )
+    parser.add_argument(
+        "--update", action="store_true", help="also where there is a digest: move to what the tag means now"
+    )
+    output(parser, "json")
+    files = parser.add_argument(
+        "files", nargs="+", metavar="FILES", help="spec files, or directories of them"
+    )
+    completes(files, "files")
+
+
 def _rmi(parser: argparse.ArgumentParser) -> None:
     call(parser, "images:remove")
     parser.add_argument(
@@ -308,6 +323,7 @@ VERBS: Final[Verbs] = (
     ("digest", "Print the reference of an image with the digest that its tag has now.", _digest),
     ("login", "Check an account at a registry, and keep it for pulls of private images.", _login),
     ("logout", "Forget an account that login kept.", _logout),
+    ("pin", "Write the digests of images into spec files, in place; --check says what is not pinned.", _pin),
     ("tag", "Give an image another name on this device.", _tag),
     ("save", "Write images that are here into one archive, for docker, podman, skopeo or load.", _save),
     ("load", "Bring the images of an archive here, as docker and podman save them or an OCI layout.", _load),
