@@ -52,9 +52,8 @@ class Packed:
             return
         for reference in references:
             name = f"{reference.registry}/{reference.repository}"
-            if (
-                reference.registry == "localhost" or name in self._silent
-            ):  # names without a registry are there
+            # Names without a registry are localhost's
+            if reference.registry == "localhost" or name in self._silent:
                 continue
             meter = Meter()
             asked = fetch.Source(registry, reference, layer, time.sleep)
