@@ -295,3 +295,31 @@ def test_a_blob_is_named_by_what_it_holds(device: Device, box: Built) -> None:
     assert found["name"] == f"sha256:{path.name}"
     assert hashlib.sha256(b"{}").hexdigest()[:12] in found["problem"]
     assert device.reconciler("fsck", "--format", "{{.kind}} {{.done}}", check=False).stdout == "blob \n"
+
+
+def test_a_layer_that_lost_its_record_is_not_taken_from_who_runs_on_it_by_a_restart_of_the_agent(
+    device: Device, box: Built, layout: Path
+) -> None:
+    device.configure(bundles=[str(layout)])
+    device.spec("web", APP.format(image=reference(box)))
+    device.start()
+    device.running("web/main")
+    device.logged("converged", timeout=60)
+    before = pid(device)
+    device.stop()
+    path = layer_of(device)
+    Path(f"{path}.json").unlink()
+    device.start()
+    device.until(lambda: Path(f"{path}.json").exists(), message="for the layer to be pulled again")
+    # Every file that it has not read yet is still there
+    assert pid(device) == before
+    assert device.reconciler("exec", "web/main", "/bin/busybox", "cat", "/etc/passwd").stdout
+    root = Path(f"/proc/{before}/root")
+    assert hashlib.sha256((root / "bin/busybox").read_bytes()).digest() == (
+        hashlib.sha256((path / "bin/busybox").read_bytes()).digest()
+    )
+    assert len(os.listdir(device.state / "replaced")) == 1
+    device.reconciler("restart", "web/main")
+    device.running("web/main")
+    device.reconciler("gc")
+    assert os.listdir(device.state / "replaced") == []
