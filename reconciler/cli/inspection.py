@@ -10,7 +10,7 @@ from typing import Any, Final
 from reconciler.agent import client
 from reconciler.cli.common import layout_of
 from reconciler.cli.listing import printed
-from reconciler.engine import cgroup, instance, rootfslimit, volumes
+from reconciler.engine import cgroup, instance, rootfslimit, tags, volumes
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
 from reconciler.engine.network.leases import Leases, decode
@@ -174,7 +174,7 @@ class Inspector:
             starts = len(name) >= _SHORTEST and any(
                 digest.startswith(name) or digest.partition(":")[2].startswith(name) for digest in digests
             )
-            if starts or _named(name, known, digests):
+            if starts or _named(name, known, digests) or _completed(name) in known:
                 found[str(image.manifest)] = image
         return [self._image(image, names.get(manifest, ())) for manifest, image in found.items()]
 
@@ -185,7 +185,7 @@ class Inspector:
             _document(lambda: self._store.read_blob(image.config)),
             names=sorted(names),
             users=sorted(r.full_name for r in self._records if r.manifest == str(image.manifest)),
-            size=sum(layer.size for layer in layers if layer is not None) if None not in layers else None,
+            sizes=[None if layer is None else layer.size for layer in layers],
         )
 
     # --- volumes -----------------------------------------------------------------------------------------------------
@@ -223,6 +223,14 @@ class Inspector:
             for item in items
             if name in (item["name"], item["name"].removeprefix("/"), item["bridge"])
         ]
+
+
+def _completed(name: str) -> str:
+    """The name that `tag` and `rmi` take this for: `web` is `localhost/web:latest`."""
+    try:
+        return tags.full_name(name)
+    except UsageError:
+        return name
 
 
 def _named(name: str, known: Iterable[str], digests: Iterable[str]) -> bool:

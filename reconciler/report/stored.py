@@ -8,10 +8,15 @@ from reconciler.state.image import Image
 
 
 def image(
-    found: Image, document: Mapping[str, Any], *, names: Sequence[str], users: Sequence[str], size: int | None
+    found: Image,
+    document: Mapping[str, Any],
+    *,
+    names: Sequence[str],
+    users: Sequence[str],
+    sizes: Sequence[int | None],
 ) -> dict[str, Any]:
-    """One image. `document` is its config as the registry has it; `size` what its layers take here, None where some
-    are missing; `users` are the containers made from it.
+    """One image. `document` is its config as the registry has it; `sizes` what each layer takes here unpacked, None
+    where it is missing; `users` are the containers made from it.
     """
     system, _, machine = found.platform.partition("/")
     architecture, _, variant = machine.partition("/")
@@ -25,7 +30,7 @@ def image(
         "Architecture": architecture,
         "Variant": variant,
         "Os": system,
-        "Size": size or 0,
+        "Size": sum(size or 0 for size in sizes) if None not in sizes else 0,
         "Config": {
             "User": found.user,
             "ExposedPorts": {port: {} for port in found.exposed_ports},
@@ -46,11 +51,35 @@ def image(
         "Reconciler": {
             "Index": str(found.index),
             "Manifest": str(found.manifest),
-            "Complete": size is not None,
+            "Complete": None not in sizes,
             "DownloadSize": found.download_size,
             "Layers": [str(layer.digest) for layer in found.layers],
+            "Unpacked": [
+                {
+                    "ChainID": str(layer.chain_id),
+                    "MediaType": layer.media_type,
+                    "DownloadSize": layer.size,
+                    "Size": size,
+                }
+                for layer, size in zip(found.layers, sizes, strict=True)
+            ],
+            "History": [_step(step) for step in _list(document.get("history")) if isinstance(step, dict)],
             "UsedBy": list(users),
         },
+    }
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _step(step: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry of an image's history, as whoever built it tells it."""
+    return {
+        "Created": str(step.get("created") or NEVER),
+        "CreatedBy": str(step.get("created_by") or ""),
+        "Comment": str(step.get("comment") or ""),
+        "Empty": step.get("empty_layer") is True,
     }
 
 

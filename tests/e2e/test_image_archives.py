@@ -83,6 +83,9 @@ def test_what_save_writes_keeps_its_digests_and_is_read_by_podman_and_skopeo(
     ready.configure(bundles=[str(whole.layout)])
     ready.reconciler("pull", "--bundle", str(whole.layout), "1")
     ready.reconciler("tag", "layout:1", "web:2")
+    (told,) = json.loads(ready.reconciler("image", "inspect", "web:2").stdout)
+    assert told["Reconciler"]["Manifest"] == str(whole.digest)
+    assert all(item["Size"] for item in told["Reconciler"]["Unpacked"])
     path = ready.root / "out.tar"
     done = ready.reconciler("save", "-o", str(path), "web:2", "localhost/layout:1")
     assert "anew" not in done.stderr
