@@ -44,7 +44,7 @@ __all__ = [
     "wait_empty",
 ]
 
-_V1: Final = ("cpu", "cpuacct", "memory", "cpuset", "pids", "blkio", "devices")
+_V1: Final = ("cpu", "cpuacct", "memory", "cpuset", "pids", "blkio", "devices", "hugetlb")
 _V2: Final = ("cpu", "cpuset", "memory", "pids", "io")
 _LEAF: Final = "reconciler-leaf"
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from reconciler.engine import cgroup_cpuset, cgroup_io, cgroup_reserve
+from reconciler.engine import cgroup_cpuset, cgroup_hugetlb, cgroup_io, cgroup_reserve
 from reconciler.engine.hierarchies import Cgroup, read, read_value
 from reconciler.errors import BlockedError, ReconcilerError, UnsupportedError
 from reconciler.state.desired import Limits
@@ -35,6 +35,7 @@ def update(group: Cgroup, limits: Limits, where: Path = _ROOT) -> None:
     cgroup_cpuset.set_cpuset(group, limits.cpuset)
     cgroup_io.set_io(group, limits.io, where)
     cgroup_io.set_io_weight(group, limits.io_weight, where)
+    cgroup_hugetlb.set_hugepages(group, limits.hugepages)
     cgroup_reserve.set_cpus(group, limits.reserve_cpus)
     cgroup_reserve.set_memory(group, limits.reserve_memory)
 
@@ -195,13 +196,19 @@ class LimitFiles:
     def _more(self, wanted: Limits) -> dict[str, Any] | None:
         """What few containers have: None for one that wants nothing of it, which costs a turn nothing."""
         if not (
-            wanted.io or wanted.io_weight or wanted.cpuset or wanted.reserve_cpus or wanted.reserve_memory
+            wanted.io
+            or wanted.io_weight
+            or wanted.cpuset
+            or wanted.reserve_cpus
+            or wanted.reserve_memory
+            or wanted.hugepages
         ):
             return None
         group = self._group
         return {
             "io": cgroup_io.read_io(group, wanted.io, self._where),
             "io_weight": cgroup_io.read_io_weight(group, wanted.io_weight, self._where),
+            "hugepages": cgroup_hugetlb.read_hugepages(group, wanted.hugepages),
             "cpuset": cgroup_cpuset.read_cpuset(group, wanted.cpuset),
             "reserve_cpus": cgroup_reserve.read_cpus(group, wanted.reserve_cpus),
             "reserve_memory": cgroup_reserve.read_memory(group, wanted.reserve_memory),

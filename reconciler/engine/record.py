@@ -70,7 +70,8 @@ def _known(kind: type[_T], value: dict[str, Any]) -> _T:
 
 def _limits(value: dict[str, Any]) -> Limits:
     io = value.get("io")
-    return _known(Limits, {**value, "io": _known(Io, io) if io is not None else None})
+    pages = tuple((int(page), int(amount)) for page, amount in value.get("hugepages", ()))
+    return _known(Limits, {**value, "io": _known(Io, io) if io is not None else None, "hugepages": pages})
 
 
 def settings_from_json(value: dict[str, Any]) -> Settings:

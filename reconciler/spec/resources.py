@@ -5,11 +5,21 @@ from typing import Annotated, Final, Self
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
-from reconciler.spec.fault import Fault
+from reconciler.spec.fault import Fault, Faults
 from reconciler.spec.fields import Doc, Part
 from reconciler.spec.marks import quote
 from reconciler.spec.quantity import format_bytes
-from reconciler.spec.values import Bytes, Cpus, OptionalBytes, OptionalPath, Whole, describe, size, text
+from reconciler.spec.values import (
+    BYTES_SCHEMA,
+    Bytes,
+    Cpus,
+    OptionalBytes,
+    OptionalPath,
+    Whole,
+    describe,
+    size,
+    text,
+)
 from reconciler.spec.yaml12 import WrittenInt
 
 LEAST_MEMORY: Final = 6 << 20
@@ -65,6 +75,50 @@ _Count = Annotated[Whole, Field(ge=1, le=2**31 - 1)]
 
 
 _SMALLEST_ROOTFS: Final = 64 << 10
+_SMALLEST_HUGE_PAGE: Final = 16 << 10
+
+
+def hugepages(value: object) -> dict[int, int]:
+    """Return bytes by size of page, both as numbers, or raise Fault; no page of a size is a limit, too."""
+    if not isinstance(value, dict):
+        raise Fault(f"must be a map, not {describe(value)}")
+    found: dict[int, int] = {}
+    faults: list[Fault] = []
+    for key, item in value.items():
+        try:
+            page = _page(str(key))
+            amount = size(item)
+            if amount % page:
+                raise Fault(f"must be whole pages of {key}, not {format_bytes(amount)}")
+            found[page] = amount
+        except Fault as fault:
+            fault.path = (key, *fault.path)
+            faults.append(fault)
+    if faults:
+        raise Faults(faults)
+    return found
+
+
+def _page(text: str) -> int:
+    try:
+        page = size(text)
+    except Fault:
+        page = 0
+    if page < _SMALLEST_HUGE_PAGE or page & (page - 1):
+        raise Fault(
+            f"{quote(text)} is no size of a huge page",
+            subject=False,
+            at_key=True,
+            hint="such as 2Mi or 1Gi: see /sys/kernel/mm/hugepages",
+        )
+    return page
+
+
+HugePages = Annotated[
+    dict[int, int],
+    PlainValidator(hugepages),
+    WithJsonSchema({"type": "object", "additionalProperties": BYTES_SCHEMA}),
+]
 
 
 class IoLimits(Part):
@@ -136,6 +190,17 @@ class Limits(Part):
             False,
         ),
     ] = None
+    hugepages: Annotated[
+        HugePages,
+        Doc(
+            "Memory in huge pages, by their size. They are beside `memory`: the kernel counts them on their own. Sizes "
+            "that are not named have no limit.",
+            "map",
+            "{2Mi: 64Mi}",
+            "no limit",
+            False,
+        ),
+    ] = Field(default_factory=dict)
 
     rootfs: Annotated[
         OptionalBytes,

@@ -365,7 +365,7 @@ def percent(value: object) -> int:
 
 
 DURATION_PATTERN: Final = r"^(\d+d)?(\d+h)?(\d+m)?(\d+s)?(\d+ms)?$"
-_BYTES_SCHEMA: Final = {
+BYTES_SCHEMA: Final = {
     "anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": r"^\d+(Ki|Mi|Gi|k|M|G)?$"}]
 }
 TEXTS: Final = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
@@ -401,9 +401,9 @@ OptionalName = Annotated[str | None, PlainValidator(name), _string(f"^{NAME_PATT
 OptionalPath = Annotated[str | None, PlainValidator(path), _string(r"^/")]
 OptionalRepositoryPath = Annotated[str | None, PlainValidator(repository_path), _string(r"^[^/]")]
 OptionalText = Annotated[str | None, PlainValidator(text), _string("")]
-OptionalBytes = Annotated[int | None, PlainValidator(size), WithJsonSchema(_BYTES_SCHEMA)]
-Bytes = Annotated[int, PlainValidator(size), WithJsonSchema(_BYTES_SCHEMA)]
-ShmSize = Annotated[int, PlainValidator(shm_size), WithJsonSchema(_BYTES_SCHEMA)]
+OptionalBytes = Annotated[int | None, PlainValidator(size), WithJsonSchema(BYTES_SCHEMA)]
+Bytes = Annotated[int, PlainValidator(size), WithJsonSchema(BYTES_SCHEMA)]
+ShmSize = Annotated[int, PlainValidator(shm_size), WithJsonSchema(BYTES_SCHEMA)]
 Cpus = Annotated[
     int | None,
     PlainValidator(cpus),

@@ -313,6 +313,7 @@ def _limits(spec: model.Container) -> Limits:
         reserve_cpus=spec.reserve.cpus or 0,
         reserve_memory=spec.reserve.memory or 0,
         rootfs=limits.rootfs,
+        hugepages=tuple(sorted(limits.hugepages.items())),
     )
 
 

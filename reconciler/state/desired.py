@@ -109,7 +109,6 @@ class Identity:
 
     `groups` are ids and names of further groups, `ulimits` (name, soft, hard; -1 for no limit) what differs from the
     default, `sysctls` are by dotted name, `cap_add` and `cap_drop` full names (CAP_CHOWN) or ALL; all sorted.
-
     `image` is the digest of the image's config document, never of an index or a tag. `arguments` is the whole
     argument vector, `environment` complete `K=V` strings sorted by key, `user` as in Docker's USER ("" is root);
     names are those of the image's own passwd. `userns` is host, or auto for ids of its own. `network_mode` is
@@ -210,6 +209,7 @@ class Limits:
     reserve_cpus: int = 0
     reserve_memory: int = 0
     rootfs: int | None = None
+    hugepages: tuple[tuple[int, int], ...] = ()  # size of a page, and bytes
 
 
 @dataclass(frozen=True, slots=True)

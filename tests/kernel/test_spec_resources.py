@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -285,3 +286,66 @@ def test_what_a_group_keeps_is_given_to_those_above_it_and_taken_back(tmp_path: 
     groups[1].rmdir()
     cgroup_reserve.protect(parent)
     assert (low(parent), low(parent.parent)) == (0, 0)
+
+
+def pages_of(trial: Trial) -> Path:
+    found = group(trial)
+    if found.v2 is not None and "hugetlb" in found.controllers:
+        return found.v2 / "hugetlb.2MB.max"
+    return found.v1["hugetlb"] / "hugetlb.2MB.limit_in_bytes"
+
+
+@pytest.mark.cgroup
+def test_huge_pages_are_limited_by_their_size_in_place_and_repaired(trials: Trials) -> None:
+    spec = {"limits": {"memory": "64Mi", "hugepages": {"2Mi": "4Mi"}}}
+    trial = trials.start(spec)
+    file = pages_of(trial)
+    reserved = file.with_name(file.name.replace("2MB.", "2MB.rsvd."))
+    assert file.read_text().strip() == reserved.read_text().strip() == str(4 << 20)
+    app = trials.desire(trial.app, spec)
+    assert trials.steps(app) == []
+    file.write_text(str(8 << 20))
+    assert trials.steps(app) == [f"update {trial.app}/c (limits)"]
+    assert trials.update(trial, spec) == [f"update {trial.app}/c (limits)"]
+    assert file.read_text().strip() == str(4 << 20)
+    none = {"limits": {"memory": "64Mi", "hugepages": {"2Mi": 0}}}
+    assert trials.update(trial, none) == [f"update {trial.app}/c (limits)"]
+    assert file.read_text().strip() == "0"
+    assert trials.update(trial, {"limits": {"memory": "64Mi"}}) == [f"update {trial.app}/c (limits)"]
+    assert not file.read_text().strip().isdigit() or int(file.read_text()) > 1 << 60
+
+
+@pytest.mark.cgroup
+def test_more_huge_pages_than_allowed_are_refused_to_the_program(trials: Trials) -> None:
+    """A device has to have some; here they are asked for only where the whole machine is the test's."""
+    count = Path("/proc/sys/vm/nr_hugepages")
+    trial = trials.start({"limits": {"memory": "64Mi", "hugepages": {"2Mi": "4Mi"}}})
+    procs = pages_of(trial).with_name("cgroup.procs")
+    program = (
+        "import mmap, sys; from pathlib import Path; Path(sys.argv[1]).write_text('0')\n"
+        "for size in (4, 6):\n"
+        "    try: mmap.mmap(-1, size << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000).close()\n"
+        "    except OSError as error: print(size, error.errno)\n"
+        "    else: print(size, 'had')\n"
+    )
+    alone = Path("/run/guest").exists()
+    try:
+        if alone:
+            count.write_text("8")
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(procs)], capture_output=True, text=True, check=False
+        )
+    finally:
+        if alone:
+            count.write_text("0")
+    has = alone or int(count.read_text()) >= 3
+    assert done.stdout.splitlines() == ["4 had" if has else "4 12", "6 12"], done.stderr
+
+
+def test_a_size_that_the_kernel_does_not_have_is_a_failed_step(trials: Trials) -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"limits\.hugepages: this device has no pages of 16MB"
+    ) as error:
+        trials.start({"limits": {"memory": "64Mi", "hugepages": {"16Mi": "16Mi"}}})
+    assert "2MB" in error.value.hint
+    assert trials.observe().containers == {}

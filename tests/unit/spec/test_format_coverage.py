@@ -23,7 +23,7 @@ CONTAINER = [
     "userns", "devices", "sysctls", "network_mode", "networks", "hostname", "dns", "dns_search", "dns_opt",
     "extra_hosts", "replicas", "logging", "labels", "annotations", "drift",
 ]  # fmt: skip
-LIMITS = ["cpus", "memory", "swap", "pids", "io", "io_weight", "rootfs"]
+LIMITS = ["cpus", "memory", "swap", "pids", "io", "io_weight", "rootfs", "hugepages"]
 
 SUPPORTED_TOP = [
     "apiVersion",

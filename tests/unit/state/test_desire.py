@@ -448,6 +448,7 @@ CHANGES: dict[str, Any] = {
     "limits.io": {"read_bps": "7Mi"},
     "limits.io_weight": 7,
     "limits.rootfs": "64Mi",
+    "limits.hugepages": {"2Mi": "4Mi"},
     "reserve.memory": "7Mi",
     "reserve.cpus": 0.7,
     "cpuset": "7",
