@@ -29,9 +29,12 @@ class Podman:
         self.path = path
         path.mkdir()
         (path / "storage.conf").write_text(_STORAGE.format(path))
+        # The other type of lock is a file of the machine's, /dev/shm/libpod_lock
+        (path / "containers.conf").write_text('[engine]\nlock_type = "file"\n')
         (path / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
         self._environment = os.environ | {
             "CONTAINERS_STORAGE_CONF": str(path / "storage.conf"),
+            "CONTAINERS_CONF": str(path / "containers.conf"),
             "TMPDIR": str(path),
             "HOME": str(path),
         }
