@@ -5,7 +5,7 @@ unchanged files and images is made once.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from reconciler.agent.hand import Hand, with_wishes
@@ -69,8 +69,7 @@ class Reader:
         self, layout: Layout, device: Device, source: Source, resolver: Resolver, *, keep: bool = True
     ) -> None:
         self._layout = layout
-        if device.defaults.userns == "auto" and idmapping.lacking(layout)[0]:
-            device = replace(device, defaults=replace(device.defaults, userns="host"))
+        device = idmapping.possible(device, layout)
         self._device = device
         self._source = source
         self._resolver = resolver

@@ -2,9 +2,11 @@
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from reconciler.config import Device
 from reconciler.engine.enforcing import version
 from reconciler.engine.idrange import COUNT, FIRST
 from reconciler.engine.layout import Layout, existing
@@ -15,6 +17,13 @@ from reconciler.shim.step import StepError
 
 _FLOOR: Final = (5, 19)  # overlayfs on id-mapped layers
 _RANGE: Final = (FIRST, COUNT)
+
+
+def possible(device: Device, layout: Layout) -> Device:
+    """The settings of a device, with the device's ids as the default of containers where it can't give them others."""
+    if device.defaults.userns == "auto" and lacking(layout)[0]:
+        return replace(device, defaults=replace(device.defaults, userns="host"))
+    return device
 
 
 def lacking(layout: Layout) -> tuple[str, str]:

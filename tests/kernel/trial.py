@@ -18,6 +18,7 @@ import pytest
 from reconciler.agent.parts import Parts, open_parts
 from reconciler.config import Device, load_device
 from reconciler.engine import logs
+from reconciler.engine.idmapping import possible
 from reconciler.engine.layout import Layout
 from reconciler.engine.process import Command, Control, read_shim
 from reconciler.linux import mount
@@ -137,7 +138,7 @@ class Trials:
         loaded = load({f"{app}.yaml": json.dumps(spec).encode()}, lambda _: b"", terms=self.device.terms)
         assert not loaded.failed, "\n".join(map(str, loaded.problems))
         images = {str(ref): self.parts.images.resolve(ref) for ref in references(loaded.apps[app])}
-        return desire(loaded.apps[app], images)
+        return desire(loaded.apps[app], images, defaults=possible(self.device, self.layout).defaults)
 
     def create(self, app: App) -> str:
         """Make the container of the app and give its id."""
