@@ -100,9 +100,7 @@ def test_it_makes_a_container_of_it(place: Path, busybox: Path, runtime: str) ->
     )
     (directory / "config.json").write_text(json.dumps(config))
     command = [runtime, "--root", str(place / runtime), "run", "--bundle", str(directory), name]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, input="", check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, input="", check=False)
     if "cgroups in hybrid mode not supported" in done.stderr:
         pytest.skip("this kernel lacks what this needs: crun refuses version 1 and 2 of cgroups side by side")
     assert done.returncode == 0, done.stderr
