@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from reconciler.engine import fetch
+from reconciler.engine import fetch, oci_layout
 from reconciler.engine.downloads import Downloads
 from reconciler.engine.fetch import AbandonedError, Meter, Source
 from reconciler.engine.image import compression
@@ -67,14 +67,22 @@ class Adder:
     """
 
     def __init__(
-        self, store: Store, layout: Layout, bundles: Bundles, registry: Registry | None, limits: Limits
+        self,
+        store: Store,
+        layout: Layout,
+        bundles: Bundles,
+        registry: Registry | None,
+        limits: Limits,
+        *,
+        keep: bool = False,
     ) -> None:
-        """`registry` None: what no bundle has whole is not to be had."""
+        """`registry` None: what no bundle has whole is not to be had. `keep`: the packed form stays in the store."""
         self._store = store
         self._layout = layout
         self._bundles = bundles
         self._registry = registry
         self._limits = limits
+        self._keep = keep
         self._room = Room(layout, limits)
         after = registry.patience.kept_after if registry is not None else 0.0
         self._downloads = Downloads(layout, self._room, after)
@@ -116,6 +124,8 @@ class Adder:
                 if job.stop.is_set():
                     raise AbandonedError(f"layer {layer.digest.short}: given up")
                 failpoint("pull.finished")
+                if place.packed.exists():
+                    self._store.adopt_blob(layer.digest, place.packed)
                 commit(_record(wanted, totals), place.root, place.index)
         except BaseException as error:
             self._store.discard(partial)
@@ -141,6 +151,15 @@ class Adder:
         """Unpack from the first source that has the layer whole, and return which; nothing stays of earlier ones."""
         layer = wanted.layer
         complaint = ""
+        if self._store.has_blob(layer.digest):  # kept, or brought before it was wanted
+            try:
+                meter = Meter(source="store")
+                self._stream(place, wanted, self._kept(layer, meter), meter, job, keep=False)
+            except (VerificationError, FileNotFoundError):
+                self._store.discard(self._layout.blob(layer.digest))
+                place.clear()
+            else:
+                return "store"
         if self._bundles.has(layer.digest):
             meter = Meter()
             try:
@@ -159,6 +178,12 @@ class Adder:
         except RegistryError as error:
             error.hint = error.hint or complaint
             raise
+
+    def _kept(self, layer: Layer, meter: Meter) -> Iterator[bytes]:
+        with self._store.open_blob(layer.digest) as file:
+            for chunk in oci_layout.chunks(file):
+                meter.done += len(chunk)
+                yield chunk
 
     def _download(self, place: "_Workplace", wanted: Addition, job: Job[Digest], registry: Registry) -> str:
         """The same from mirrors and the registry, which the digest at the end may prove to have lied."""
@@ -196,9 +221,13 @@ class Adder:
         source: Iterator[bytes],
         meter: Meter,
         job: Job[Digest],
+        *,
+        keep: bool = True,
     ) -> None:
         layer = wanted.layer
         packed = fetch.verified(_watched(source, wanted, meter, job), layer)
+        if keep and self._keep:
+            packed = _copied(packed, place.packed)
         try:
             stream = LayerStream(packed, compression(layer.media_type), self._limits)
             stream.unpack(place.unpacker, layer.diff_id)
@@ -264,16 +293,44 @@ def _pause(wanted: Addition, meter: Meter, job: Job[Digest]) -> Callable[[float]
     return pause
 
 
+def _copied(chunks: Iterator[bytes], path: Path) -> Iterator[bytes]:
+    """Pass `chunks` on, and write them to the file `path`; without it where the disk is full: it can be had again."""
+    whole = False
+    try:
+        with open(path, "wb", buffering=0, opener=_new) as file:
+            fits = True
+            for chunk in chunks:
+                if fits:
+                    try:
+                        fits = file.write(chunk) == len(chunk)
+                    except OSError:
+                        fits = False
+                yield chunk
+            if fits:
+                os.fsync(file.fileno())
+                whole = os.fstat(file.fileno()).st_size > 0
+    finally:
+        if not whole:
+            path.unlink(missing_ok=True)
+
+
+def _new(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_EXCL, 0o600)
 
 
 class _Workplace:
-    """The directory `path` while a layer is made in it: root/, what root/ lost (gone/), and the file index."""
+    """The directory `path` while a layer is made in it: root/, what root/ lost (gone/), the file index, and the packed
+    form where that is kept.
+    """
 
     def __init__(self, path: Path, limits: Limits, room: Room, turn: threading.Lock) -> None:
         self.root = path / "root"
         self.index = path / "files"
+        self.packed = path / "packed"
         self._gone = path / "gone"
         self._path = path
         self._limits = limits

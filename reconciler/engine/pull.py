@@ -57,8 +57,12 @@ class Images:
         offline: bool = False,
         platform: Platform,
         limits: Limits | None = None,
+        keep_blobs: bool = False,
     ) -> None:
-        """With `offline` no registry is asked: what no bundle has is NotFoundError, what it has damaged is no more."""
+        """With `offline` no registry is asked: what no bundle has is NotFoundError, what it has damaged is no more.
+
+        `keep_blobs`: the packed form of layers stays in the store, beside the unpacked one.
+        """
         limits = limits or Limits()
         self._store = store
         self._layout = layout
@@ -69,7 +73,7 @@ class Images:
         self._offline = offline
         asked = None if offline else self._registry
         self._resolver = Resolver(store, available, asked, platform, limits)
-        self._adder = Adder(store, layout, available, asked, limits)
+        self._adder = Adder(store, layout, available, asked, limits, keep=keep_blobs)
         self._jobs: dict[str, Jobs[Digest]] = {}  # by registry
         self._seen: dict[Digest, Image] = {}
         self._lock = threading.Lock()

@@ -140,6 +140,15 @@ class Store:
         """Open a blob for reading, not verified; FileNotFoundError if absent."""
         return self._layout.blob(digest).open("rb", buffering=0)
 
+    def adopt_blob(self, digest: Digest, path: Path) -> None:
+        """Make the file `path` of this store, which is written out and verified, the blob of that name."""
+        target = self._layout.blob(digest)
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if target.is_dir():
+            trash.discard(target, self._layout.trash)
+        path.rename(target)
+        sync_directory(target.parent)
+
     def ingest(self, chunks: Iterable[bytes], expected: Digest, size: int | None = None) -> Path:
         """Store `chunks` under `expected`, return the path, or raise VerificationError and leave the store untouched.
 

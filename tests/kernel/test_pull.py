@@ -54,6 +54,7 @@ class Place:
     insecure: tuple[str, ...] = ()
     bundles: tuple[Path, ...] = ()
     limits: Limits | None = None
+    keep_blobs: bool = False
 
     def __post_init__(self) -> None:
         self.layout = Layout(self.path / "state", self.path / "run")
@@ -72,6 +73,7 @@ class Place:
             bundles=self.bundles,
             platform=host_platform(),
             limits=self.limits,
+            keep_blobs=self.keep_blobs,
         )
 
     def pull(self, reference: str) -> Image:
@@ -469,6 +471,45 @@ place.check_whole(place.pull(sys.argv[3]))
         assert " needs more than " in told
         assert "| True | make room" in told
         assert left.startswith("[] [] ")
+
+
+def test_packed_layers_that_are_kept_make_damage_good_without_a_registry(
+    place: Place, registry: DockerRegistry, tmp_path: Path
+) -> None:
+    reference = registry.push(big(tmp_path / "big"), "kept")
+    place.keep_blobs = True
+    place.open()
+    image = place.pull(reference)
+    place.check_whole(image)
+    for item in image.layers:
+        path = place.layout.blob(item.digest)
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == item.digest.hex
+        assert path.stat().st_mode & 0o777 == 0o600
+    place.insecure = ("nobody.example",)  # the registry is not to be reached any more
+    place.open()
+    for item in image.layers:
+        shutil.rmtree(place.layout.layer(item.chain_id))
+        place.layout.layer_record(item.chain_id).unlink()
+    place.open()
+    assert place.images.missing(image) == image.layers
+    place.images.pull(image, Reference.parse(reference))
+    place.check_whole(image)
+    assert sum(place.images.received.values()) == 0
+    # One that is damaged itself is no longer kept, and fetched again where that can be
+    first = image.layers[0]
+    path = place.layout.blob(first.digest)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    shutil.rmtree(place.layout.layer(first.chain_id))
+    place.layout.layer_record(first.chain_id).unlink()
+    place.open()
+    with pytest.raises(RegistryError):
+        place.images.pull(image, Reference.parse(reference))
+    assert not path.exists()
+    place.insecure = (registry.name,)
+    place.open()
+    place.images.pull(image, Reference.parse(reference))
+    place.check_whole(image)
+    assert path.exists()
 
 
 def test_damage_in_the_store_is_noticed_and_repaired_by_the_next_pull(
