@@ -52,7 +52,7 @@ check: $(TEST_STAMP) ## formatting, lint, types, layers and unit tests: no root,
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	.venv/bin/python -m pytest -q -n 2 tests/unit
+	.venv/bin/python -m pytest -q -n 2 tests/unit tests/scenarios
 
 test-vm: ## run the tests marked cgroup or quota in a virtual machine with cgroup version 2
 	@deploy/packages.sh test

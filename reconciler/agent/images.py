@@ -38,7 +38,7 @@ def open_images(
         registry=registry or open_registry(layout, device),
         bundles=only or [Path(path) for path in device.bundles],
         offline=bool(only),
-        keep_blobs=device.gc.keep_blobs and not only,
+        keep_blobs=device.gc.keep_blobs,
         platform=platform or host_platform(),
     )
 

@@ -320,6 +320,10 @@ def test_a_layer_that_lost_its_record_is_not_taken_from_who_runs_on_it_by_a_rest
     )
     assert len(os.listdir(device.state / "replaced")) == 1
     device.reconciler("restart", "web/main")
-    device.running("web/main")
-    device.reconciler("gc")
-    assert os.listdir(device.state / "replaced") == []
+    device.until(lambda: str(device.running("web/main")) != before)
+
+    def collected() -> bool:
+        device.reconciler("gc")
+        return os.listdir(device.state / "replaced") == []
+
+    device.until(collected, message="for what nobody uses any more to go")

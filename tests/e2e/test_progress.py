@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.engine.registry.patience import Patience
 from tests.e2e.device import REPOSITORY, Device
 from tests.e2e.misbehave import LARGE
 from tests.e2e.test_loop import sleeper
@@ -68,7 +69,7 @@ def test_a_pull_that_waits_says_why_and_counts_down(
         return int(match[1]) if match else 0
 
     first = device.until(left, message="for the wait to be told")
-    assert first <= 29
+    assert first <= 29 * (1 + Patience().jitter)
     assert device.status()["web"]["health"] == "progressing"
     device.until(lambda: 0 < left() < first, message="for the countdown")
 

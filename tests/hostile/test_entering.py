@@ -311,7 +311,7 @@ def test_p4_p11_files_mounted_into_a_directory_that_is_swapped_stay_inside(
     bundle.mount("/v", "bind", str(volume), "rbind")
     bundle.mount(target, "bind", str(tmp_path / "config"), "rbind", "ro")
     with swapping(volume, "d", "l"):
-        outputs = outcomes(bundle, _TIMES, {"mount"})
+        outputs = outcomes(bundle, _TIMES // 2, {"mount"})
     assert outputs
     assert set(outputs) <= {"configured", ""}
     assert (tmp_path / "config").read_text() == "configured"
