@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,7 @@ def test_a_layer_that_lost_its_record_is_not_taken_from_who_runs_on_it_by_a_rest
         hashlib.sha256((path / "bin/busybox").read_bytes()).digest()
     )
     assert len(os.listdir(device.state / "replaced")) == 1
+    time.sleep(2.1)  # what starts within a second of it may have it mounted
     device.reconciler("restart", "web/main")
     device.until(lambda: str(device.running("web/main")) != before)
 
