@@ -77,7 +77,7 @@ def run(session: Session) -> list[Row]:
             figures,
             notes=notes,
         ),
-        Row("start/ids", "the same, with ids of its own", "ms", own, {"with the device's": ours}),
+        Row("start/ids", "the same, with ids of its own", "ms", own, {"host (the device's ids)": ours}),
     ]
 
 

@@ -44,7 +44,7 @@ Target = AtMost | Best | Against
 TARGETS: Final[Mapping[str, tuple[Target, ...]]] = {
     "pull/wall": (Best(0.5),),
     "start/runtime": (Against("runc", 0.3), Against("crun", 0.7)),
-    "start/ids": (Against("with the device's", 1.15),),
+    "start/ids": (Against("host", 1.15),),
     "start/path": (Against("docker", 1 / 12), Against("podman", 1 / 10)),
     "many/started": (AtMost(1.0),),
     "many/running": (AtMost(1.0),),
