@@ -35,8 +35,7 @@ def lacking(layout: Layout) -> tuple[str, str]:
     if version() < _FLOOR:
         return "overlay has no id-mapped layers before Linux 5.19", "boot Linux 5.19 or newer"
     try:
-        namespace, ending = users.begin_for(_RANGE)
-        ending.wait()
+        namespace = users.make_for(_RANGE)
     except StepError as error:
         if error.errno == errno.EPERM:
             return "", ""  # who asks may not try it, nor make containers

@@ -102,8 +102,7 @@ def spawn(
             cgroup = os.open(prepared.cgroup_v2, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if prepared.process.ids is not None:
-            prepared.users, ending = users.begin_for(prepared.process.ids)
-            ending.wait()
+            prepared.users = users.make_for(prepared.process.ids)
         with Step("clone", prepared.name):
             pid, pidfd = namespace.clone3(prepared.clone_flags, cgroup=cgroup)
         if pid == 0:

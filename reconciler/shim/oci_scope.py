@@ -93,31 +93,18 @@ class Holder:
     def __init__(self, group: Cgroup, wanted: list[str]) -> None:
         """Have systemd make the scope; raise OciError with its words where it does not."""
         reader, self._writer = os.pipe2(os.O_CLOEXEC)
-        said, said_write = os.pipe2(os.O_CLOEXEC)
         options = ["Delegate=yes", "DefaultDependencies=no", "TasksMax=infinity", *wanted]
-        command = [
-            *(
-                "systemd-run",
-                "--scope",
-                "--quiet",
-                "--collect",
-                f"--unit={group.unit}",
-                f"--slice={group.slice}",
-            ),
-            *(f"--property={option}" for option in options),
-            *(f"--description={group.unit.removesuffix('.scope')}", "--", "cat"),
-        ]
-        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        command = ["systemd-run", "--scope", "--quiet", "--collect"]
+        command += [f"--unit={group.unit}", f"--slice={group.slice}"]
+        command += [f"--description={group.unit.removesuffix('.scope')}"]
+        command += [*(f"--property={option}" for option in options), "--", "cat"]
         try:
-            actions = [(os.POSIX_SPAWN_DUP2, reader, 0), (os.POSIX_SPAWN_DUP2, null, 1)]
-            actions.append((os.POSIX_SPAWN_DUP2, said_write, 2))
-            self._pid = os.posix_spawnp(command[0], command, _CLEAN, file_actions=actions)
-        except OSError as error:
+            self._pid, said = _spawn(command, reader)
+        except OciError:
             os.close(self._writer)
-            raise OciError(f"systemd-run: {os.strerror(error.errno or 0).lower()}") from error
+            raise
         finally:
-            for fd in (reader, said_write, null):
-                os.close(fd)
+            os.close(reader)
         try:
             self._wait(group, said)
         except BaseException:
@@ -168,20 +155,27 @@ def leave(group: Cgroup) -> None:
 
 
 def _systemctl(*arguments: str) -> None:
-    said, said_write = os.pipe2(os.O_CLOEXEC)
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    command = ["systemctl", "--quiet", *arguments]
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, null, 1)]
-        actions.append((os.POSIX_SPAWN_DUP2, said_write, 2))
-        pid = os.posix_spawnp(command[0], command, _CLEAN, file_actions=actions)
-    except OSError as error:
-        os.close(said)
-        raise OciError(f"systemctl: {os.strerror(error.errno or 0).lower()}") from error
+        pid, said = _spawn(["systemctl", "--quiet", *arguments], null)
     finally:
-        os.close(said_write)
         os.close(null)
     with open(said, "rb") as file:
         text = file.read(4096).decode(errors="replace").strip()
     if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
         raise OciError(f"systemctl {arguments[0]}: {text}")
+
+
+def _spawn(command: list[str], stdin: int) -> tuple[int, int]:
+    """Run a program of systemd's: its pid, and a descriptor to read what it says on standard error."""
+    said, said_write = os.pipe2(os.O_CLOEXEC)
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate((stdin, null, said_write))]
+        return os.posix_spawnp(command[0], command, _CLEAN, file_actions=actions), said
+    except OSError as error:
+        os.close(said)
+        raise OciError(f"{command[0]}: {os.strerror(error.errno or 0).lower()}") from error
+    finally:
+        os.close(said_write)
+        os.close(null)

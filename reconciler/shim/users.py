@@ -60,6 +60,13 @@ def begin_for(ids: Ids) -> tuple[int, namespace.Ending]:
     return begin(mapping, mapping)
 
 
+def make_for(ids: Ids) -> int:
+    """`begin_for` it, and wait."""
+    fd, ending = begin_for(ids)
+    ending.wait()
+    return fd
+
+
 def make_files_as(first: int) -> None:
     """Have what this process makes belong to the device's id `first`, its power over files unchanged.
 

@@ -13,7 +13,7 @@ from pydantic import PlainValidator, WithJsonSchema
 
 from reconciler.spec.fault import Fault, Faults, not_yet
 from reconciler.spec.marks import quote
-from reconciler.spec.values import TEXTS, config_name, describe, each, text, written
+from reconciler.spec.values import TEXTS, config_name, describe, each, entries, text, written
 from reconciler.spec.yaml12 import WrittenInt
 
 _VARIABLE: Final = re.compile(r"[^=\s\x00-\x1f\x7f]+")
@@ -197,29 +197,20 @@ def _checked_id(part: str) -> str:
 
 def ulimits(value: object) -> dict[str, Ulimit]:
     """Return limits by their name in lower case; what is the default anyway is left out."""
-    if not isinstance(value, dict):
-        raise Fault(f"must be a map, not {describe(value)}")
-    found: dict[str, Ulimit] = {}
-    faults: list[Fault] = []
-    for key, item in value.items():
-        try:
-            name = str(key).lower().removeprefix("rlimit_")
-            if name not in ULIMITS:
-                raise Fault(
-                    f"{quote(str(key))} is no limit of a process",
-                    subject=False,
-                    at_key=True,
-                    hint=f"known are {', '.join(sorted(ULIMITS))}",
-                )
-            limit = _ulimit(item)
-            if (name, limit) != ("nofile", DEFAULT_NOFILE):
-                found[name] = limit
-        except Fault as fault:
-            fault.path = (key, *fault.path)
-            faults.append(fault)
-    if faults:
-        raise Faults(faults)
-    return found
+
+    def named(key: object, item: object) -> tuple[str, Ulimit] | None:
+        name = str(key).lower().removeprefix("rlimit_")
+        if name not in ULIMITS:
+            raise Fault(
+                f"{quote(str(key))} is no limit of a process",
+                subject=False,
+                at_key=True,
+                hint=f"known are {', '.join(sorted(ULIMITS))}",
+            )
+        limit = _ulimit(item)
+        return None if (name, limit) == ("nofile", DEFAULT_NOFILE) else (name, limit)
+
+    return entries(value, named)
 
 
 def _ulimit(value: object) -> Ulimit:

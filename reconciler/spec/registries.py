@@ -10,11 +10,11 @@ from typing import Annotated, Final
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
-from reconciler.spec.fault import Fault, Faults
+from reconciler.spec.fault import Fault
 from reconciler.spec.fields import Doc, Part
 from reconciler.spec.marks import quote
 from reconciler.spec.reference import InvalidReferenceError, Reference
-from reconciler.spec.values import OptionalPath, describe, each, path, text
+from reconciler.spec.values import OptionalPath, describe, each, entries, path, text
 
 ANY: Final = "*"  # every registry
 _HOST: Final = re.compile(
@@ -60,69 +60,39 @@ def _certificates(value: object) -> dict[str, Certificates]:
     """Return the files for each registry; ANY stands for every one."""
     if not isinstance(value, dict):
         return {ANY: Certificates(ca=path(value))}
-    found: dict[str, Certificates] = {}
-    faults: list[Fault] = []
-    for key, item in value.items():
-        try:
-            name = key if key == ANY else _registry(key)
-            found[name] = _files(item, shown=name != ANY)
-        except Faults as several:
-            for fault in several.faults:
-                fault.path = (key, *fault.path)
-            faults += several.faults
-        except Fault as fault:
-            fault.path = (key, *fault.path)
-            faults.append(fault)
-    if faults:
-        raise Faults(faults)
-    return found
+    return entries(
+        value, lambda key, item: (key if key == ANY else _registry(key), _files(item, shown=key != ANY))
+    )
 
 
 def _files(value: object, *, shown: bool) -> Certificates:
     """Return the files of one entry; a certificate of this device's may be `shown` to one registry only."""
     if not isinstance(value, dict):
         return Certificates(ca=path(value))
-    files: dict[str, str] = {}
-    faults: list[Fault] = []
-    for key, item in value.items():
-        try:
-            if key not in ("ca", "cert", "key"):
-                raise Fault(f"{quote(key)} is none of ca, cert, key", subject=False, at_key=True)
-            if key != "ca" and not shown:
-                raise Fault("is for a registry by its name: not every one is shown it", at_key=True)
-            files[key] = path(item)
-        except Fault as fault:
-            fault.path = (key,)
-            faults.append(fault)
-    if not faults and ("cert" in files) is not ("key" in files):
-        faults.append(Fault("must have both cert and key, or neither"))
-    if faults:
-        raise Faults(faults)
+
+    def file(key: str, item: object) -> tuple[str, str]:
+        if key not in ("ca", "cert", "key"):
+            raise Fault(f"{quote(key)} is none of ca, cert, key", subject=False, at_key=True)
+        if key != "ca" and not shown:
+            raise Fault("is for a registry by its name: not every one is shown it", at_key=True)
+        return key, path(item)
+
+    files = entries(value, file)
+    if ("cert" in files) is not ("key" in files):
+        raise Fault("must have both cert and key, or neither")
     return Certificates(**files)
 
 
 def _by_registry(value: object, read: Callable[[object], str]) -> dict[str, tuple[str, ...]]:
     """Return a list of what `read` takes for each registry."""
-    if not isinstance(value, dict):
-        raise Fault(f"must be a map, not {describe(value)}")
-    found: dict[str, tuple[str, ...]] = {}
-    faults: list[Fault] = []
-    for key, items in value.items():
-        try:
-            name = _registry(key)
-            if not isinstance(items, tuple | list):
-                raise Fault(f"must be a list, not {describe(items)}")
-            found[name] = tuple(each(items, read))
-        except Faults as several:
-            for fault in several.faults:
-                fault.path = (key, *fault.path)
-            faults += several.faults
-        except Fault as fault:
-            fault.path = (key, *fault.path)
-            faults.append(fault)
-    if faults:
-        raise Faults(faults)
-    return found
+
+    def listed(key: object, items: object) -> tuple[str, tuple[str, ...]]:
+        name = _registry(key)
+        if not isinstance(items, tuple | list):
+            raise Fault(f"must be a list, not {describe(items)}")
+        return name, tuple(each(items, read))
+
+    return entries(value, listed)
 
 
 _STRING: Final = WithJsonSchema({"type": "string"})

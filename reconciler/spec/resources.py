@@ -5,7 +5,7 @@ from typing import Annotated, Final, Self
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
-from reconciler.spec.fault import Fault, Faults
+from reconciler.spec.fault import Fault
 from reconciler.spec.fields import Doc, Part
 from reconciler.spec.marks import quote
 from reconciler.spec.quantity import format_bytes
@@ -17,6 +17,7 @@ from reconciler.spec.values import (
     OptionalPath,
     Whole,
     describe,
+    entries,
     size,
     text,
 )
@@ -80,23 +81,14 @@ _SMALLEST_HUGE_PAGE: Final = 16 << 10
 
 def hugepages(value: object) -> dict[int, int]:
     """Return bytes by size of page, both as numbers, or raise Fault; no page of a size is a limit, too."""
-    if not isinstance(value, dict):
-        raise Fault(f"must be a map, not {describe(value)}")
-    found: dict[int, int] = {}
-    faults: list[Fault] = []
-    for key, item in value.items():
-        try:
-            page = _page(str(key))
-            amount = size(item)
-            if amount % page:
-                raise Fault(f"must be whole pages of {key}, not {format_bytes(amount)}")
-            found[page] = amount
-        except Fault as fault:
-            fault.path = (key, *fault.path)
-            faults.append(fault)
-    if faults:
-        raise Faults(faults)
-    return found
+
+    def of_size(key: object, item: object) -> tuple[int, int]:
+        page, amount = _page(str(key)), size(item)
+        if amount % page:
+            raise Fault(f"must be whole pages of {key}, not {format_bytes(amount)}")
+        return page, amount
+
+    return entries(value, of_size)
 
 
 def _page(text: str) -> int:

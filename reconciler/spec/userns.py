@@ -16,8 +16,31 @@ USEFUL: Final = frozenset((*DEFAULT_CAPABILITIES, "CAP_SETFCAP", "CAP_SYS_PTRACE
 
 def check_userns(container: Container, at: Path) -> Iterable[Finding]:
     """Yield what a container with `userns: auto` can't have."""
-    if container.userns != "auto":
-        return
+    if container.userns == "auto":
+        yield from _contrary(container, at)
+
+
+def userns(
+    container: Container, image_user: str, default: Literal["host", "auto"]
+) -> Literal["host", "auto"]:
+    """Whose ids a container has: what its spec says, or else `default`, unless `auto` does not go with the rest.
+
+    What is the device's is left to who has the device's ids: host paths, whose owners a program may count on, and
+    devices. `image_user` is the user whom its image names.
+    """
+    if container.userns or default == "host":
+        return container.userns or "host"
+    others = (
+        container.devices,
+        any(isinstance(mount, BindMount) for mount in container.volumes),
+        container.user is None and any(map(_beyond, image_user.split(":"))),
+        any(True for _ in _contrary(container, ())),
+    )
+    return "host" if any(others) else "auto"
+
+
+def _contrary(container: Container, at: Path) -> Iterable[Finding]:
+    """Yield what does not go with ids of a container's own."""
     if container.privileged:
         yield Finding(
             (*at, "userns"), "userns: auto takes away what privileged: true gives: write one of them"
@@ -35,37 +58,16 @@ def check_userns(container: Container, at: Path) -> Iterable[Finding]:
                 f"{name.removeprefix('CAP_')} gives nothing with userns: auto",
                 hint="a container with ids of its own has power over its own files and processes alone",
             )
-    for where, ids in (("user", _numbers(container.user or "")), ("group_add", container.group_add)):
-        for one in ids:
-            if str(one).isdecimal() and int(one) >= COUNT:
-                yield Finding((*at, where), f"with userns: auto there are ids below {COUNT} only, not {one}")
+    owners = [one for config in container.configs for one in (config.uid, config.gid)]
+    for where, ids in (
+        ("user", (container.user or "").split(":")),
+        ("group_add", container.group_add),
+        ("configs", owners),
+    ):
+        for one in filter(_beyond, ids):
+            yield Finding((*at, where), f"with userns: auto there are ids below {COUNT} only, not {one}")
 
 
-def userns(
-    container: Container, image_user: str, default: Literal["host", "auto"]
-) -> Literal["host", "auto"]:
-    """Whose ids a container has: what its spec says, or else `default`, unless `auto` does not go with the rest.
-
-    What is the device's is left to who has the device's ids: host paths, whose owners a program may count on, and
-    devices. `image_user` is the user whom its image names.
-    """
-    if container.userns or default == "host":
-        return container.userns or "host"
-    users = _numbers(image_user if container.user is None else container.user)
-    ids: list[str | int] = [*users, *container.group_add]
-    ids += (id for config in container.configs for id in (config.uid, config.gid))
-    others = (
-        container.privileged,
-        container.network_mode == "host",
-        container.devices,
-        any(isinstance(mount, BindMount) for mount in container.volumes),
-        any(name not in USEFUL for name in container.cap_add),
-        any(str(one).isdecimal() and int(one) >= COUNT for one in ids),
-    )
-    return "host" if any(others) else "auto"
-
-
-def _numbers(user: str) -> tuple[str, ...]:
-    """User and group of USER[:GROUP], names too."""
-    user, _, group = user.partition(":")
-    return user, group
+def _beyond(one: object) -> bool:
+    """Whether it is a number, and not a name, that a container's own ids do not reach."""
+    return str(one).isdecimal() and int(str(one)) >= COUNT

@@ -8,7 +8,7 @@ already. Pure.
 import ipaddress
 import re
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BeforeValidator, PlainValidator, WithJsonSchema
 
@@ -30,6 +30,8 @@ _HOSTNAME: Final = re.compile(
 _MODE: Final = re.compile(r"0?[0-7]{3}", re.ASCII)
 _STICKY_MODE: Final = re.compile(r"[01]?[0-7]{3}", re.ASCII)
 _LONGEST_PATH: Final = 4095
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 
 def describe(value: object) -> str:
@@ -197,6 +199,30 @@ def each(values: tuple[Any, ...] | list[Any], check: Any) -> list[Any]:
     return results
 
 
+def entries(value: object, read: Callable[[Any, object], tuple[_K, _V] | None]) -> dict[_K, _V]:
+    """Return what `read` makes of every key and value of a map; it gives None for what is left out.
+
+    Raises Fault where `value` is no map, else Faults with the key of each entry that is wrong.
+    """
+    if not isinstance(value, dict):
+        raise Fault(f"must be a map, not {describe(value)}")
+    found: dict[_K, _V] = {}
+    faults: list[Fault] = []
+    for key, item in value.items():
+        try:
+            entry = read(key, item)
+        except (Fault, Faults) as wrong:
+            for fault in wrong.faults if isinstance(wrong, Faults) else (wrong,):
+                fault.path = (key, *fault.path)
+                faults.append(fault)
+        else:
+            if entry is not None:
+                found[entry[0]] = entry[1]
+    if faults:
+        raise Faults(faults)
+    return found
+
+
 def labels(value: object) -> dict[str, str]:
     """Return labels by key; a value is at most 63 characters."""
     return _notes(value, "label", 63)
@@ -208,28 +234,19 @@ def annotations(value: object) -> dict[str, str]:
 
 
 def _notes(value: object, what: str, longest: int) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise Fault(f"must be a map, not {describe(value)}")
-    found: dict[str, str] = {}
-    faults: list[Fault] = []
-    for key, item in value.items():
-        try:
-            if _LABEL.fullmatch(key) is None:
-                raise Fault(
-                    f"the {what} {quote(key)} must be letters, digits and '-_./', the first and last no punctuation",
-                    subject=False,
-                    at_key=True,
-                )
-            shown = written(item)
-            if len(shown) > longest or not shown.isprintable():
-                raise Fault(f"must be at most {longest} printable characters")
-            found[key] = shown
-        except Fault as fault:
-            fault.path = (key,)
-            faults.append(fault)
-    if faults:
-        raise Faults(faults)
-    return found
+    def note(key: str, item: object) -> tuple[str, str]:
+        if _LABEL.fullmatch(key) is None:
+            raise Fault(
+                f"the {what} {quote(key)} must be letters, digits and '-_./', the first and last no punctuation",
+                subject=False,
+                at_key=True,
+            )
+        shown = written(item)
+        if len(shown) > longest or not shown.isprintable():
+            raise Fault(f"must be at most {longest} printable characters")
+        return key, shown
+
+    return entries(value, note)
 
 
 def hostname(value: object) -> str:

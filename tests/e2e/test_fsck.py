@@ -13,21 +13,10 @@ import pytest
 
 from tests.e2e.conftest import reference
 from tests.e2e.device import Device
-from tests.e2e.world import Registry, upon
+from tests.e2e.world import SLEEPER, Registry, upon
 from tests.images import Built, file
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.network]
-
-APP = """
-apiVersion: reconciler/v1
-kind: App
-name: web
-containers:
-  main:
-    image: {image}
-    command: [sleep, "100000"]
-    stop_grace_period: 0s
-"""
 
 
 @pytest.fixture
@@ -42,7 +31,7 @@ def layout(device: Device, box: Built) -> Path:
 def ready(request: pytest.FixtureRequest, device: Device, box: Built, layout: Path) -> Device:
     """A device on which `web/main` runs from a bundle, with the agent beside it or gone."""
     device.configure(bundles=[str(layout)])
-    device.spec("web", APP.format(image=reference(box)))
+    device.spec("web", SLEEPER.format(image=reference(box)))
     device.start()
     device.running("web/main")
     device.logged("converged", timeout=60)
@@ -179,7 +168,7 @@ def test_each_kind_of_damage_is_named_and_put_right(
     device: Device, box: Built, layout: Path, harm: str
 ) -> None:
     device.configure(bundles=[str(layout)])
-    device.spec("web", APP.format(image=reference(box)))
+    device.spec("web", SLEEPER.format(image=reference(box)))
     device.start()
     device.running("web/main")
     device.logged("converged", timeout=60)
@@ -302,7 +291,7 @@ def test_a_layer_that_lost_its_record_is_not_taken_from_who_runs_on_it_by_a_rest
     device: Device, box: Built, layout: Path
 ) -> None:
     device.configure(bundles=[str(layout)])
-    device.spec("web", APP.format(image=reference(box)))
+    device.spec("web", SLEEPER.format(image=reference(box)))
     device.start()
     device.running("web/main")
     device.logged("converged", timeout=60)

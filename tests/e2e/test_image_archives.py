@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.conftest import reference
 from tests.e2e.device import Device
 from tests.e2e.workbench import Podman, skopeo
-from tests.e2e.world import Registry, upon
+from tests.e2e.world import SLEEPER, Registry, upon
 from tests.images import Built, OciLayout, busybox, busybox_layer, directory, file, hard_link, layer, symlink
 from tests.kernel.rootfs import Tree, differences, scan
 from tests.kernel.workshop import remove
@@ -283,17 +283,6 @@ def _tar(members: Mapping[str, bytes], links: Mapping[str, str] | None = None) -
 
 # --- what a name means ------------------------------------------------------------------------------------------------
 
-APP = """
-apiVersion: reconciler/v1
-kind: App
-name: web
-containers:
-  main:
-    image: {image}
-    command: [sleep, "100000"]
-    stop_grace_period: 0s
-"""
-
 
 @pytest.mark.hostile
 def test_s11_a_name_in_an_archive_takes_nothing_from_a_spec(
@@ -303,7 +292,7 @@ def test_s11_a_name_in_an_archive_takes_nothing_from_a_spec(
     pinned = reference(box)
     name = pinned.partition("@")[0]
     device.configure(bundles=[str(box.layout)])
-    device.spec("web", APP.format(image=pinned))
+    device.spec("web", SLEEPER.format(image=pinned))
     device.start()
     device.running("web/main")
     before = device.ps()["web/main"]["id"]

@@ -24,6 +24,19 @@ http: {{addr: "{name}"}}
 """
 
 
+# The spec of an app `web` with one container `main` that does nothing, of the image `image`.
+SLEEPER = """
+apiVersion: reconciler/v1
+kind: App
+name: web
+containers:
+  main:
+    image: {image}
+    command: [sleep, "100000"]
+    stop_grace_period: 0s
+"""
+
+
 class Registry:
     """Debian's docker-registry inside the network of a device; pushed to by skopeo, byte by byte."""
 

@@ -99,6 +99,10 @@ def test_what_is_allowed_and_dangerous_is_a_warning(container: str, message: str
         ("{cap_add: [NET_ADMIN], userns: auto}", "NET_ADMIN gives nothing with userns: auto"),
         ("{network_mode: host, userns: auto}", "userns: auto does not go with network_mode: host"),
         ("{user: 65536, userns: auto}", "with userns: auto there are ids below 65536 only, not 65536"),
+        (
+            "{configs: [{source: conf, target: /conf, uid: 70000}], userns: auto}",
+            "with userns: auto there are ids below 65536 only, not 70000",
+        ),
         ("{group_add: [70000], userns: auto}", "with userns: auto there are ids below 65536 only, not 70000"),
     ],
 )
