@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import flow, many, pull, report, start, streams, turn
+from bench.images import SUBJECTS
 from bench.measure import BenchError
 from bench.place import arrange, contain
 from bench.session import Session
-from tests.images import debian_base
 
 Benchmark = Callable[[Session], list[report.Row]]
 
 BENCHMARKS: Final[Mapping[str, tuple[str, Benchmark]]] = {
-    "pull": ("cold pull of a Debian base image", pull.run),
+    "pull": ("cold pulls of five images, beside podman, docker and containerd", pull.run),
     "start": ("prepared bundle to first instruction, beside runc and crun", start.run),
     "path": ("request to first instruction with bridge and port, beside podman and docker", start.path),
     "many": ("50 containers up, and an edit beside them", many.run),
@@ -65,7 +65,8 @@ def main(arguments: list[str]) -> int:
         print("bench: not root: containers can't be started", file=sys.stderr)
         return 1
     if "pull" in chosen:
-        debian_base()  # may need a network, which the place does not have
+        for subject in SUBJECTS:
+            subject.build()  # may need a network, which the place does not have
     if options.json is not None:
         options.json.touch()  # made out here: the place goes with all that is in it
         arguments = [*arguments, "--json", str(options.json.absolute())]

@@ -42,7 +42,12 @@ class Against:
 Target = AtMost | Best | Against
 
 TARGETS: Final[Mapping[str, tuple[Target, ...]]] = {
-    "pull/wall": (Best(0.5),),
+    "pull/small/wall": (Best(0.7),),
+    "pull/base/wall": (Best(0.5),),
+    "pull/app/wall": (Best(0.5),),
+    "pull/app/cpu": (AtMost(4.0),),
+    "pull/zstd/wall": (Best(0.5),),
+    "pull/huge/wall": (Best(0.6),),
     "start/runtime": (Against("runc", 0.3), Against("crun", 0.7)),
     "start/ids": (Against("host", 1.15),),
     "start/path": (Against("docker", 1 / 12), Against("podman", 1 / 10)),

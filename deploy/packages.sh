@@ -21,7 +21,7 @@ esac
 case ${1-} in
 run) wanted=$run ;;
 test) wanted=$test ;;
-bench) wanted="$test iperf3 wrk" ;;
+bench) wanted="$test iperf3 wrk docker.io" ;;
 *)
 	echo "usage: $0 run|test|bench" >&2
 	exit 64

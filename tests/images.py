@@ -271,7 +271,8 @@ def _building(path: Path) -> Iterator[bool]:
         yield not path.exists()
 
 
-def _cached(name: str, build: Callable[[Path], None]) -> Path:
+def cached(name: str, build: Callable[[Path], None]) -> Path:
+    """Return the directory `name` among what is kept; `build` fills it where it is not there yet."""
     path = cache() / name
     with _building(path) as needed:
         if needed:
@@ -311,7 +312,7 @@ def _bootstrap(
 
 def _base_archive() -> Path:
     return (
-        _cached("debian.rootfs-2", lambda path: _bootstrap(["ca-certificates"], path / "root.tar"))
+        cached("debian.rootfs-2", lambda path: _bootstrap(["ca-certificates"], path / "root.tar"))
         / "root.tar"
     )
 
@@ -320,7 +321,7 @@ def _root_archive(name: str, packages: Sequence[str]) -> Path:
     """The archive of the base with these packages on it."""
     base = _base_archive()
     return (
-        _cached(f"{name}.rootfs-2", lambda path: _bootstrap(packages, path / "root.tar", "custom", base))
+        cached(f"{name}.rootfs-2", lambda path: _bootstrap(packages, path / "root.tar", "custom", base))
         / "root.tar"
     )
 
@@ -385,18 +386,18 @@ _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 def _debian(name: str, packages: Sequence[str], config: Mapping[str, object]) -> Built:
     def build(path: Path) -> None:
         base = _base_archive()
-        layers = [layer(_difference(None, base), level=1)] if not packages else [*_layers(debian_base())]
+        layers = [layer(_difference(None, base), level=1)] if not packages else [*layers_of(debian_base())]
         if packages:
             layers.append(layer(_difference(base, _root_archive(name, packages)), level=1))
         layout = OciLayout(path)
         digest = layout.image(layers, config={"Env": [_PATH], **config}, tag=name)
         (path / "digest").write_text(str(digest))
 
-    path = _cached(f"{name}.oci-2", build)
+    path = cached(f"{name}.oci-2", build)
     return Built(path, Digest.parse((path / "digest").read_text()), name)
 
 
-def _layers(built: Built) -> Iterator[LayerBlob]:
+def layers_of(built: Built) -> Iterator[LayerBlob]:
     """The layers of an image in a layout, as they were packed."""
     layout = OciLayout(built.layout)
     manifest = json.loads(layout.blob_path(built.digest).read_bytes())
@@ -488,7 +489,7 @@ def postgres() -> Built:
                 )
                 made.addfile(info, io.BytesIO(content))
         everything.unlink()
-        layers = [*_layers(debian_base()), layer(out.getvalue(), level=1)]
+        layers = [*layers_of(debian_base()), layer(out.getvalue(), level=1)]
         config = {
             "Env": [_PATH],
             "Cmd": ["/bin/sh", "-c", _POSTGRES],
@@ -498,5 +499,5 @@ def postgres() -> Built:
         digest = OciLayout(path).image(layers, config=config, tag="postgres")
         (path / "digest").write_text(str(digest))
 
-    path = _cached("postgres.oci-2", build)
+    path = cached("postgres.oci-2", build)
     return Built(path, Digest.parse((path / "digest").read_text()), "postgres")

@@ -9,16 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reconciler.engine import named
 from reconciler.engine.layout import Layout
-from reconciler.engine.record import Record, records
-from reconciler.engine.sight import phase_of
 from reconciler.errors import NotFoundError, ReconcilerError, UsageError
 from reconciler.spec.quantity import parse_duration
-from reconciler.state.observed import Running
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what containers are takes longer to load than a verb that asks the agent takes to run
     from reconciler.config import Device
+    from reconciler.engine.record import Record
+    from reconciler.state.observed import Running
 
 
 def layout_of(args: argparse.Namespace) -> Layout:
@@ -67,21 +65,28 @@ def moment(text: str, option: str) -> float:
         return time.time() - duration(text, option)
 
 
-def find_container(layout: Layout, name: str) -> Record:
+def find_container(layout: Layout, name: str) -> "Record":
     """The newest container that `name` means: APP/CONTAINER, an ad-hoc one's name, or the start of an id."""
+    from reconciler.engine import named
+
     return named.find(layout, name)
 
 
-def running(layout: Layout, record: Record) -> Running:
+def running(layout: Layout, record: "Record") -> "Running":
     """How `record`'s program runs, or an error that says that it does not."""
+    from reconciler.engine.sight import phase_of
+    from reconciler.state.observed import Running
+
     phase = phase_of(layout, record.id)
     if not isinstance(phase, Running):
         raise ReconcilerError(f"container {record.full_name}: not running", hint="run: reconciler ps -a")
     return phase
 
 
-def find_containers(layout: Layout, name: str) -> list[Record]:
+def find_containers(layout: Layout, name: str) -> "list[Record]":
     """The containers that `name` means: all of an app, or the one that `find_container` finds."""
+    from reconciler.engine.record import records
+
     if "/" not in name:
         newest = {
             record.full_name: record

@@ -33,8 +33,12 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(64)
 
 
-def build_parser() -> Parser:
-    """The whole tree; pure, so that the documentation is generated from it."""
+def build_parser(verb: str | None = None) -> Parser:
+    """The whole tree; pure, so that the documentation is generated from it.
+
+    With `verb` only that one has its options: what parses one command line need not know those of all others, which
+    takes longer to build than many verbs take to run.
+    """
     parser = Parser(
         prog="reconciler",
         description="Keep the containers of this device equal to a directory or a git branch of specs.",
@@ -42,10 +46,11 @@ def build_parser() -> Parser:
     )
     verbs = parser.add_subparsers(metavar="VERB", dest="verb", parser_class=Parser)
     for name, help_text, add in options.VERBS:
-        verb = verbs.add_parser(
+        added = verbs.add_parser(
             name, help=help_text, description=help_text, formatter_class=argparse.RawTextHelpFormatter
         )
-        add(verb)
+        if verb is None or name == verb:
+            add(added)
     return parser
 
 
@@ -65,7 +70,8 @@ def run(arguments: Sequence[str]) -> int:
         return oci.run(arguments[1:])
     if arguments[:1] == [completion.COMPLETE]:
         return completion.complete(arguments[1:])
-    parser = build_parser()
+    # No option stands before the verb, other than --help
+    parser = build_parser(next(iter(arguments), ""))
     parsed = parser.parse_args(arguments)
     if parsed.verb is None:
         parser.print_help(sys.stderr)

@@ -9,9 +9,7 @@ from typing import Any
 
 from reconciler.agent import client
 from reconciler.cli.common import device_of, layout_of, print_json
-from reconciler.engine import instance
 from reconciler.engine.layout import Layout
-from reconciler.engine.store import Store
 from reconciler.errors import ReconcilerError, UsageError
 from reconciler.report.progress import PullProgress, heard
 from reconciler.spec.reference import InvalidReferenceError, Reference
@@ -46,8 +44,11 @@ def _reference(text: str) -> Reference:
 
 
 def _here(args: argparse.Namespace, layout: Layout, wanted: dict[str, str]) -> dict[str, Any]:
+    # A store and a registry's client: not for a verb that asks the agent
     from reconciler.agent import pulling
-    from reconciler.agent.images import open_images  # a registry's client: not for a verb that asks the agent
+    from reconciler.agent.images import open_images
+    from reconciler.engine import instance
+    from reconciler.engine.store import Store
 
     progress = PullProgress(sys.stderr)
     device = device_of(args)
@@ -91,6 +92,7 @@ def digest(args: argparse.Namespace) -> int:
     if reference.tag is None:
         raise UsageError(f"{reference}: no tag to look up")
     from reconciler.agent.images import open_images
+    from reconciler.engine.store import Store
 
     found = open_images(layout, device, Store(layout)).digest(reference)
     print(Reference(reference.registry, reference.repository, reference.tag, found))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final
+from zlib import adler32
 
 from reconciler.engine.limits import Limits
 from reconciler.engine.tarfields import (
@@ -118,6 +119,18 @@ class Reader:
                 continue
             self._position += step
             size -= step
+
+    def whole(self) -> memoryview | None:
+        """Take all content of the current, plain file at once where it lies in one piece; None where it does not.
+
+        The view is valid until the next entry is asked for.
+        """
+        start, size = self._position, self._stored
+        if self._segments is not None or start + size > len(self._chunk):
+            return None
+        self._position = start + size
+        self._stored = 0
+        return memoryview(self._chunk)[start : start + size]
 
     def data(self) -> Iterator[tuple[int, memoryview]]:
         """Yield what is stored of the current file as (offset in the file, bytes)."""
@@ -351,7 +364,10 @@ class Reader:
 def _checksum(header: bytes, field: bytes) -> None:
     """Raise unless the header's checksum is right, in unsigned or (old Sun and NeXT writers) signed arithmetic."""
     expected = number(field)
-    total = sum(header) - sum(field) + 256
+    # The lower half of Adler-32 is the sum of the bytes plus one, below 65521, which 256 of them can't reach.
+    # It takes a tenth of the time that adding them up does, and this is done for every entry.
+    halves = (adler32(header[:256]) & 0xFFFF) + (adler32(header[256:]) & 0xFFFF) - 2
+    total = halves - sum(field) + 256
     if total == expected:
         return
     signed = total - 256 * sum(byte > 127 for byte in header[:148] + header[156:])

@@ -24,6 +24,12 @@ class InvalidLayerError(VerificationError):
 
 def number(field: bytes) -> int:
     """Read a numeric header field: octal, or base 256 (GNU) where its first bit is set; blank is 0."""
+    plain = field.rstrip(b"\0 ")  # as nearly every one is written
+    if plain.isdigit():
+        try:
+            return int(plain, 8)
+        except ValueError:
+            pass  # an 8 or a 9: said below
     if field and field[0] & 0x80:
         bits = 8 * len(field) - 1
         value = int.from_bytes(field, "big") & ((1 << bits) - 1)

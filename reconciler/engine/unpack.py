@@ -183,14 +183,17 @@ class Unpacker:
             self._replace(parent, name)
             fd = self._tree.create(parent, name, metadata.mode)
         try:
-            digest = sha256()
-            if entry.segments is None:
+            if entry.segments is None and (whole := reader.whole()) is not None:
+                digest = sha256(whole)
+                if whole:
+                    _write(fd, whole)
+            elif entry.segments is None:
+                digest = sha256()
                 for _, data in reader.data():
                     digest.update(data)
-                    written = os.write(fd, data)
-                    while written < len(data):
-                        written += os.write(fd, data[written:])
+                    _write(fd, data)
             else:
+                digest = sha256()
                 position = 0
                 for offset, data in reader.data():
                     _hash_zeros(digest.update, offset - position)
@@ -344,6 +347,12 @@ class Unpacker:
             self._index.add(_join(parent, name), digest.hexdigest())
         else:
             raise InvalidLayerError(f"{shown(_join(parent, name))}: a hard link to a device")
+
+
+def _write(fd: int, data: memoryview) -> None:
+    written = os.write(fd, data)
+    while written < len(data):
+        written += os.write(fd, data[written:])
 
 
 def _join(parent: bytes, name: bytes) -> bytes:

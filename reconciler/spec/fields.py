@@ -17,7 +17,7 @@ JsonSchema = dict[str, Any]
 class Part(BaseModel):
     """A map of a spec: strict (no conversion behind the user's back), frozen, without unknown keys."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 @dataclass(frozen=True, slots=True)
