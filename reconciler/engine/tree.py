@@ -50,6 +50,9 @@ def shown(path: bytes) -> str:
     return repr(os.fsdecode(path[:120]).encode("utf-8", "backslashreplace").decode())
 
 
+_Given = tuple[int, int, int]  # owner, group and mode
+
+
 class Tree:
     """A tree under construction. Paths are canonical: relative bytes without `.`, `..`, doubled slashes or symlinks.
 
@@ -66,6 +69,8 @@ class Tree:
         self._names = self._kept = 0
         self._hops = 0
         self._last: tuple[list[bytes], bytes] = ([], b"")
+        self._asked = 0
+        self._given: dict[int, _Given] = {}  # by the mode that was asked for
         self._open: OrderedDict[bytes, int] = OrderedDict()
         self.directories: dict[bytes, Metadata | None] = {b"": None}
 
@@ -182,7 +187,7 @@ class Tree:
     def settle(self, path: bytes, metadata: Metadata, *, extra: dict[bytes, bytes]) -> None:
         """Give the directory `path` its final metadata and the xattrs `extra`; nothing may be made in it afterwards."""
         fd = self.fd(path)
-        self._apply(fd, metadata, path)
+        self._apply(fd, metadata, path, _given(fd))
         for name, value in extra.items():
             os.setxattr(fd, name, value)
 
@@ -193,8 +198,9 @@ class Tree:
 
         `mode` saves a call where it is what `finish_file` wants in the end; set-user-id and the like are left to that.
         """
+        self._asked = mode & 0o777
         try:
-            return os.open(name, _CREATE, mode & 0o777, dir_fd=self.fd(parent))
+            return os.open(name, _CREATE, self._asked, dir_fd=self.fd(parent))
         except FileExistsError:
             raise
         except OSError as error:
@@ -228,7 +234,7 @@ class Tree:
             raise self.explain(error, parent, name) from error
         fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:
-            self._apply(fd, metadata, name)
+            self._apply(fd, metadata, name, _given(fd))
         finally:
             os.close(fd)
 
@@ -251,15 +257,19 @@ class Tree:
         os.mknod(name, stat.S_IFCHR, 0, dir_fd=self.fd(parent))
 
     def finish_file(self, fd: int, metadata: Metadata, name: bytes) -> None:
-        """Give a file that is completely written its metadata."""
-        self._apply(fd, metadata, name)
+        """Give the file that was created last, and is completely written, its metadata."""
+        # What the umask, the mount's options and an inherited ACL make of a mode is the same all over a new tree.
+        given = self._given.get(self._asked)
+        if given is None:
+            given = self._given[self._asked] = _given(fd)
+        self._apply(fd, metadata, name, given)
 
-    def _apply(self, fd: int, metadata: Metadata, name: bytes) -> None:
+    def _apply(self, fd: int, metadata: Metadata, name: bytes, given: _Given) -> None:
         # In this order: chown clears set-user-id bits and security.capability; an ACL changes the mode's group bits;
         # everything before utime changes the times. What is right already is left alone: each of these calls is a
-        # change of the file system's journal, and a look is none.
-        found = os.fstat(fd)
-        owned = found.st_uid == metadata.uid and found.st_gid == metadata.gid
+        # change of the file system's journal.
+        uid, gid, mode = given
+        owned = uid == metadata.uid and gid == metadata.gid
         if not owned:
             os.fchown(fd, metadata.uid, metadata.gid)
         for key, value in metadata.xattrs.items():
@@ -267,7 +277,7 @@ class Tree:
                 os.setxattr(fd, key, value)
             except OSError as error:
                 raise _xattr_error(error, fd, name, key) from error
-        if not owned or metadata.xattrs or stat.S_IMODE(found.st_mode) != metadata.mode:
+        if not owned or metadata.xattrs or mode != metadata.mode:
             os.fchmod(fd, metadata.mode)
         os.utime(fd, ns=(metadata.mtime, metadata.mtime))
 
@@ -300,6 +310,11 @@ class Tree:
         if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.EPERM, errno.EMLINK):
             return InvalidLayerError(f"{shown(path)}: can't be made: {os.strerror(error.errno)}")
         return error
+
+
+def _given(fd: int) -> _Given:
+    found = os.fstat(fd)
+    return found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)
 
 
 def _xattr_error(error: OSError, fd: int, name: bytes, key: bytes) -> Exception:
