@@ -64,5 +64,8 @@ TARGETS: Final[Mapping[str, tuple[Target, ...]]] = {
     "ports/tcp": (Against("direct", 1 / 0.9),),
     "ports/udp": (Against("direct", 1 / 0.9),),
     "ports/http": (Against("direct", 1 / 0.9),),
+    "lan/tcp": (Against("routed", 1 / 0.9),),
+    "lan/udp": (Against("routed", 1 / 0.9),),
+    "lan/http": (Against("routed", 1 / 0.9),),
     "logs/shim": (AtMost(15),),
 }
