@@ -6,7 +6,7 @@ is one place for them. Never read from the repository.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from reconciler.errors import InvalidSpecError
 from reconciler.spec import device as file
@@ -21,6 +21,7 @@ from reconciler.spec.yaml12 import EMPTY, compose
 
 _GC = file.Gc()
 _GUARD = file.ShrinkGuard()
+_LIMITS = file.ImageLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,17 @@ class Gc:
     high: int = _GC.high
     low: int = _GC.low
     min_free: int = _GC.min_free
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What an image may cost: bytes and entries of all its layers, a layer's ratio, bytes of a path, documents."""
+
+    unpacked: int = _LIMITS.unpacked
+    entries: int = _LIMITS.entries
+    ratio: int = _LIMITS.ratio
+    path: int = _LIMITS.path
+    nesting: int = _LIMITS.nesting
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +102,8 @@ class Device:
     allowed_seccomp: tuple[str, ...] = ()
     defaults: Defaults = field(default_factory=Defaults)
     gc: Gc = Gc()
+    limits: ImageLimits = ImageLimits()
+    reserve: int = file.Disk().reserve  # bytes that a pull leaves free
     shrink_guard: ShrinkGuard = ShrinkGuard()
     metrics: Metrics = Metrics()
     interval: float = DeviceFile().interval
@@ -144,6 +158,8 @@ def _device(path: str, given: DeviceFile) -> Device:
         allowed_seccomp=given.allowed_seccomp,
         defaults=Defaults(defaults.host_ip, defaults.logging, defaults.restart, defaults.userns),
         gc=Gc(gc.keep_generations, gc.min_age, gc.keep_blobs == "used", gc.high, gc.low, gc.min_free),
+        limits=ImageLimits(*(getattr(given.limits, item.name) for item in fields(ImageLimits))),
+        reserve=given.disk.reserve,
         shrink_guard=ShrinkGuard(given.shrink_guard.max_removed, given.shrink_guard.min_apps),
         metrics=Metrics("" if given.metrics.listen == "none" else given.metrics.listen),
         interval=given.interval,

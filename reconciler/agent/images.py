@@ -9,6 +9,7 @@ from pathlib import Path
 
 from reconciler.config import Device
 from reconciler.engine.layout import Layout
+from reconciler.engine.limits import Limits
 from reconciler.engine.oci_layout import Holder
 from reconciler.engine.platform import Platform, host_platform
 from reconciler.engine.pull import Images
@@ -16,6 +17,19 @@ from reconciler.engine.registry.client import Registry
 from reconciler.engine.registry.keyring import Keyring
 from reconciler.engine.registry.proxy import Proxies
 from reconciler.engine.store import Store
+
+
+def limits_of(device: Device) -> Limits:
+    """What an image may cost on this device."""
+    given = device.limits
+    return Limits(
+        unpacked=given.unpacked,
+        entries=given.entries,
+        ratio=given.ratio,
+        path=given.path,
+        nesting=given.nesting,
+        reserve=device.reserve,
+    )
 
 
 def open_images(
@@ -40,6 +54,7 @@ def open_images(
         offline=bool(only),
         keep_blobs=device.gc.keep_blobs,
         platform=platform or host_platform(),
+        limits=limits_of(device),
     )
 
 

@@ -32,7 +32,7 @@ from reconciler.engine.registry.places import Place
 from reconciler.engine.room import Room
 from reconciler.engine.store import Store
 from reconciler.engine.stream import LayerStream
-from reconciler.engine.tarfields import InvalidLayerError
+from reconciler.engine.tarfields import InvalidLayerError, LimitError
 from reconciler.engine.unpack import Totals, Unpacker
 from reconciler.engine.writeback import Writeback
 from reconciler.errors import NotFoundError, VerificationError
@@ -121,6 +121,7 @@ class Adder:
                         raise wanted.below.error
                 lowers = [self._store.layer_path(item.chain_id) for item in reversed(wanted.layers[:-1])]
                 totals = place.finish(Lowers(lowers))
+                self._within(wanted, totals)
                 if job.stop.is_set():
                     raise AbandonedError(f"layer {layer.digest.short}: given up")
                 failpoint("pull.finished")
@@ -134,7 +135,7 @@ class Adder:
                 self._downloads.forget(layer.digest)
             if isinstance(error, InvalidLayerError):
                 text = str(error).removeprefix("layer: ")
-                raise InvalidLayerError(f"layer {layer.digest.short}: {text}") from error
+                raise InvalidLayerError(f"layer {layer.digest.short}: {text}", hint=error.hint) from error
             if isinstance(error, OSError):
                 raise self._room.explain(error, needed, f"layer {layer.digest.short}") from error
             raise
@@ -146,6 +147,22 @@ class Adder:
         except OSError:  # the layer replaced some of its own directories, or a source had to be tried twice
             self._store.discard(partial)
         wanted.progress(Progress(layer.digest, layer.size, layer.size, Phase.DONE, source=source))
+
+    def _within(self, wanted: Addition, totals: Totals) -> None:
+        """Raise LimitError where the layer and all below it, which are here by now, are more than an image may be."""
+        below = [self._store.layer(item.chain_id) for item in wanted.layers[:-1]]
+        size = totals.size + sum(record.size for record in below if record is not None)
+        entries = totals.entries + sum(record.entries for record in below if record is not None)
+        if size > self._limits.unpacked:
+            raise LimitError(
+                f"with the layers below it {size} bytes unpacked, an image may have {self._limits.unpacked}",
+                "limits.unpacked",
+            )
+        if entries > self._limits.entries:
+            raise LimitError(
+                f"with the layers below it {entries} entries, an image may have {self._limits.entries}",
+                "limits.entries",
+            )
 
     def _extract(self, place: "_Workplace", wanted: Addition, job: Job[Digest]) -> str:
         """Unpack from the first source that has the layer whole, and return which; nothing stays of earlier ones."""
@@ -165,8 +182,8 @@ class Adder:
             try:
                 self._stream(place, wanted, fetch.from_bundle(self._bundles, layer, meter), meter, job)
             except (VerificationError, FileNotFoundError) as error:
-                if self._registry is None:
-                    raise
+                if self._registry is None or isinstance(error, InvalidLayerError):
+                    raise  # the second: its digest is right, so that nobody has another
                 complaint = f"the bundle's copy: {error}"
                 place.clear()
             else:

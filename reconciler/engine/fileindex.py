@@ -10,20 +10,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from reconciler.engine.overflow import Table
 from reconciler.errors import VerificationError
 from reconciler.linux.path import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 
 _ESCAPES: Final = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r"))
 _HEX: Final = 64
+_READ: Final = 1 << 18
+_TOGETHER: Final = 500  # lines written at once
 
 
 class IndexWriter:
-    """Collects the lines of one layer in `file`, new, binary and open for reading and writing; not closed here."""
+    """Collects the lines of one layer in `file`, new, binary and open for reading and writing; not closed here.
 
-    def __init__(self, file: BinaryIO) -> None:
+    `forgotten` is an empty table for paths whose lines are true no more.
+    """
+
+    def __init__(self, file: BinaryIO, forgotten: Table) -> None:
         self._file = file
         self._lines = 0
-        self._forgotten: dict[bytes, int] = {}  # path -> number of lines written before it was replaced
+        self._forgotten = forgotten  # path -> number of lines written before it was replaced
 
     def add(self, path: bytes, sha256: str) -> None:
         escaped = path
@@ -36,26 +42,50 @@ class IndexWriter:
 
     def forget(self, path: bytes) -> None:
         """Drop what was added for `path`, and for anything below it: the layer itself replaced it."""
-        self._forgotten[path] = self._lines
+        self._forgotten.set(path, str(self._lines).encode())
 
     def finish(self) -> None:
         """Leave only the lines that are still true, and flush."""
-        if self._forgotten:
-            self._file.seek(0)
-            lines = self._file.readlines()
-            self._file.seek(0)
-            self._file.truncate()
-            self._file.writelines(
-                line for number, line in enumerate(lines) if not self._stale(number, _parse(line)[1])
-            )
         self._file.flush()
+        if not self._forgotten:
+            return
+        fd, written = self._file.fileno(), 0
+        kept: list[bytes] = []
+        for number, line in enumerate(
+            _lines(fd)
+        ):  # in place: what is left is never longer than what was read
+            if not self._stale(number, _parse(line)[1]):
+                kept.append(line)
+            if len(kept) >= _TOGETHER:
+                written += _write(fd, b"".join(kept), written)
+                kept = []
+        written += _write(fd, b"".join(kept), written)
+        os.ftruncate(fd, written)
+        self._file.seek(0, os.SEEK_END)
 
     def _stale(self, number: int, path: bytes) -> bool:
         while path:
-            if number < self._forgotten.get(path, 0):
+            if number < int(self._forgotten.get(path) or 0):
                 return True
             path = path.rpartition(b"/")[0]
         return False
+
+
+def _lines(fd: int) -> Iterator[bytes]:
+    """Yield the lines of the file, read ahead of whoever writes to its beginning."""
+    at, rest = 0, b""
+    while data := os.pread(fd, _READ, at):
+        at += len(data)
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            yield line + b"\n"
+
+
+def _write(fd: int, data: bytes, at: int) -> int:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], at + done)
+    return done
 
 
 def _parse(line: bytes) -> tuple[str, bytes]:

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 from isal import isal_zlib
 
 from reconciler.engine.limits import Limits
-from reconciler.engine.tarfields import InvalidLayerError
+from reconciler.engine.tarfields import InvalidLayerError, LimitError
 from reconciler.errors import UnsupportedError
 
 _IsalError: Final[type[Exception]] = vars(isal_zlib)["error"]  # typed as an instance in its stub
@@ -19,9 +19,9 @@ _OUT: Final = 256 << 10  # small enough to stay in the processor's cache until i
 _GZIP: Final = b"\x1f\x8b"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"  # behind a first byte of 0x50 to 0x5f
-_ZSTD_WINDOW_LOG: Final = (
-    27  # 128 MiB, what RFC 8878 tells decoders to support at least is 8 MiB; 2 TiB is legal
-)
+# 8 MiB, what RFC 8878 (3.1.1.1.2) recommends decoders to support at least; 2 TiB is legal. It is memory, two layers
+# are unpacked at a time, and a pull may take 80 MiB. zstd itself has larger ones from level 20 on, and with --long.
+_ZSTD_WINDOW_LOG: Final = 23
 
 
 class _Frame(Protocol):
@@ -89,7 +89,10 @@ class _Zstd:
                     return
                 out = self._inflate.decompress(b"", _OUT)
         except self._module.ZstdError as error:
-            raise InvalidLayerError(f"zstd: {error}") from error
+            hint = ""
+            if "too much memory" in str(error):
+                hint = "its window is larger than 8 MiB: pack it at a level below 20, without --long"
+            raise InvalidLayerError(f"zstd: {error}", hint=hint) from error
 
     @property
     def done(self) -> bool:
@@ -132,7 +135,9 @@ def _bounded(chunks: Iterable[bytes], count: Callable[[], int], limits: Limits) 
     for chunk in chunks:
         total += len(chunk)
         if total > limits.ratio_floor and total > limits.ratio * count():
-            raise InvalidLayerError(f"layer: unpacks to more than {limits.ratio} times its size, a bomb")
+            raise LimitError(
+                f"layer: unpacks to more than {limits.ratio} times its size, a bomb", "limits.ratio"
+            )
         yield chunk
 
 

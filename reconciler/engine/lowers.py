@@ -8,14 +8,15 @@ the same as if the layers had been unpacked one over the other. Reads only; comm
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from reconciler.engine.tarfields import InvalidLayerError
 
 OPAQUE: Final = "trusted.overlay.opaque"
-_MAX_CACHED: Final = 20_000
+_MAX_CACHED: Final = 4 << 20  # bytes of paths that are remembered
 
 
 def is_whiteout(found: os.stat_result) -> bool:
@@ -32,60 +33,78 @@ class Lowers:
 
     def __init__(self, roots: Sequence[Path]) -> None:
         self._roots = [os.fsencode(root) for root in roots]
-        self._merged: dict[bytes, tuple[bytes, ...]] = {b"": tuple(self._roots)}
+        self._top = tuple(range(len(self._roots)))
+        self._merged: OrderedDict[bytes, tuple[int, ...]] = (
+            OrderedDict()
+        )  # what was asked for last is the last
+        self._cached = 0
 
-    def directories(self, path: bytes) -> tuple[bytes, ...]:
-        """Return the absolute paths that overlayfs merges into the directory `path`, topmost first; () if none."""
-        if (known := self._merged.get(path)) is not None:
-            return known
-        if len(self._merged) > _MAX_CACHED:
-            self._merged = {b"": tuple(self._roots)}
-        merged = self._merged[b""]
+    def directory(self, path: bytes) -> bytes | None:
+        """Return the absolute path of the topmost of what overlayfs merges into the directory `path`; None if none."""
+        found = self._layers(path)
+        return _in(self._roots[found[0]], path) if found else None
+
+    def _layers(self, path: bytes) -> tuple[int, ...]:
+        """The layers that overlayfs merges into the directory `path`, topmost first."""
+        merged = self._top
         end = 0
         while end < len(path) and merged:  # not recursive: a path may have two thousand components
-            start, end = end + (end > 0), path.find(b"/", end + 1)
+            end = path.find(b"/", end + 1)
             end = len(path) if end < 0 else end
             prefix = path[:end]
-            if prefix not in self._merged:
-                self._merged[prefix] = _merge(merged, path[start:end])
-            merged = self._merged[prefix]
+            known = self._merged.get(prefix)
+            if known is None:
+                known = self._merged[prefix] = self._merge(merged, prefix)
+                self._cached += _cost(prefix, known)
+                while self._cached > _MAX_CACHED:
+                    self._cached -= _cost(*self._merged.popitem(last=False))
+            else:
+                self._merged.move_to_end(prefix)
+            merged = known
         return merged
+
+    def _merge(self, parents: tuple[int, ...], path: bytes) -> tuple[int, ...]:
+        found: list[int] = []
+        for layer in parents:
+            candidate = _in(self._roots[layer], path)
+            status = _lstat(candidate)
+            if status is None:
+                continue
+            if not stat.S_ISDIR(status.st_mode):
+                break  # a whiteout or another file hides whatever is below it
+            found.append(layer)
+            if is_opaque(candidate):
+                break
+        return tuple(found)
 
     def find(self, path: bytes) -> tuple[bytes, os.stat_result] | None:
         """Return the absolute path and status of what is visible at `path`, of whatever kind, or None."""
-        parent, _, name = path.rpartition(b"/")
-        for directory in self.directories(parent):
-            candidate = directory + b"/" + name
+        for layer in self._layers(path.rpartition(b"/")[0]):
+            candidate = _in(self._roots[layer], path)
             status = _lstat(candidate)
             if status is not None:
                 return None if is_whiteout(status) else (candidate, status)
         return None
 
-    def names(self) -> set[bytes]:
-        """Return what is visible in the root directory."""
-        found: set[bytes] = set()
-        hidden: set[bytes] = set()
-        for root in self._roots:
-            here = set(os.listdir(root))
-            for name in here - found - hidden:
-                status = _lstat(root + b"/" + name)
-                (hidden if status is None or is_whiteout(status) else found).add(name)
-        return found
+    def names(self) -> Iterator[bytes]:
+        """Yield what is visible in the root directory."""
+        for number, root in enumerate(self._roots):
+            with os.scandir(root) as entries:
+                for entry in entries:
+                    path = b"/" + entry.name
+                    if any(_lstat(upper + path) is not None for upper in self._roots[:number]):
+                        continue
+                    status = _lstat(root + path)
+                    if status is not None and not is_whiteout(status):
+                        yield entry.name
 
 
-def _merge(parents: tuple[bytes, ...], name: bytes) -> tuple[bytes, ...]:
-    found: list[bytes] = []
-    for directory in parents:
-        candidate = directory + b"/" + name
-        status = _lstat(candidate)
-        if status is None:
-            continue
-        if not stat.S_ISDIR(status.st_mode):
-            break  # a whiteout or another file hides whatever is below it
-        found.append(candidate)
-        if is_opaque(candidate):
-            break
-    return tuple(found)
+def _in(root: bytes, path: bytes) -> bytes:
+    return root + b"/" + path if path else root
+
+
+def _cost(path: bytes, found: tuple[int, ...]) -> int:
+    return 250 + len(path) + 8 * len(found)
 
 
 def is_opaque(directory: bytes) -> bool:

@@ -16,6 +16,7 @@ from typing import Final
 
 from reconciler.engine import downloads
 from reconciler.engine.addition import Adder, Addition
+from reconciler.engine.estimate import DOUBT, Estimate
 from reconciler.engine.jobs import Job, Jobs
 from reconciler.engine.layout import Layout
 from reconciler.engine.limits import Limits
@@ -73,6 +74,7 @@ class Images:
         self._offline = offline
         asked = None if offline else self._registry
         self._resolver = Resolver(store, available, asked, platform, limits)
+        self._estimate = Estimate(store, available, asked)
         self._adder = Adder(store, layout, available, asked, limits, keep=keep_blobs)
         self._jobs: dict[str, Jobs[Digest]] = {}  # by registry
         self._seen: dict[Digest, Image] = {}
@@ -173,10 +175,17 @@ class Images:
         """
         with self._store.adding():
             while missing := self.missing(image):
-                self._demand(sum(layer.size for layer in missing), f"image {reference}")
+                self._demand(self._needed(missing, reference), f"image {reference}")
                 if self._add(image, missing, reference, progress):
                     break
             self._store.touch(image)
+
+    def _needed(self, missing: Sequence[Layer], reference: Reference) -> int:
+        """The bytes that `missing` take at the least; what they say of themselves is asked where the disk is small."""
+        packed = sum(layer.size for layer in missing)
+        if packed * DOUBT < self._room.free:
+            return packed
+        return sum(self._estimate.unpacked(layer, reference) for layer in missing)
 
     def _demand(self, needed: int, what: str) -> None:
         """Raise BlockedError unless `needed` bytes fit in, if need be by giving up what broken transfers have left."""
@@ -199,7 +208,7 @@ class Images:
         """
         layers = image.layers[: image.layers.index(layer) + 1]
         with self._store.adding():
-            self._demand(layer.size, f"layer {layer.digest.short}")
+            self._demand(self._needed((layer,), reference), f"layer {layer.digest.short}")
             wanted = Addition(layers, reference, None, progress)
             self._adder.replace(wanted, Job(layer.chain_id, lambda _: None))
 

@@ -5,7 +5,6 @@ from makes no difference to what is believed: the digest decides.
 """
 
 from collections.abc import Callable
-from typing import Final
 
 from reconciler.engine.image import (
     assemble,
@@ -25,8 +24,6 @@ from reconciler.engine.store import Store
 from reconciler.errors import NotFoundError, ReconcilerError, UsageError, VerificationError
 from reconciler.spec.reference import Digest, InvalidReferenceError, Reference
 from reconciler.state.image import Image
-
-_MAX_NESTING: Final = 3  # indexes within indexes; nobody was seen to need two
 
 
 class Resolver:
@@ -53,7 +50,7 @@ class Resolver:
             raise UsageError(f"image {reference}: no digest", hint=f"run: reconciler digest {reference}")
         documents: dict[Digest, bytes] = {}
         digest, declared, size = reference.digest, "", None
-        for _ in range(_MAX_NESTING):
+        for _ in range(self._limits.nesting):
             data, sent = self._manifest(reference, digest, pause)
             subject = f"image {reference}"
             if size is not None and len(data) != size:
@@ -66,7 +63,10 @@ class Resolver:
             chosen = select_platform(index, self._platform, subject=subject)
             digest, declared, size = chosen.digest, chosen.media_type, chosen.size
         else:
-            raise VerificationError(f"image {reference}: more than {_MAX_NESTING} indexes within one another")
+            raise VerificationError(
+                f"image {reference}: more than {self._limits.nesting} documents within one another (limits.nesting)",
+                hint="if the image is meant to be so, raise limits.nesting in device.yaml",
+            )
         manifest = parse_manifest(data, subject=subject, declared=declarations, limits=self._limits)
         config = self._config(reference, manifest.config.digest, manifest.config.size, pause)
         documents[manifest.config.digest] = config

@@ -27,9 +27,9 @@ class Room:
         found = os.statvfs(self._state)
         return found.f_bavail * found.f_frsize
 
-    def ensure(self) -> None:
-        """Raise OSError(ENOSPC) where only the reserve is left."""
-        if self.free < self._reserve:
+    def ensure(self, more: int = 0) -> None:
+        """Raise OSError(ENOSPC) where `more` bytes would leave less than the reserve."""
+        if self.free - more < self._reserve:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def demand(self, needed: int, what: str) -> None:

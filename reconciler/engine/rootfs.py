@@ -80,7 +80,7 @@ class _Merge:
         while todo:
             path, layers = todo.pop()
             todo += self._directory(path, layers)
-        for path, metadata in self._tree.directories.items():
+        for path, metadata in self._tree.directories():
             if metadata is not None:
                 self._tree.settle(path, metadata, extra={})
 
@@ -91,7 +91,7 @@ class _Merge:
             fd = openat2(self._roots[number], path or b".", _DIRECTORY, resolve=_RESOLVE)
             try:
                 if number == layers[0]:  # read before anything is moved out of it: that changes its time
-                    self._tree.directories[path] = _of_directory(fd)
+                    self._tree.describe(path, _of_directory(fd))
                 for name in sorted(map(os.fsencode, os.listdir(fd))):
                     if name not in merged.hidden:
                         self._entry(merged, path, name, number, fd)

@@ -15,6 +15,7 @@ from reconciler.engine.limits import Limits
 from reconciler.engine.tarfields import (
     BLOCK,
     InvalidLayerError,
+    LimitError,
     Segments,
     check_segments,
     clamp_time,
@@ -192,7 +193,7 @@ class Reader:
                 raise InvalidLayerError("tar archive: cut off inside a header")
             self.entries += 1
             if self.entries > self._limits.entries:
-                raise InvalidLayerError(f"tar archive: more than {self._limits.entries} entries")
+                raise LimitError(f"tar archive: more than {self._limits.entries} entries", "limits.entries")
             fields = _HEADER.unpack(header)
             kind: bytes = fields[7]
             _checksum(header, fields[6])
@@ -265,8 +266,10 @@ class Reader:
         if not entry.name:
             raise InvalidLayerError("tar header: an entry without a name")
         limit = self._limits.path
-        if len(entry.name) > limit + 1 or len(entry.target) > limit:
-            raise InvalidLayerError(f"tar header: {entry.name[:60]!r}...: a path longer than {limit} bytes")
+        if len(entry.name) - entry.name.endswith(b"/") > limit or len(entry.target) > limit:
+            raise LimitError(
+                f"tar header: {entry.name[:60]!r}...: a path longer than {limit} bytes", "limits.path"
+            )
         if b"\0" in entry.name or b"\0" in entry.target:
             raise InvalidLayerError(f"tar header: {entry.name[:60]!r}: a path with a NUL byte")
 

@@ -22,6 +22,14 @@ class InvalidLayerError(VerificationError):
     """The layer is not a tar archive that may be unpacked: malformed, beyond a limit, or trying to reach outside."""
 
 
+class LimitError(InvalidLayerError):
+    """The layer, or the image, is beyond a limit that the device's own file sets."""
+
+    def __init__(self, message: str, setting: str, *, hint: str = "") -> None:
+        hint = hint or f"if the image is meant to be so, raise {setting} in device.yaml"
+        super().__init__(f"{message} ({setting})", hint=hint)
+
+
 def number(field: bytes) -> int:
     """Read a numeric header field: octal, or base 256 (GNU) where its first bit is set; blank is 0."""
     plain = field.rstrip(b"\0 ")  # as nearly every one is written

@@ -10,11 +10,14 @@ import errno
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from struct import Struct
 from typing import Final
 
 from reconciler.engine.limits import Limits
-from reconciler.engine.tarfields import InvalidLayerError
+from reconciler.engine.overflow import Overflow
+from reconciler.engine.tarfields import InvalidLayerError, LimitError
 from reconciler.errors import UnsupportedError
 from reconciler.linux.path import (
     RESOLVE_BENEATH,
@@ -29,6 +32,8 @@ _RESOLVE: Final = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORIES: Final = 64
 _MAX_SYMLINKS: Final = 40  # as the kernel, path_resolution(7)
+_METADATA: Final = Struct("<IIIq")  # mode, uid, gid, mtime
+_LENGTHS: Final = Struct("<II")  # of an extended attribute's name and value
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,26 @@ class Metadata:
     gid: int
     mtime: int
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
+
+    def pack(self) -> bytes:
+        """The same as bytes, a few of them."""
+        found = _METADATA.pack(self.mode, self.uid, self.gid, self.mtime)
+        for key, value in self.xattrs.items():
+            found += _LENGTHS.pack(len(key), len(value)) + key + value
+        return found
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Metadata":
+        """What `pack` packed."""
+        at = _METADATA.size
+        xattrs = {}
+        while at < len(data):
+            key, value = _LENGTHS.unpack_from(data, at)
+            at += _LENGTHS.size
+            xattrs[data[at : at + key]] = data[at + key : at + key + value]
+            at += key + value
+        mode, uid, gid, mtime = _METADATA.unpack_from(data)
+        return cls(mode, uid, gid, mtime, xattrs)
 
 
 DEFAULT: Final = Metadata(0o755, 0, 0, 0)  # of a directory that no layer describes
@@ -56,15 +81,16 @@ _Given = tuple[int, int, int]  # owner, group and mode
 class Tree:
     """A tree under construction. Paths are canonical: relative bytes without `.`, `..`, doubled slashes or symlinks.
 
-    `directories` maps every directory made so far to the metadata its entry gave, None where none did; all of it is
-    applied at the end, because modes, default ACLs and set-group-id bits would act on what is made inside.
+    Every directory made so far is known with the metadata its entry gave, if one did; all of it is applied at the end,
+    because modes, default ACLs and set-group-id bits would act on what is made inside. `overflow` has room for what
+    else has to be remembered.
     """
 
     def __init__(self, root: int, discarded: int, limits: Limits) -> None:
         """`root` and `discarded` are descriptors of empty directories on one file system; they stay the caller's."""
         self._root = root
         self._discarded = discarded
-        self._count = 0
+        self._count = self._made = 0
         self._limits = limits
         self._names = self._kept = 0
         self._hops = 0
@@ -72,13 +98,29 @@ class Tree:
         self._asked = 0
         self._given: dict[int, _Given] = {}  # by the mode that was asked for
         self._open: OrderedDict[bytes, int] = OrderedDict()
-        self.directories: dict[bytes, Metadata | None] = {b"": None}
+        self.overflow = Overflow(discarded)
+        self._directories = self.overflow.table()
+        self._directories.set(b"")
 
     def close(self) -> None:
+        self.overflow.close()
         while self._open:
             os.close(self._open.popitem()[1])
 
     # --- directories -------------------------------------------------------------------------------------------------
+
+    def has_directory(self, path: bytes) -> bool:
+        """Tell whether a directory was made at `path`, and is still there."""
+        return path in self._directories
+
+    def describe(self, path: bytes, metadata: Metadata) -> None:
+        """Note what the directory at `path`, which is there, is to have in the end."""
+        self._directories.set(path, metadata.pack())
+
+    def directories(self) -> Iterator[tuple[bytes, Metadata | None]]:
+        """Yield every directory with what it is to have; None where nobody described it."""
+        for path, data in self._directories.items():
+            yield path, Metadata.unpack(data) if data else None
 
     def fd(self, path: bytes) -> int:
         """Return a descriptor of the directory `path`, valid until the next call; raises OSError where it isn't one."""
@@ -121,7 +163,7 @@ class Tree:
                 path = path.rpartition(b"/")[0]  # right, because `path` holds no symlink
                 continue
             child = path + b"/" + name if path else name
-            if child in self.directories:
+            if child in self._directories:
                 path = child
                 continue
             status = self.lstat(path, name)
@@ -129,7 +171,7 @@ class Tree:
                 if create:
                     self.mkdir(path, name)
                 path = child
-                if not create and path not in self.directories:
+                if not create and path not in self._directories:
                     rest = [part for part in reversed(todo) if part not in (b"", b".")]
                     if b".." in rest:
                         raise InvalidLayerError(f"{shown(child)}: leads through a directory that isn't there")
@@ -160,23 +202,24 @@ class Tree:
         """Make a directory, or raise FileExistsError; 0755 and root's until `settle`. Returns its path."""
         path = parent + b"/" + name if parent else name
         self._names += len(path)
-        if len(self.directories) >= self._limits.directories or self._names > self._limits.directory_names:
+        self._made += 1
+        if self._made > self._limits.directories or self._names > self._limits.directory_names:
             raise InvalidLayerError(
                 f"layer: more than {self._limits.directories} directories, or with too long paths"
             )
         if len(path) > self._limits.path:
-            raise InvalidLayerError(f"{shown(path)}...: a path longer than {self._limits.path} bytes")
+            raise LimitError(f"{shown(path)}...: a path longer than {self._limits.path} bytes", "limits.path")
         try:
             os.mkdir(name, 0o755, dir_fd=self.fd(parent))
         except FileExistsError:
             raise
         except OSError as error:
             raise self.explain(error, parent, name) from error
-        self.directories[path] = metadata
+        self._directories.set(path, metadata.pack() if metadata is not None else b"")
         return path
 
     def charge(self, length: int) -> None:
-        """Count a name of `length` bytes that stays in memory until the layer is done; raises beyond the limits."""
+        """Count a name of `length` bytes that is remembered until the layer is done; raises beyond the limits."""
         self._names += length
         self._kept += 1
         if self._kept > self._limits.directories or self._names > self._limits.directory_names:
@@ -287,7 +330,7 @@ class Tree:
         """Take away what is at `name`; a directory goes aside as a whole, to be deleted with the partial."""
         path = parent + b"/" + name if parent else name
         self._last = ([], b"")
-        if path not in self.directories:
+        if path not in self._directories:
             os.unlink(name, dir_fd=self.fd(parent))
             return
         self._count += 1
@@ -299,8 +342,8 @@ class Tree:
         inside = path + b"/"
         for gone in [known for known in self._open if known == path or known.startswith(inside)]:
             os.close(self._open.pop(gone))
-        for gone in [known for known in self.directories if known == path or known.startswith(inside)]:
-            del self.directories[gone]
+        self._directories.drop(path)
+        self._directories.drop_below(path)
 
     def explain(self, error: OSError, parent: bytes, name: bytes) -> Exception:
         """Tell faults of the archive from those of the device."""

@@ -20,7 +20,7 @@ from reconciler.engine.fileindex import IndexWriter
 from reconciler.engine.limits import Limits
 from reconciler.engine.lowers import OPAQUE, Lowers
 from reconciler.engine.tar import DIRECTORY, FIFO, HARD_LINK, REGULAR, SYMLINK, Entry, Reader
-from reconciler.engine.tarfields import InvalidLayerError
+from reconciler.engine.tarfields import InvalidLayerError, LimitError
 from reconciler.engine.tree import DEFAULT, Metadata, Tree, shown
 
 _WHITEOUT: Final = b".wh."
@@ -32,7 +32,7 @@ _MAX_ID: Final = (1 << 32) - 2  # 2**32 - 1 means "leave it as it is" to chown(2
 _REFUSED_XATTRS: Final = (b"trusted.overlay.", b"user.overlay.")
 # Labels of the machine that packed the layer; umoci leaves out the same two.
 _SKIPPED_XATTRS: Final = (b"security.selinux", b"system.nfs4_acl")
-_ROOM_EVERY: Final = 16 << 20
+_ROOM_EVERY: Final = 4 << 20
 _ZEROS: Final = bytes(1 << 16)
 
 
@@ -47,28 +47,28 @@ class Totals:
 class Unpacker:
     """Unpacks one layer into the empty directory `root`; `discarded` is another, for what the layer itself replaces.
 
-    `index` receives the digest of every file. `room` is called every 16 MiB of content, and raises where the disk gets
-    full. Nothing made here may be used before both `extract` and `finish` have returned and the digests were checked.
+    `index` receives the digest of every file. `room` is called every 4 MiB of content, with the bytes that come next,
+    and raises where the disk gets full. Nothing made here may be used before both `extract` and `finish` have returned
+    and the digests were checked.
     """
 
     def __init__(
-        self, root: int, discarded: int, index: BinaryIO, *, limits: Limits, room: Callable[[], None]
+        self, root: int, discarded: int, index: BinaryIO, *, limits: Limits, room: Callable[[int], None]
     ) -> None:
         self._tree = Tree(root, discarded, limits)
-        self._index = IndexWriter(index)
+        remembered = self._tree.overflow
+        self._index = IndexWriter(index, remembered.table())
         self._limits = limits
         self._room = room
         self._since = 0
         self._size = 0
         self._entries = 0
-        self._opaque: set[bytes] = set()  # directories that show nothing of lower layers
-        self._renewed: set[bytes] = (
-            set()
+        self._opaque = remembered.table()  # directories that show nothing of lower layers
+        self._renewed = (
+            remembered.table()
         )  # of them, those that are not even the lower layer's directory any more
-        self._removed: dict[tuple[bytes, bytes], None] = {}
-        self._links: dict[
-            tuple[bytes, bytes], bytes
-        ] = {}  # (parent, name) -> path of a target not in this layer
+        self._removed = remembered.table()
+        self._links = remembered.table()  # path -> that of its target, which is not in this layer
 
     @property
     def size(self) -> int:
@@ -99,7 +99,7 @@ class Unpacker:
         if not name:
             if entry.kind != DIRECTORY:
                 raise InvalidLayerError("layer: replaces its root directory by something else")
-            self._tree.directories[b""] = metadata
+            self._tree.describe(b"", metadata)
         elif entry.kind == DIRECTORY:
             self._directory(parent, name, metadata)
         elif entry.kind == REGULAR:
@@ -126,7 +126,7 @@ class Unpacker:
             name = name[2:]
         parent, _, base = name.rstrip(b"/").rpartition(b"/")
         # The way of nearly every entry: its directory came before it, under the same name.
-        if parent in self._tree.directories and base not in (b".", b"..", b"") and not name.startswith(b"/"):
+        if self._tree.has_directory(parent) and base not in (b".", b"..", b"") and not name.startswith(b"/"):
             return parent, base
         parts = _split(name)
         if not parts:
@@ -141,7 +141,7 @@ class Unpacker:
     def _make(self, parent: bytes, name: bytes, make: Callable[[], None]) -> None:
         """Run `make`, once more if something older has to give way: the later entry of an archive wins."""
         if self._links:
-            self._links.pop((parent, name), None)
+            self._links.drop(_join(parent, name))
         try:
             make()
         except FileExistsError:
@@ -152,31 +152,29 @@ class Unpacker:
         path = _join(parent, name)
         self._tree.charge(len(path))
         self._index.forget(path)
-        if path in self._tree.directories:
-            inside = path + b"/"
-            for link in [link for link in self._links if link[0] == path or link[0].startswith(inside)]:
-                del self._links[link]
+        if self._tree.has_directory(path):
+            self._links.drop_below(path)
         self._tree.remove(parent, name)
 
     def _directory(self, parent: bytes, name: bytes, metadata: Metadata) -> None:
         path = _join(parent, name)
-        if path in self._tree.directories:
-            self._tree.directories[path] = metadata
+        if self._tree.has_directory(path):
+            self._tree.describe(path, metadata)
             return
-        self._links.pop((parent, name), None)
+        self._links.drop(_join(parent, name))
         try:
             self._tree.mkdir(parent, name, metadata)
         except FileExistsError:
             # A file of this layer hid the lower directory; the directory that now replaces the file starts empty.
             self._replace(parent, name)
             self._tree.mkdir(parent, name, metadata)
-            self._opaque.add(path)
-            self._renewed.add(path)
+            self._opaque.set(path)
+            self._renewed.set(path)
 
     def _file(self, parent: bytes, name: bytes, entry: Entry, metadata: Metadata, reader: Reader) -> None:
-        self._grow(entry.size)
+        self._grow(entry.size, entry.size if entry.segments is None else 0)
         if self._links:
-            self._links.pop((parent, name), None)
+            self._links.drop(_join(parent, name))
         try:
             fd = self._tree.create(parent, name, metadata.mode)
         except FileExistsError:
@@ -209,14 +207,15 @@ class Unpacker:
             os.close(fd)
         self._index.add(_join(parent, name), digest.hexdigest())
 
-    def _grow(self, size: int) -> None:
+    def _grow(self, size: int, written: int) -> None:
+        """Count a file of `size` bytes, of which so many are written to the disk."""
         self._size += size
         self._since += size
         if self._size > self._limits.unpacked:
-            raise InvalidLayerError(f"layer: unpacks to more than {self._limits.unpacked} bytes")
+            raise LimitError(f"layer: unpacks to more than {self._limits.unpacked} bytes", "limits.unpacked")
         if self._since > _ROOM_EVERY:
             self._since = 0
-            self._room()
+            self._room(written)
 
     def _hard_link(self, parent: bytes, name: bytes, entry: Entry) -> None:
         parts = _split(entry.target)
@@ -225,17 +224,17 @@ class Unpacker:
         target = _join(self._tree.resolve(parts[:-1], create=False), parts[-1])
         if target == _join(parent, name):
             raise InvalidLayerError(f"{shown(entry.name)}: a hard link to itself")
-        if target in self._tree.directories:
+        if self._tree.has_directory(target):
             raise InvalidLayerError(f"{shown(entry.name)}: a hard link to a directory")
         source, _, base = target.rpartition(b"/")
-        here = source in self._tree.directories and self._tree.lstat(source, base) is not None
+        here = self._tree.has_directory(source) and self._tree.lstat(source, base) is not None
         if here:
             self._make(parent, name, lambda: self._tree.link(target, parent, name))
             return
         if self._tree.lstat(parent, name) is not None:
             self._replace(parent, name)
         self._tree.charge(len(parent) + len(name) + len(target))
-        self._links[parent, name] = self._links.get((source, base), target)
+        self._links.set(_join(parent, name), self._links.get(target) or target)
 
     # --- whiteouts -------------------------------------------------------------------------------------------------
 
@@ -243,14 +242,14 @@ class Unpacker:
         """Note a removal. It concerns lower layers only, wherever in the archive it stands, so `finish` acts on it."""
         self._tree.charge(len(parent) + len(name))
         if name == _OPAQUE:
-            self._opaque.add(parent)
+            self._opaque.set(parent)
             return
         if name.startswith(_AUFS):
             return
         gone = name[len(_WHITEOUT) :]
         if gone in (b"", b".", b".."):
             raise InvalidLayerError(f"{shown(_join(parent, name))}: a whiteout of nothing")
-        self._removed[parent, gone] = None
+        self._removed.set(_join(parent, gone))
 
     def _hidden(self, path: bytes) -> bool:
         """Tell whether this layer hides everything that lower ones have at `path`."""
@@ -265,58 +264,59 @@ class Unpacker:
     def finish(self, lowers: Lowers) -> Totals:
         """Add what depends on the layers below, then give directories their metadata; returns what the layer holds."""
         tree = self._tree
-        for parent, gone in self._removed:
-            if (path := _join(parent, gone)) in tree.directories:
-                self._opaque.add(path)
-                self._renewed.add(path)
-        for (parent, name), target in self._links.items():
+        for path, _ in self._removed.items():
+            if tree.has_directory(path):
+                self._opaque.set(path)
+                self._renewed.set(path)
+        for path, target in self._links.items():
             try:
-                self._link_up(lowers, parent, name, target)
+                self._link_up(lowers, path, target)
             except FileExistsError as error:
-                raise InvalidLayerError(
-                    f"{shown(_join(parent, name))}: a hard link to {shown(target)}"
-                ) from error
-        for parent, gone in self._removed:
-            self._remove(lowers, parent, gone)
+                raise InvalidLayerError(f"{shown(path)}: a hard link to {shown(target)}") from error
+        for path, _ in self._removed.items():
+            self._remove(lowers, path)
         if b"" in self._opaque:  # overlayfs does not look for the mark on a layer's root
-            for name in sorted(lowers.names()):
-                if name in tree.directories:
-                    self._opaque.add(name)
+            for name in lowers.names():
+                if tree.has_directory(name):
+                    self._opaque.set(name)
                 elif tree.lstat(b"", name) is None:
                     tree.whiteout(b"", name)
         self._index.finish()
-        for path, given in tree.directories.items():
+        for path, given in tree.directories():
             metadata = given if given is not None else self._inherited(lowers, path)
             tree.settle(
                 path, metadata, extra={OPAQUE.encode(): b"y"} if path and path in self._opaque else {}
             )
+        self._room(0)
         return Totals(self._size, self._entries)
 
-    def _remove(self, lowers: Lowers, parent: bytes, gone: bytes) -> None:
+    def _remove(self, lowers: Lowers, path: bytes) -> None:
         """Make a whiteout where it hides something: overlayfs lists one that hides nothing as a ghost."""
-        if parent not in self._tree.directories or self._tree.lstat(parent, gone) is not None:
+        parent, _, gone = path.rpartition(b"/")
+        if not self._tree.has_directory(parent) or self._tree.lstat(parent, gone) is not None:
             return
-        if not self._hidden(parent) and lowers.find(_join(parent, gone)) is not None:
+        if not self._hidden(parent) and lowers.find(path) is not None:
             self._tree.whiteout(parent, gone)
 
     def _inherited(self, lowers: Lowers, path: bytes) -> Metadata:
         """What overlayfs would copy up for a directory that the archive leaves out."""
         if path in self._renewed or (path and self._hidden(path.rpartition(b"/")[0])):
             return DEFAULT
-        found = lowers.directories(path)
-        return _metadata(found[0], os.lstat(found[0])) if found else DEFAULT
+        found = lowers.directory(path)
+        return _metadata(found, os.lstat(found)) if found is not None else DEFAULT
 
-    def _link_up(self, lowers: Lowers, parent: bytes, name: bytes, target: bytes) -> None:
+    def _link_up(self, lowers: Lowers, path: bytes, target: bytes) -> None:
         """Make a hard link whose target is not in this layer: copy the lower file up first, as overlayfs does."""
         tree = self._tree
+        parent, _, name = path.rpartition(b"/")
         source, _, base = target.rpartition(b"/")
-        if source not in tree.directories or tree.lstat(source, base) is None:
+        if not tree.has_directory(source) or tree.lstat(source, base) is None:
             found = None
-            if (source, base) not in self._removed and not self._hidden(source):
+            if target not in self._removed and not self._hidden(source):
                 found = lowers.find(target)
             if found is None or stat.S_ISDIR(found[1].st_mode):
                 raise InvalidLayerError(
-                    f"{shown(_join(parent, name))}: a hard link to {shown(target)}, which is not a file of the image"
+                    f"{shown(path)}: a hard link to {shown(target)}, which is not a file of the image"
                 )
             source = tree.resolve(source.split(b"/"), create=True)
             self._copy_up(source, base, *found)
@@ -330,7 +330,7 @@ class Unpacker:
         elif stat.S_ISFIFO(status.st_mode):
             self._tree.fifo(parent, name, metadata)
         elif stat.S_ISREG(status.st_mode):
-            self._grow(status.st_size)
+            self._grow(status.st_size, status.st_size)
             digest = sha256()
             fd = self._tree.create(parent, name)
             try:

@@ -107,6 +107,51 @@ class Gc(Part):
         return self
 
 
+class ImageLimits(Part):
+    """What an image may cost at most, wherever it comes from. What is here already is not measured again."""
+
+    unpacked: Annotated[
+        Bytes,
+        Doc("All layers of an image together, unpacked; holes count as if written.", "bytes", "8Gi", "128Gi"),
+    ] = 128 << 30
+    entries: Annotated[
+        Whole,
+        Field(ge=1, le=100_000_000),
+        Doc("Files, directories and links of all its layers together.", "integer", "1000000"),
+    ] = 4_000_000
+    ratio: Annotated[
+        Whole,
+        Field(ge=1, le=100_000),
+        Doc(
+            "How many times its packed size a layer may unpack to, once that is more than 1 GiB.",
+            "integer",
+            "100",
+        ),
+    ] = 300
+    path: Annotated[
+        Whole, Field(ge=1, le=4095), Doc("The longest path in a layer, in bytes.", "integer", "1024")
+    ] = 4095
+    nesting: Annotated[
+        Whole,
+        Field(ge=1, le=16),
+        Doc("Documents from the pinned digest to a manifest: indexes, and itself.", "integer", "2"),
+    ] = 3
+
+
+class Disk(Part):
+    """What is kept free on the file system of the state directory."""
+
+    reserve: Annotated[
+        Bytes,
+        Doc(
+            "What a pull leaves free: one that would need it is refused, or ended. The agent itself may write there.",
+            "bytes",
+            "64Mi",
+            "8Mi",
+        ),
+    ] = 8 << 20
+
+
 class ShrinkGuard(Part):
     """When a change that removes many apps at once is refused."""
 
@@ -208,6 +253,10 @@ class DeviceFile(Part):
         Doc("What a container gets where its spec says nothing.", "map", "{host_ip: 127.0.0.1}"),
     ] = DeviceDefaults()
     gc: Annotated[Gc, Doc("When what is no longer used is removed.", "map", "{min_age: 24h}")] = Gc()
+    limits: Annotated[ImageLimits, Doc("What an image may cost at most.", "map", "{unpacked: 8Gi}")] = (
+        ImageLimits()
+    )
+    disk: Annotated[Disk, Doc("What is kept free on the disk.", "map", "{reserve: 64Mi}")] = Disk()
     shrink_guard: Annotated[
         ShrinkGuard,
         Doc("When a change that removes many apps at once is refused.", "map", "{max_removed: 20%}"),

@@ -17,7 +17,7 @@ NOT_YET: Final[dict[str, frozenset[str]]] = {
     ),
     "DeviceFile": frozenset(
         {
-            "sources", "trust", "windows", "locks", "network", "disk", "notify", "peers", "limits", "store",
+            "sources", "trust", "windows", "locks", "network", "notify", "peers", "store",
         }
     ),
     "DeviceDefaults": frozenset({"update"}),

@@ -5,7 +5,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from reconciler.spec.device import DeviceDefaults, DeviceFile, Gc, Metrics, ShrinkGuard
+from reconciler.spec.device import DeviceDefaults, DeviceFile, Disk, Gc, ImageLimits, Metrics, ShrinkGuard
 from reconciler.spec.dialect import NOT_YET, TRANSLATIONS, translate
 from reconciler.spec.fields import Part, docs
 from reconciler.spec.model import (
@@ -178,6 +178,8 @@ defaults:
   restart: {max_delay: 1m}
   logging: {max_size: 1Mi}
 gc: {keep_generations: 5, min_age: 24h, high: 90%, low: 80%}
+limits: {unpacked: 8Gi, entries: 1000000}
+disk: {reserve: 64Mi}
 shrink_guard: {max_removed: 50%, min_apps: 3}
 metrics: {listen: "127.0.0.1:9470"}
 interval: 30s
@@ -288,6 +290,13 @@ def settings_page() -> str:
         _table(DeviceDefaults, restarts=False),
         "## `gc`\n",
         _table(Gc, restarts=False),
+        "## `limits`\n",
+        "They hold for what is pulled, loaded, ingested and unpacked by hand, and never for what is here already. What "
+        "an image may cost beside these is fixed: 500 layers, documents of 4 MiB, 400000 directories in a layer, "
+        "windows of 8 MiB in zstd.\n",
+        _table(ImageLimits, restarts=False),
+        "## `disk`\n",
+        _table(Disk, restarts=False),
         "## `shrink_guard`\n",
         "It also trips, whatever these say, when the spec directory is emptied or vanishes.\n",
         _table(ShrinkGuard, restarts=False),

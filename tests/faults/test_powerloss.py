@@ -1,8 +1,11 @@
 """R3: the power is cut while images are pulled and containers are made, and the device comes back by itself.
 
-The state directory is on an ext4 in a loop device. FS_IOC_SHUTDOWN stops that file system at once: nothing that was not
-on the disk by then gets there. Then everything dies, the disk is mounted again (the journal is replayed), and the next
-agent has to find only whole layers, whole blobs and files that it can read, and bring everything up without help.
+The state directory is on an ext4 or xfs in a loop device. FS_IOC_SHUTDOWN stops that file system at once: nothing that
+was not on the disk by then gets there. Then everything dies, the disk is mounted again (the journal is replayed), and
+the next agent has to find only whole layers, whole blobs and files that it can read, and bring everything up without
+help.
+
+A few cuts are made in every run; POWER_CUTS=100 makes so many on each file system, at random moments.
 """
 
 import fcntl
@@ -30,16 +33,29 @@ _SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN, _IOR('X', 125, __u32)
 _NO_LOG_FLUSH = 2  # what is in the journal's memory is lost too
 
 
-class Disk:
-    """An ext4 of its own, whose power can be cut."""
+_SIZES = {"ext4": 96 << 20, "xfs": 300 << 20}  # the least that mkfs.xfs takes; both are sparse
+_FORCE = {"ext4": "-F", "xfs": "-f"}
+_CUTS = int(os.environ.get("POWER_CUTS", "0"))
 
-    def __init__(self, path: Path) -> None:
+
+def _moments() -> list[tuple[str, float]]:
+    """File systems, and seconds after the agent's start."""
+    if not _CUTS:
+        return [("ext4", 0.35), ("ext4", 0.5), ("xfs", 0.5), ("ext4", 0.65), ("xfs", 0.8)]
+    dice = random.Random(3)
+    return [(kind, round(dice.uniform(0.2, 1.2), 3)) for kind in _SIZES for _ in range(_CUTS)]
+
+
+class Disk:
+    """A file system of its own, whose power can be cut."""
+
+    def __init__(self, path: Path, kind: str = "ext4") -> None:
         self.mount_point = path / "disk"
         self._image = path / "disk.img"
         self.mount_point.mkdir()
         with self._image.open("wb") as image:
-            image.truncate(96 << 20)
-        run("mkfs.ext4", "-q", "-F", str(self._image))
+            image.truncate(_SIZES[kind])
+        run(f"mkfs.{kind}", "-q", _FORCE[kind], str(self._image))
         self.mount()
 
     def mount(self) -> None:
@@ -87,9 +103,9 @@ def layered(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 @pytest.fixture
-def disk(device: Device, layered: Built) -> Iterator[Disk]:
-    """Move the device's state directory to a disk of its own."""
-    made = Disk(device.root)
+def disk(device: Device, layered: Built, request: pytest.FixtureRequest) -> Iterator[Disk]:
+    """Move the device's state directory to a disk of its own; the parameter is its file system."""
+    made = Disk(device.root, getattr(request, "param", "ext4"))
     device.state = made.mount_point / "state"
     device.configure(bundles=[str(layered.layout)], interval="1s")
     try:
@@ -146,7 +162,7 @@ def whole(device: Device) -> None:
         store.read_blob(blob.digest)
 
 
-@pytest.mark.parametrize("after", [0.35, 0.5, 0.65, 0.9])
+@pytest.mark.parametrize(("disk", "after"), _moments(), indirect=["disk"])
 def test_a_power_cut_while_everything_is_new_leaves_nothing_half(
     device: Device, disk: Disk, layered: Built, after: float
 ) -> None:

@@ -495,7 +495,7 @@ def test_an_archive_can_come_in_pieces_of_any_size(workshop: Workshop) -> None:
         root.mkdir()
         gone.mkdir()
         fds = [os.open(path, os.O_RDONLY) for path in (root, gone)]
-        unpacker = Unpacker(fds[0], fds[1], io.BytesIO(), limits=Limits(), room=lambda: None)
+        unpacker = Unpacker(fds[0], fds[1], io.BytesIO(), limits=Limits(), room=lambda more: None)
         unpacker.extract(reader)
         unpacker.finish(Lowers([]))
         unpacker.close()

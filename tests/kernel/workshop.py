@@ -31,7 +31,7 @@ class Workshop:
         gone.mkdir()
         fds = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (root, gone)]
         with index.open("w+b") as lines:
-            unpacker = Unpacker(fds[0], fds[1], lines, limits=self.limits, room=lambda: None)
+            unpacker = Unpacker(fds[0], fds[1], lines, limits=self.limits, room=lambda more: None)
             try:
                 unpacker.extract(Reader([archive], self.limits))
                 totals = unpacker.finish(Lowers(self.layers[::-1]))

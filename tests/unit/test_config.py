@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from reconciler.config import Device, Gc, Metrics, Registries, ShrinkGuard, load_device
+from reconciler.config import Device, Gc, ImageLimits, Metrics, Registries, ShrinkGuard, load_device
 from reconciler.errors import InvalidSpecError
 from reconciler.spec.defaults import Defaults
 from reconciler.spec.model import Logging, Restart
@@ -27,6 +27,8 @@ def test_every_setting_has_the_documented_default() -> None:
         allowed_seccomp=(),
         defaults=Defaults(host_ip="0.0.0.0", logging=Logging(), restart=Restart()),
         gc=Gc(keep_generations=3, min_age=3600.0, keep_blobs=False, high=85, low=75, min_free=512 << 20),
+        limits=ImageLimits(unpacked=128 << 30, entries=4_000_000, ratio=300, path=4095, nesting=3),
+        reserve=8 << 20,
         shrink_guard=ShrinkGuard(max_removed=50, min_apps=3),
         metrics=Metrics(listen="127.0.0.1:9470"),
         interval=30.0,
@@ -58,6 +60,8 @@ allowed_caps: [net_admin, ALL]
 allow_privileged: true
 allowed_seccomp: [profiles, unconfined]
 defaults: {host_ip: 127.0.0.1, restart: on-failure:3, logging: {driver: none}}
+limits: {unpacked: 2Gi, entries: 5, ratio: 20, path: 255, nesting: 1}
+disk: {reserve: 1Mi}
 gc: {keep_generations: 0, min_age: 0s, keep_blobs: used, high: 90%, low: 90%, min_free: 1G}
 shrink_guard: {max_removed: 100%, min_apps: 0}
 metrics: {listen: "[::1]:0"}
@@ -86,6 +90,8 @@ interval: 1m30s
         allowed_seccomp=("profiles", "unconfined"),
         defaults=Defaults("127.0.0.1", Logging(driver="none"), Restart(policy="on-failure", max_attempts=3)),
         gc=Gc(0, 0.0, True, 90, 90, 10**9),
+        limits=ImageLimits(2 << 30, 5, 20, 255, 1),
+        reserve=1 << 20,
         shrink_guard=ShrinkGuard(100, 0),
         metrics=Metrics("[::1]:0"),
         interval=90.0,
@@ -127,7 +133,7 @@ def test_all_problems_come_at_once_with_their_places() -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        "sources", "trust", "windows", "locks", "network", "disk", "notify", "peers", "limits", "store",
+        "sources", "trust", "windows", "locks", "network", "notify", "peers", "store",
     ],
 )  # fmt: skip
 def test_what_comes_later_is_refused_by_name(key: str) -> None:
