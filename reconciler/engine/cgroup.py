@@ -66,11 +66,12 @@ def create(
     """
     group = _locate(hierarchies, parent, id)
     try:
-        for directory in group.directories():
-            _make(directory, hierarchies, is_v2=directory == group.v2)
+        made = [
+            _make(directory, hierarchies, is_v2=directory == group.v2) for directory in group.directories()
+        ]
         if "cpuset" in group.v1:
-            cgroup_cpuset.prepare(group.v1["cpuset"])
-        update(group, limits, where)
+            cgroup_cpuset.prepare(str(group.v1["cpuset"]))
+        update(group, limits, where, fresh=all(made))
         if devices is not None:
             restrict(group, devices, needed=devices_needed)
     except BaseException:
@@ -128,16 +129,20 @@ def place(hierarchies: Hierarchies, parent: str) -> Place:
     )
 
 
-def _make(directory: Path, hierarchies: Hierarchies, *, is_v2: bool) -> None:
+def _make(directory: Path, hierarchies: Hierarchies, *, is_v2: bool) -> bool:
+    """Make one directory of a cgroup; False if it was there."""
     for _ in range(10):
-        directory.parent.mkdir(exist_ok=True)
-        if is_v2:
+        if is_v2 and hierarchies.v2_controllers:
+            directory.parent.mkdir(exist_ok=True)
             _delegate(directory, hierarchies)
         try:
-            directory.mkdir(exist_ok=True)
-        except FileNotFoundError:
-            continue  # `remove` of the last other container took the parent away in between
-        return
+            os.mkdir(directory)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:  # the first; or `remove` of the last other container took the parent away
+            directory.parent.mkdir(exist_ok=True)
+            continue
+        return True
     raise BlockedError(f"{directory}: the parent directory keeps vanishing", transient=True)
 
 

@@ -1,20 +1,42 @@
 """Which CPUs a cgroup may use. A cpuset of version 1 takes no process before it has CPUs and memory nodes."""
 
-from pathlib import Path
+import os
+from typing import Final
 
 from reconciler.engine.hierarchies import Cgroup, read
 from reconciler.errors import ReconcilerError, UnsupportedError
 
+_NAMES: Final = ("cpuset.mems", "cpuset.cpus")
 
-def prepare(directory: Path) -> None:
+
+def prepare(directory: str) -> None:
     """Give a version 1 cpuset, and those of ours above it, what their parents have, where they have nothing yet."""
-    chain = [directory]
-    while not read(chain[-1].parent / "cpuset.mems").strip() and (chain[-1].parent / "cpuset.mems").exists():
-        chain.append(chain[-1].parent)
-    for one in reversed(chain):
-        for name in ("cpuset.cpus", "cpuset.mems"):
-            if not read(one / name).strip():
-                (one / name).write_text(read(one.parent / name).strip())
+    above = os.path.dirname(directory)
+    if not _text(f"{above}/{_NAMES[0]}") and os.path.exists(f"{above}/{_NAMES[0]}"):
+        prepare(above)
+    for name in _NAMES:
+        if not _text(f"{directory}/{name}"):
+            _write(f"{directory}/{name}", _text(f"{above}/{name}"))
+
+
+def _text(file: str) -> bytes:
+    """A list of CPUs or nodes, of a thousand at most; nothing where there is none."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    try:
+        return os.read(fd, 8192).strip()
+    finally:
+        os.close(fd)
+
+
+def _write(file: str, data: bytes) -> None:
+    fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
 
 
 def set_cpuset(group: Cgroup, cpus: str) -> None:

@@ -24,20 +24,32 @@ _ROOT: Final = Path("/")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
-def update(group: Cgroup, limits: Limits, where: Path = _ROOT) -> None:
+def update(group: Cgroup, limits: Limits, where: Path = _ROOT, *, fresh: bool = False) -> None:
     """Set `limits`, of a running container too; raise UnsupportedError for one that cannot be enforced.
 
-    The disk that `where` is on is the one that limits of I/O mean where they name none.
+    The disk that `where` is on is the one that limits of I/O mean where they name none. A `fresh` group has been made
+    just now: nothing is taken away from it, since a new cgroup has no limits (a start waits for this).
     """
-    _set_cpus(group, limits.cpus)
-    _set_memory(group, limits.memory, limits.swap)
-    _set_pids(group, limits.pids)
-    cgroup_cpuset.set_cpuset(group, limits.cpuset)
-    cgroup_io.set_io(group, limits.io, where)
-    cgroup_io.set_io_weight(group, limits.io_weight, where)
-    cgroup_hugetlb.set_hugepages(group, limits.hugepages)
-    cgroup_reserve.set_cpus(group, limits.reserve_cpus)
-    cgroup_reserve.set_memory(group, limits.reserve_memory)
+    if limits.cpus is not None or not fresh:
+        _set_cpus(group, limits.cpus)
+    if limits.memory is not None or not fresh:
+        _set_memory(group, limits.memory, limits.swap, fresh=fresh)
+    elif group.v2 is not None and "memory" in group.controllers:
+        _end_together(group.v2)
+    if limits.pids is not None or not fresh:
+        _set_pids(group, limits.pids)
+    if limits.cpuset or not fresh:
+        cgroup_cpuset.set_cpuset(group, limits.cpuset)
+    if limits.io is not None or not fresh:
+        cgroup_io.set_io(group, limits.io, where)
+    if limits.io_weight is not None or not fresh:
+        cgroup_io.set_io_weight(group, limits.io_weight, where)
+    if limits.hugepages or not fresh:
+        cgroup_hugetlb.set_hugepages(group, limits.hugepages)
+    if limits.reserve_cpus or not fresh:
+        cgroup_reserve.set_cpus(group, limits.reserve_cpus)
+    if limits.reserve_memory or not fresh:
+        cgroup_reserve.set_memory(group, limits.reserve_memory)
 
 
 def _set_cpus(group: Cgroup, cpus: int | None) -> None:
@@ -53,7 +65,7 @@ def _set_cpus(group: Cgroup, cpus: int | None) -> None:
         raise _no_controller("limits.cpus", "cpu")
 
 
-def _set_memory(group: Cgroup, memory: int | None, swap: int) -> None:
+def _set_memory(group: Cgroup, memory: int | None, swap: int, *, fresh: bool) -> None:
     if group.v2 is not None and "memory" in group.controllers:
         directory = group.v2
         _end_together(directory)
@@ -62,7 +74,7 @@ def _set_memory(group: Cgroup, memory: int | None, swap: int) -> None:
     elif "memory" in group.v1:
         directory = group.v1["memory"]
         file = directory / "memory.memsw.limit_in_bytes"
-        if file.exists():
+        if not fresh and file.exists():
             file.write_text("-1")  # memsw may never be below memory, so it goes out of the way first
         limit = directory / "memory.limit_in_bytes"
         try:
