@@ -160,7 +160,7 @@ def _attach(fd: int, entry: Mount, root: Root, *, directory: bool = True) -> Non
         # takes for the kernel's word (CVE-2019-19921, CVE-2023-27561)
         if path.filesystem_type(target) == path.PROC_SUPER_MAGIC and entry.destination not in _PROC_FILES:
             raise OSError(errno.EPERM, "the target is inside /proc")
-        if os.path.samestat(os.fstat(target), os.fstat(root.fd)):
+        if os.path.samestat(os.fstat(target), root.status):
             raise OSError(errno.EPERM, "the target is the root itself")
         mount.move_mount(fd, target)
     finally:
@@ -228,18 +228,25 @@ def _cgroup(prepared: Prepared, entry: Mount, root: Root, done: Mounted) -> None
     if not entry.options.clear & mount.MOUNT_ATTR_RDONLY:
         attributes |= mount.MOUNT_ATTR_RDONLY
     if prepared.cgroup_v2 and not prepared.cgroup_v1:
-        _attach_directory(prepared.cgroup_v2, entry, root, attributes)
+        shown = _directory(prepared.cgroup_v2, attributes)
+        _attach(shown, entry, root)
+        os.close(shown)
         return
     fd = create("tmpfs", (("mode", "755"), ("size", "64k")), _SAFE)
     _attach(fd, entry, root)
-    named = [(_hierarchy(directory), directory) for directory in prepared.cgroup_v1]
+    devices: dict[str, int] = {}
+    named = [(_hierarchy(directory, devices), directory) for directory in prepared.cgroup_v1]
     if prepared.cgroup_v2:
         named.append(("unified", prepared.cgroup_v2))
     inside = _writable(fd)
     for name, directory in named:
         os.mkdir(name, 0o755, dir_fd=inside)
-        inner = Mount(f"{entry.destination}/{name}", entry.kind, "", entry.options)
-        _attach_directory(directory, inner, root, attributes)
+        # In a file system that has just been made here, and that nobody else can reach: nothing is in the way
+        target = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
+        shown = _directory(directory, attributes)
+        mount.move_mount(shown, target)
+        os.close(shown)
+        os.close(target)
         for controller in name.split(","):
             if controller != name:
                 os.symlink(name, controller, dir_fd=inside)
@@ -247,21 +254,30 @@ def _cgroup(prepared: Prepared, entry: Mount, root: Root, done: Mounted) -> None
     done.late.append(fd)
 
 
-def _attach_directory(directory: str, entry: Mount, root: Root, attributes: int) -> None:
+def _directory(directory: str, attributes: int) -> int:
+    """Give a detached mount of one directory of a cgroup."""
     source = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     fd = mount.open_tree(source)
     os.close(source)
     mount.mount_setattr(fd, set_=attributes, propagation=mount.MS_PRIVATE)
-    _attach(fd, entry, root)
-    os.close(fd)
+    return fd
 
 
-def _hierarchy(directory: str) -> str:
-    """Give the name of the v1 hierarchy that `directory` is in: the last part of its mount point's path."""
-    current = os.path.realpath(directory)
+def _hierarchy(directory: str, devices: dict[str, int]) -> str:
+    """Give the name of the v1 hierarchy that `directory` is in: the last part of its mount point's path.
+
+    `devices` remembers what is asked for several of them.
+    """
+    current = directory
     device = os.stat(current).st_dev
-    while (parent := os.path.dirname(current)) != current and os.stat(parent).st_dev == device:
+    while (parent := os.path.dirname(current)) != current:
+        if parent not in devices:
+            devices[parent] = os.stat(parent).st_dev
+        if devices[parent] != device:
+            break
         current = parent
+    if os.path.islink(current):  # cpu, say, which leads to cpu,cpuacct
+        return _hierarchy(os.path.realpath(current), devices)
     return os.path.basename(current)
 
 

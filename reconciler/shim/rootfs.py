@@ -26,10 +26,11 @@ _OVERLAY_OPTIONS = (("redirect_dir", "nofollow"), ("index", "off"), ("metacopy",
 class Root:
     """A container's root by descriptor. All paths are absolute in the container and end inside it, links or not."""
 
-    __slots__ = ("fd",)
+    __slots__ = ("fd", "status")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.status = os.fstat(fd)
 
     def find(self, name: str, flags: int = os.O_PATH) -> int | None:
         """Open what `name` leads to, or give None where there is nothing."""
@@ -44,6 +45,11 @@ class Root:
         For the mounts that the kernel's own interfaces appear on: runc's history shows that /proc on a link is an
         exploit, and no honest image has one.
         """
+        try:
+            resolve = IN_ROOT | path.RESOLVE_NO_SYMLINKS
+            return path.openat2(self.fd, name, os.O_PATH | os.O_DIRECTORY, resolve=resolve)
+        except OSError:
+            pass  # not there, or not what it should be: to be made, or said, below
         return self._walk(name, directory=True, links=0)
 
     def target(self, name: str, *, directory: bool) -> int:
