@@ -17,14 +17,11 @@ def count(cgroups: tuple[str, ...]) -> int:
 
     v2: memory.events, v1: memory.oom_control; `oom_kill` is in both since Linux 4.13.
     """
-    total = 0
-    for name in ("memory.events", "memory.oom_control"):
-        for text in _read(cgroups, name):
-            for line in text.splitlines():
-                key, _, value = line.partition(b" ")
-                if key == b"oom_kill" and value.isdigit():
-                    total += int(value)
-    return total
+    for line in _read(cgroups, "memory.events", "memory.oom_control").splitlines():
+        key, _, value = line.partition(b" ")
+        if key == b"oom_kill" and value.isdigit():
+            return int(value)
+    return 0
 
 
 def peak(cgroups: tuple[str, ...]) -> int | None:
@@ -32,27 +29,36 @@ def peak(cgroups: tuple[str, ...]) -> int | None:
 
     v2: memory.peak, since Linux 5.19; v1: memory.max_usage_in_bytes.
     """
-    for name in ("memory.peak", "memory.max_usage_in_bytes"):
-        for text in _read(cgroups, name):
-            if text.strip().isdigit():
-                return int(text)
-    return None
+    text = _read(cgroups, "memory.peak", "memory.max_usage_in_bytes").strip()
+    return int(text) if text.isdigit() else None
 
 
-def _read(cgroups: tuple[str, ...], name: str) -> list[bytes]:
-    found = []
-    for directory in filter(None, cgroups):
-        try:
-            fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue  # no memory controller in this hierarchy, or the cgroup was removed already
-        try:
-            found.append(os.read(fd, 4096))
-        except OSError:
-            pass
-        finally:
-            os.close(fd)
-    return found
+def _read(cgroups: tuple[str, ...], v2: str, v1: str) -> bytes:
+    """Read a file of the one cgroup of these that counts memory: `v2` of the first, `v1` of another; b"" for none."""
+    if cgroups and cgroups[0] and (text := _content(f"{cgroups[0]}/{v2}")):
+        return text
+    for directory in _likely(cgroups):
+        if text := _content(f"{directory}/{v1}"):
+            return text
+    return b""
+
+
+def _likely(cgroups: tuple[str, ...]) -> list[str]:
+    """The version 1 cgroups, that of the memory controller first as far as its path tells: a start waits for this."""
+    return sorted(cgroups[1:], key=lambda directory: "/memory/" not in directory)
+
+
+def _content(file: str) -> bytes:
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""  # no memory controller in this hierarchy, or the cgroup was removed already
+    try:
+        return os.read(fd, 4096)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
 
 
 def announced(cgroups: tuple[str, ...]) -> int:
@@ -60,7 +66,7 @@ def announced(cgroups: tuple[str, ...]) -> int:
 
     -1 where no version 1 cgroup of these counts memory. OSError where the kernel takes no such wish.
     """
-    for directory in cgroups[1:]:
+    for directory in _likely(cgroups):
         try:
             control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
