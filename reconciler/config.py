@@ -44,6 +44,19 @@ class Registries:
 
 
 @dataclass(frozen=True, slots=True)
+class TrustRule:
+    """Whose signature images of the repositories that `match` names need: of one of `keys`, which are paths.
+
+    `required` false: what nobody has signed is used all the same. `place` is where the rule stands, file:line:column.
+    """
+
+    match: str
+    keys: tuple[str, ...]
+    required: bool = True
+    place: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Gc:
     """When garbage goes: `min_age` in seconds, `high` and `low` in percent of the file system, `min_free` in bytes."""
 
@@ -94,6 +107,7 @@ class Device:
     name: str = field(default_factory=lambda: os.uname().nodename)
     labels: Mapping[str, str] = field(default_factory=dict)
     registries: Registries = Registries()
+    trust: tuple[TrustRule, ...] = ()
     bundles: tuple[str, ...] = ()
     allowed_binds: tuple[str, ...] = ()
     allowed_devices: tuple[str, ...] = ()
@@ -135,21 +149,28 @@ def load_device(path: str, data: bytes | None) -> Device:
     if root is None and [problem.message for problem in problems] == [EMPTY]:
         return Device(file=path)
     given: DeviceFile | None = None
+    places: list[str] = []
     if root is not None:
         checked = check(DeviceFile, root, source, stand_ins={})
         given, problems = checked.model, [*problems, *checked.problems]
+        rules = given.trust if given is not None else ()
+        places = [str(checked.locator.problem(("trust", index), "").mark) for index in range(len(rules))]
     errors = sorted(problem for problem in problems if problem.severity == ERROR)
     if given is None or errors:
         raise InvalidSpecError("\n".join(str(problem) for problem in errors))
-    return _device(path, given)
+    return _device(path, given, places)
 
 
-def _device(path: str, given: DeviceFile) -> Device:
+def _device(path: str, given: DeviceFile, places: list[str]) -> Device:
     gc, defaults = given.gc, given.defaults
     return Device(
         name=given.name or os.uname().nodename,
         labels=given.labels,
         registries=_registries(given.registries),
+        trust=tuple(
+            TrustRule(rule.match, rule.keys, rule.mode == "require", place)
+            for rule, place in zip(given.trust, places, strict=True)
+        ),
         bundles=given.bundles,
         allowed_binds=given.allowed_binds,
         allowed_devices=given.allowed_devices,

@@ -129,6 +129,26 @@ def _request(
         connection.close()
 
 
+def put_blob(registry: str, repository: str, digest: Digest, data: bytes) -> None:
+    """Push one blob, unless it is there."""
+    if _request(registry, "HEAD", f"/v2/{repository}/blobs/{digest}")[0] == 200:
+        return
+    status, headers = _request(registry, "POST", f"/v2/{repository}/blobs/uploads/")
+    assert status == 202, status
+    where = urlsplit(headers["location"])
+    target = f"{where.path}?{where.query}{'&' if where.query else ''}digest={digest}"
+    status, _ = _request(registry, "PUT", target, data, {"Content-Type": "application/octet-stream"})
+    assert status == 201, status
+
+
+def put_manifest(registry: str, repository: str, reference: str, kind: str, data: bytes) -> str:
+    """Push one manifest by digest or tag; returns the digest that it has there."""
+    path = f"/v2/{repository}/manifests/{reference}"
+    status, headers = _request(registry, "PUT", path, data, {"Content-Type": kind})
+    assert status == 201, status
+    return headers["docker-content-digest"]
+
+
 def push(registry: str, built: Built, repository: str) -> str:
     """Push `built` over the distribution protocol, unchanged; returns `registry/repository:tag@digest`."""
 
@@ -136,15 +156,7 @@ def push(registry: str, built: Built, repository: str) -> str:
         return (built.layout / "blobs" / digest.algorithm / digest.hex).read_bytes()
 
     def push_blob(digest: Digest) -> None:
-        if _request(registry, "HEAD", f"/v2/{repository}/blobs/{digest}")[0] == 200:
-            return
-        status, headers = _request(registry, "POST", f"/v2/{repository}/blobs/uploads/")
-        assert status == 202, status
-        where = urlsplit(headers["location"])
-        target = f"{where.path}?{where.query}{'&' if where.query else ''}digest={digest}"
-        content = {"Content-Type": "application/octet-stream"}
-        status, _ = _request(registry, "PUT", target, blob(digest), content)
-        assert status == 201, status
+        put_blob(registry, repository, digest, blob(digest))
 
     def push_manifest(digest: Digest, reference: str) -> None:
         data = blob(digest)
@@ -155,11 +167,7 @@ def push(registry: str, built: Built, repository: str) -> str:
         for item in [*document.get("layers", []), *([document["config"]] if "config" in document else [])]:
             push_blob(Digest.parse(item["digest"]))
         kind = document.get("mediaType") or (OCI_INDEX if "manifests" in document else OCI_MANIFEST)
-        status, headers = _request(
-            registry, "PUT", f"/v2/{repository}/manifests/{reference}", data, {"Content-Type": kind}
-        )
-        assert status == 201, status
-        assert headers["docker-content-digest"] == str(digest)
+        assert put_manifest(registry, repository, reference, kind, data) == str(digest)
 
     push_manifest(built.digest, built.tag)
     return f"{registry}/{repository}:{built.tag}@{built.digest}"

@@ -22,6 +22,7 @@ from reconciler.engine.platform import Platform, host_platform
 from reconciler.engine.progress import Listener
 from reconciler.engine.pull import Images
 from reconciler.engine.store import Store
+from reconciler.engine.trust.carry import carried
 from reconciler.errors import NotFoundError, UsageError
 from reconciler.spec import pins
 from reconciler.spec.reference import Digest, InvalidReferenceError, Reference
@@ -86,7 +87,10 @@ def read_have(text: str) -> Have:
 
 @dataclass(slots=True)
 class Bundling:
-    """What goes into one bundle, and what it came to: bytes packed, and bytes that the device has already."""
+    """What goes into one bundle, and what it came to: bytes packed, and bytes that the device has already.
+
+    `signatures` counts what goes along of those, `notes` says what was in their way.
+    """
 
     images: Images
     out: Outgoing
@@ -94,6 +98,9 @@ class Bundling:
     progress: Listener
     packed: int = 0
     spared: int = 0
+    images_in: int = 0
+    signatures: int = 0
+    notes: list[str] = field(default_factory=list)
     entries: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, reference: Reference) -> None:
@@ -112,14 +119,25 @@ class Bundling:
                 self.out.put(digest, data)
         name = str(replace(reference, digest=None)) if reference.tag else ""
         top = documents[image.index]
-        self.entries.append(
-            {
-                "mediaType": OCI_MANIFEST if image.index == image.manifest else OCI_INDEX,
-                "digest": str(image.index),
-                "size": len(top),
-                **({"annotations": {_REF_NAME: name}} if name else {}),
-            }
-        )
+        entry = {
+            "mediaType": OCI_MANIFEST if image.index == image.manifest else OCI_INDEX,
+            "digest": str(image.index),
+            "size": len(top),
+        }
+        self.entries.append({**entry, **({"annotations": {_REF_NAME: name}} if name else {})})
+        self.images_in += 1
+        self._sign(reference, image.index, entry)
+
+    def _sign(self, reference: Reference, digest: Digest, entry: dict[str, Any]) -> None:
+        """Let the signatures of an image go along: who takes the bundle in may ask for them, and has no registry."""
+        found, notes = self.images.signatures(reference)
+        self.signatures += len(found)
+        self.notes += [f"signatures of {reference}: {note}" for note in notes]
+        entries, blobs = carried(found, digest, entry)
+        self.entries += [one for one in entries if one not in self.entries]
+        for own, data in blobs.items():
+            if not self.out.has(own):
+                self.out.put(own, data)
 
 
 def wanted(texts: Sequence[str]) -> list[str]:

@@ -53,6 +53,7 @@ def open_images(
         bundles=only or [Path(path) for path in device.bundles],
         offline=bool(only),
         keep_blobs=device.gc.keep_blobs,
+        trust=device.trust,
         platform=platform or host_platform(),
         limits=limits_of(device),
     )

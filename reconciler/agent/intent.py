@@ -4,7 +4,7 @@ Reading never deletes: whatever can't be read, parsed or resolved keeps what it 
 unchanged files and images is made once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from reconciler.engine.layout import Layout
 from reconciler.errors import ReconcilerError
 from reconciler.source.snapshot import Snapshot
 from reconciler.spec.load import Loaded, LoadedApp, load
-from reconciler.spec.marks import Problem
+from reconciler.spec.marks import WARNING, Problem
 from reconciler.spec.reference import Reference
 from reconciler.state.desire import desire, references
 from reconciler.state.desired import App, Desired
@@ -167,7 +167,7 @@ class Reader:
         return Intent(
             revision=snapshot.revision,
             desired=desired,
-            problems=loaded.problems,
+            problems=(*loaded.problems, *self._unsigned(apps)),
             apps=apps,
             source_problem=snapshot.problem,
             source_stale=snapshot.stale,
@@ -176,6 +176,15 @@ class Reader:
             resolving=self._resolver.pending > 0,
             unkept=unkept,
         )
+
+    def _unsigned(self, apps: Mapping[str, LoadedApp]) -> Iterator[Problem]:
+        """What is used although nobody has signed it, at the place that names it."""
+        for _, loaded in sorted(apps.items()) if self._device.trust else ():
+            for name, container in loaded.app.containers.items():
+                text = self._resolver.unsigned(container.image)
+                if text:
+                    mark = loaded.marks.mark("containers", name, "image")
+                    yield Problem(mark, f"{text}; it is used all the same", severity=WARNING)
 
     def remembered(self) -> Intent:
         """What is desired by the last good specs alone, without a look at the source."""

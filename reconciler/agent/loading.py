@@ -7,7 +7,7 @@ archive by hand is told of every name that meant another image before.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reconciler.agent import client
@@ -22,7 +22,8 @@ from reconciler.engine.platform import Platform, host_platform
 from reconciler.engine.progress import Progress
 from reconciler.engine.store import Store
 from reconciler.errors import NotFoundError, ReconcilerError, UsageError
-from reconciler.spec.reference import Reference
+from reconciler.spec.reference import Digest, Reference
+from reconciler.state.desired import Desired
 from reconciler.state.image import Image
 
 
@@ -83,17 +84,38 @@ class Loading:
         images = open_images(self.layout, self.device, self.store, platform, only=[self.source])
         with closing(images):
             for one in found:
-                reference = Reference("localhost", "loaded", None, one.digest)
+                first, *others = self._called(one)
                 try:
-                    image = images.resolve(reference)
-                    images.pull(image, reference, progress)
+                    image = images.resolve(first)
+                    for other in others:
+                        images.admit(other)
+                    images.collect(first)
+                    images.pull(image, first, progress)
                 except ReconcilerError as error:
-                    raise self._explained(error, one) from error
-                yield self._named(image, one.names)
+                    raise self._explained(error, one, (first, *others)) from error
+                loaded = self._named(image, one.names)
+                problems = [images.trust.verdict(reference).problem for reference in (first, *others)]
+                yield replace(loaded, notes=(*filter(None, problems), *loaded.notes))
 
-    def _explained(self, error: ReconcilerError, one: Archived) -> ReconcilerError:
+    def _called(self, one: Archived) -> list[Reference]:
+        """What the image is, for rules about signatures: what the archive calls it, else what specs that pin it do."""
+        found = []
+        for text in one.names:
+            try:
+                found.append(replace(Reference.parse(tags.full_name(text)), digest=one.digest))
+            except UsageError:
+                continue  # it gets no such name either
+        if not found and self.device.trust:
+            found = _pinning(Stock(self.layout, self.device, self.store).desired, one.digest)
+        return found or [Reference("localhost", "loaded", None, one.digest)]
+
+    def _explained(
+        self, error: ReconcilerError, one: Archived, called: Iterable[Reference]
+    ) -> ReconcilerError:
         what = ", ".join(one.names) or one.digest.short
-        text = str(error).replace(f"image localhost/loaded@{one.digest}: ", "")
+        text = str(error)
+        for reference in called:
+            text = text.replace(f"image {reference}: ", "")
         hint = error.hint
         if isinstance(error, NotFoundError):
             text, hint = f"{text}, and not here", "the bundle was made for a device that has it: make it anew"
@@ -127,3 +149,11 @@ class Loading:
                     tags.give(self.layout, name, image.index)
                     given.append(name)
         return Loaded(image, tuple(given), tuple(notes))
+
+
+def _pinning(desired: Desired, digest: Digest) -> list[Reference]:
+    """By which references what should run pins this digest."""
+    apps = desired.apps.values()
+    texts = {container.reference for app in apps for container in app.containers.values()}
+    texts |= {item.reference for app in apps for item in app.unresolved}
+    return [Reference.parse(text) for text in sorted(texts) if text.endswith(f"@{digest}")]

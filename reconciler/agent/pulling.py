@@ -66,19 +66,28 @@ def pull(
             stack.callback(images.close)
         asked = pinned(text, images.digest, bundle=bundle)
         reference, name = asked.reference, asked.name
-        if for_platform != host_platform():
+        asked_for = reference
+        foreign = for_platform != host_platform()
+        if foreign:
             # By its own manifest: what the index means on this device must stay what specs are resolved to
             found = images.resolve_without_storing(reference)
             reference = replace(reference, digest=found.manifest)
-        image = images.resolve(reference)
-        images.pull(image, reference, progress)
+        image = images.resolve(reference, vouched=foreign)
+        images.pull(image, reference, progress, vouched=foreign)
+        verdict = images.trust.verdict(asked_for)
     if not name:
-        return Pulled(reference, image)
+        return Pulled(reference, image, warning=verdict.problem)
     from reconciler.agent import stock  # reads specs: only a name that is given has to be compared with them
 
     with place.store.adding(), place.store.claims:
         reason = stock.pinned_elsewhere(stock.Stock(place.layout, place.device, place.store), name, image)
         if reason:
-            return Pulled(reference, image, warning=f"{name}: not renamed: {reason}")
+            return Pulled(
+                reference, image, warning=_joined(verdict.problem, f"{name}: not renamed: {reason}")
+            )
         tags.give(place.layout, name, image.index)
-    return Pulled(reference, image, name)
+    return Pulled(reference, image, name, verdict.problem)
+
+
+def _joined(*sentences: str) -> str:
+    return "; ".join(filter(None, sentences))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from reconciler.engine.pull import Images
 from reconciler.engine.store import Store
+from reconciler.engine.trust.gate import Standing
 from reconciler.errors import ReconcilerError
 from reconciler.spec.reference import Digest, Reference
 from reconciler.state.image import Image, Unresolved
@@ -35,7 +36,8 @@ class Resolver:
 
     Each registry has threads of its own, so that one that hangs holds up only what comes from it; and what one registry
     says of a digest is not held against the same digest elsewhere. `background` false looks up at once, in the
-    caller's thread; without `images` nothing is looked up at all. With `keep` what was found is stored.
+    caller's thread; without `images` nothing is looked up at all. With `keep` what was found is stored. An image that
+    is known is no answer as long as a rule about signatures holds it: it is looked up again, for a signature.
     """
 
     def __init__(
@@ -60,12 +62,18 @@ class Resolver:
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._there: frozenset[Digest] = frozenset()  # what the store knew when the reading began
         self._stale = True
+        self._stamp: object = None  # what the gate went by when the reading began
         self.pending = 0  # how many images were asked for, since `begin`, that are on their way
 
     def begin(self) -> None:
         """A new reading begins: what it does not ask for need not be tried again."""
         there = self._store.resolved_digests()
+        stamp = self._images.trust.stamp() if self._images is not None else None
         with self._lock:
+            if stamp != self._stamp:  # another key, or signatures have come: what was refused may be good now
+                for attempt in self._attempts.values():
+                    attempt.retry_at = 0.0
+            self._stamp = stamp
             for reference in [*self._attempts]:
                 if reference not in self._asked and not self._attempts[reference].running:
                     del self._attempts[reference]
@@ -81,6 +89,8 @@ class Resolver:
         Not once a look-up has ended or is due, nor where an image that is waited for has come into the store.
         """
         there = self._store.resolved_digests()
+        if self._images is not None and self._images.trust.stamp() != self._stamp:
+            return False
         now = time.monotonic()
         with self._lock:
             return (
@@ -99,10 +109,19 @@ class Resolver:
             image = self._store.resolved(digest)
         if image is not None:
             self._known[digest] = image
-            return image
-        self._missing.add(digest)
+            standing = self._images.trust.standing(reference) if self._images else Standing.ADMITTED
+            if standing is Standing.ADMITTED:
+                return image
+        else:
+            standing = Standing.HELD
+            self._missing.add(digest)
         if self._images is None:
             return Unresolved(f"{reference}: not on this device")
+        found = self._attempt(self._images, reference, digest)
+        return image if image is not None and standing is Standing.UNASKED else found
+
+    def _attempt(self, images: Images, reference: Reference, digest: Digest) -> Image | Unresolved:
+        """Look the image up, if it is time to, or say why it is not known."""
         with self._lock:
             attempt = self._attempts.get(reference)
             if attempt is None:
@@ -115,13 +134,16 @@ class Resolver:
                 return attempt.error
             attempt.running = True
         if not self._background:
-            self._look_up(self._images, reference, digest, attempt)
-            return self._known.get(digest) or attempt.error
+            return self._look_up(images, reference, digest, attempt) or attempt.error
         pool = self._pools.get(reference.registry)
         if pool is None:
             pool = self._pools[reference.registry] = ThreadPoolExecutor(2, thread_name_prefix="resolve")
-        pool.submit(self._look_up, self._images, reference, digest, attempt)
+        pool.submit(self._look_up, images, reference, digest, attempt)
         return attempt.error
+
+    def unsigned(self, reference: Reference) -> str:
+        """Why nobody vouches for an image that is used all the same; "" where somebody does, or nobody has to."""
+        return self._images.trust.unsigned(reference) if self._images is not None else ""
 
     @property
     def retry_at(self) -> float | None:
@@ -150,18 +172,21 @@ class Resolver:
             self._stale = True
             for attempt in self._attempts.values():
                 attempt.retry_at = 0.0
+        if self._images is not None:
+            self._images.trust.forget()
 
     def close(self) -> None:
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _look_up(self, images: Images, reference: Reference, digest: Digest, attempt: _Attempt) -> None:
+    def _look_up(
+        self, images: Images, reference: Reference, digest: Digest, attempt: _Attempt
+    ) -> Image | None:
         error: Unresolved | None = None
+        image: Image | None = None
         try:
-            if self._keep:
-                self._known[digest] = images.resolve(reference)
-            else:
-                self._known[digest] = images.resolve_without_storing(reference)
+            image = images.resolve(reference) if self._keep else images.resolve_without_storing(reference)
+            self._known[digest] = image
         except ReconcilerError as failure:
             hint = f" ({failure.hint})" if failure.hint else ""
             error = Unresolved(f"{failure}{hint}", failure.transient)
@@ -179,3 +204,4 @@ class Resolver:
                 attempt.failures += 1
                 attempt.retry_at = time.monotonic() + delay
         self._wake()
+        return image

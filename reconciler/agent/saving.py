@@ -21,6 +21,8 @@ from reconciler.engine.packed import Packed
 from reconciler.engine.progress import Listener
 from reconciler.engine.repack import pack
 from reconciler.engine.store import Store
+from reconciler.engine.trust.carry import carried
+from reconciler.engine.trust.record import Records
 from reconciler.errors import NotFoundError
 from reconciler.spec.reference import Digest, InvalidReferenceError, Reference
 from reconciler.state.image import Image, Layer
@@ -132,6 +134,7 @@ class Saving:
         self._entries += [
             {**entry, "annotations": {_WHOLE_NAME: name, _REF_NAME: name}} for name in names
         ] or [entry]
+        self._sign(top, entry)
         self._docker.append(
             {
                 "Config": _place(inner),
@@ -139,6 +142,14 @@ class Saving:
                 "Layers": [_place(Digest.parse(layer["digest"])) for layer in described],
             }
         )
+
+    def _sign(self, digest: Digest, entry: dict[str, Any]) -> None:
+        """Let the signatures that are kept with the image go along."""
+        entries, blobs = carried(Records(self.stock.layout).read(digest).materials, digest, entry)
+        self._entries += [one for one in entries if one not in self._entries]
+        for own, data in blobs.items():
+            if not self.out.has(own):
+                self.out.put(own, data)
 
 
 def references_of(stock: Stock, image: Image) -> list[Reference]:

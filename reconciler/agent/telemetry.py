@@ -82,6 +82,7 @@ class Telemetry:
         self._lock = threading.Lock()
         self._problems: deque[tuple[float, str]] = deque(maxlen=_PROBLEMS)
         self._began = time.time()
+        parts.images.trust.listener = self._trusted
 
     # --- from the loop and its lanes ---------------------------------------------------------------------------------
 
@@ -99,6 +100,9 @@ class Telemetry:
         for container in self._ends.new(turn.observed, turn.busy):
             append_end(self._events, time.time(), container)
         self._console.turn(turn)
+
+    def _trusted(self, reference: str, text: str) -> None:
+        self._events.append(time.time(), "trust", reference, text)
 
     def _alive(self, *, turn: bool) -> None:
         self.tally.alive(time.monotonic(), _STALL * self._parts.device.interval, turn=turn)
@@ -210,7 +214,7 @@ class Telemetry:
                 source=self._source,
                 branch=self._branch,
                 status=told.document,
-                counters=self.tally.counters(),
+                counters=self.tally.counters(signatures=images.trust.results),
                 spec_errors=told.spec_errors,
                 download_bytes=told.download_bytes,
                 generations=told.generations,

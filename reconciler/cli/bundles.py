@@ -29,7 +29,11 @@ def create(args: argparse.Namespace) -> int:
     def write(out: Outgoing) -> None:
         made = create(layout_of(args), device_of(args), args.what, out, has, sources, layers)
         layers.close()
-        images = f"{len(made.entries)} image{'s' if len(made.entries) != 1 else ''}"
+        for note in made.notes:
+            print(f"reconciler: {note}", file=sys.stderr)
+        images = f"{made.images_in} image{'s' if made.images_in != 1 else ''}"
+        if made.signatures:
+            images += f" with {made.signatures} signature{'s' if made.signatures != 1 else ''}"
         spared = f", {size(made.spared)} left out that the device has" if made.spared else ""
         print(f"{images}, {size(made.packed)} of layers written{spared}", file=sys.stderr)
 

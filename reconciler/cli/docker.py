@@ -200,8 +200,9 @@ COMMANDS: Final[tuple[Command, ...]] = (
     Command("manifest", "digest", "`digest IMAGE` prints the reference with the digest that its tag has now"),
     Command(
         "trust",
-        "",
-        "not here: a reference is pinned by digest, which is what a signature of a tag stands for",
+        "verify",
+        "cosign's signatures with a key, not Notary's; whose are asked for is in device.yaml (`trust`), and holds for "
+        "all images that come in, where DOCKER_CONTENT_TRUST holds for one command; signing is cosign's",
     ),
     Command("compose", "apply", "a spec is what a Compose file is; `validate` translates its words"),
     Command(

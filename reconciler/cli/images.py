@@ -4,13 +4,14 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from reconciler.cli.change import change
 from reconciler.cli.common import device_of, layout_of, print_json
 from reconciler.cli.listing import show
+from reconciler.cli.signed import verdicts_of
 from reconciler.engine import instance
 from reconciler.engine.layout import Layout
 from reconciler.engine.store import Store
@@ -59,6 +60,7 @@ def _columns(*, truncate: bool, digests: bool) -> tuple[Column, ...]:
         Column("UNIQUE", lambda item: size(item["unique_size"])),
         Column("COMPLETE", lambda item: "yes" if item["complete"] else "no"),
         Column("USED BY", _used_by),
+        Column("SIGNED", lambda item: str(item["signed"]), wide=True),
         Column("PLATFORM", lambda item: str(item["platform"]), wide=True),
         Column("CONFIG", short("config"), wide=True),
         Column("LAYERS", lambda item: str(len(item["layers"])), wide=True),
@@ -108,6 +110,7 @@ def image_items(held: "Stock") -> list[dict[str, Any]]:
                     if layer is not None and sharing[chain_id] == 1
                 ),
                 "complete": None not in sizes.values(),
+                **_signed(held, image, names),
                 "dangling": not names and not wanted,
                 "labels": dict(image.labels),
                 "layers": [layer.chain_id.hex for layer in image.layers],
@@ -116,6 +119,13 @@ def image_items(held: "Stock") -> list[dict[str, Any]]:
             }
         )
     return sorted(items, key=lambda item: (item["reference"], item["digest"]))
+
+
+def _signed(held: "Stock", image: Image, names: Sequence[str]) -> dict[str, Any]:
+    """Whether it is signed as the rules about its names ask: yes, no, or - where none asks; and by whom."""
+    verdicts = verdicts_of(held.device.trust, held.layout, image, names)
+    words = {verdict["signed"] for verdict in verdicts}
+    return {"signed": "no" if False in words else "yes" if words else "-", "trust": verdicts}
 
 
 def created(store: Store, image: Image) -> str:

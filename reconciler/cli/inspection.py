@@ -3,13 +3,14 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from reconciler.agent import client
 from reconciler.cli.common import layout_of
 from reconciler.cli.listing import printed
+from reconciler.cli.signed import rules_of, verdict_of, verdicts_of
 from reconciler.engine import cgroup, instance, rootfslimit, tags, volumes
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout
@@ -25,8 +26,12 @@ from reconciler.report import inspection, stored
 from reconciler.report.tables import dump_json, dump_yaml, json_line
 from reconciler.report.template import Template
 from reconciler.spec.adhoc import ADHOC
+from reconciler.spec.reference import Reference
 from reconciler.state.desired import called
 from reconciler.state.image import Image
+
+if TYPE_CHECKING:
+    from reconciler.config import TrustRule
 
 Look = Callable[["Inspector", str], list[dict[str, Any]]]
 _SHORTEST: Final = 2  # digits of an id that people may leave it at
@@ -35,7 +40,7 @@ _SHORTEST: Final = 2  # digits of an id that people may leave it at
 def inspect(args: argparse.Namespace) -> int:
     """Print what is known of each name; exit 8 if one of them means nothing."""
     template = Template(args.format) if args.format is not None and args.format != "json" else None
-    inspector = Inspector(layout_of(args))
+    inspector = Inspector(layout_of(args), rules_of(args))
     found: list[dict[str, Any]] = []
     missing: list[ReconcilerError] = []
     for name in args.names:
@@ -58,8 +63,9 @@ def inspect(args: argparse.Namespace) -> int:
 class Inspector:
     """Looks things up in one state directory; what several of them need is read once."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, rules: "Sequence[TrustRule]") -> None:
         self._layout = layout
+        self._rules = rules
         self._instance = instance.read_id(layout)
         self._records = list(records(layout))
         self._store = Store(layout)
@@ -115,6 +121,7 @@ class Inspector:
                 networks=dict(self._places(record)),
                 image=next((image for image in self._images if str(image.config) == record.image), None),
                 status=self._row(record),
+                trust=verdict_of(self._rules, layout, Reference.parse(record.reference)),
             )
         )
 
@@ -166,6 +173,8 @@ class Inspector:
             image_names,  # a registry's client: not for those who look at containers
         )
 
+        rules = self._rules
+
         names = image_names(self._layout)
         found: dict[str, Image] = {}
         for image in self._images:
@@ -176,9 +185,12 @@ class Inspector:
             )
             if starts or _named(name, known, digests) or _completed(name) in known:
                 found[str(image.manifest)] = image
-        return [self._image(image, names.get(manifest, ())) for manifest, image in found.items()]
+        return [
+            self._image(image, known, verdicts_of(rules, self._layout, image, known))
+            for image, known in ((image, names.get(manifest, ())) for manifest, image in found.items())
+        ]
 
-    def _image(self, image: Image, names: Iterable[str]) -> dict[str, Any]:
+    def _image(self, image: Image, names: Iterable[str], verdicts: list[dict[str, object]]) -> dict[str, Any]:
         layers = [self._store.layer(layer.chain_id) for layer in image.layers]
         return stored.image(
             image,
@@ -186,6 +198,7 @@ class Inspector:
             names=sorted(names),
             users=sorted(r.full_name for r in self._records if r.manifest == str(image.manifest)),
             sizes=[None if layer is None else layer.size for layer in layers],
+            trust=verdicts,
         )
 
     # --- volumes -----------------------------------------------------------------------------------------------------

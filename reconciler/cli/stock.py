@@ -96,6 +96,25 @@ def _pin(parser: argparse.ArgumentParser) -> None:
     completes(files, "files")
 
 
+def _verify(parser: argparse.ArgumentParser) -> None:
+    call(parser, "verifying:verify")
+    parser.add_argument(
+        "--key",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="by this public key (PEM), whatever device.yaml asks for; may be repeated: one of them is enough",
+    )
+    parser.add_argument(
+        "--bundle", default="", metavar="LAYOUT", help="take image and signatures from this OCI layout alone"
+    )
+    output(parser, "json")
+    image = parser.add_argument(
+        "image", metavar="IMAGE", help="HOST/NAME@sha256:..., a name that is here, or a tag of a registry"
+    )
+    completes(image, "images")
+
+
 def _rmi(parser: argparse.ArgumentParser) -> None:
     call(parser, "images:remove")
     parser.add_argument(
@@ -324,6 +343,7 @@ VERBS: Final[Verbs] = (
     ("login", "Check an account at a registry, and keep it for pulls of private images.", _login),
     ("logout", "Forget an account that login kept.", _logout),
     ("pin", "Write the digests of images into spec files, in place; --check says what is not pinned.", _pin),
+    ("verify", "Check who has signed an image, by the device's rules or with a key.", _verify),
     ("tag", "Give an image another name on this device.", _tag),
     ("save", "Write images that are here into one archive, for docker, podman, skopeo or load.", _save),
     ("load", "Bring the images of an archive here, as docker and podman save them or an OCI layout.", _load),

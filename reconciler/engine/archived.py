@@ -22,6 +22,7 @@ from reconciler.engine.image import (
 )
 from reconciler.engine.limits import Limits
 from reconciler.engine.oci_layout import read_index
+from reconciler.engine.trust.shelf import is_beside
 from reconciler.spec.reference import Digest, InvalidReferenceError
 
 _REF_NAME: Final = "org.opencontainers.image.ref.name"
@@ -95,8 +96,8 @@ def _oci(archive: Archive) -> tuple[Archived, ...]:
 def _listed_by(index: Object) -> tuple[Archived, ...]:
     names: dict[Digest, list[str]] = {}
     for entry in index.children("manifests") or []:
-        if entry.required_text("mediaType") not in INDEX_TYPES | MANIFEST_TYPES:
-            continue  # an attestation, or another artifact
+        if entry.required_text("mediaType") not in INDEX_TYPES | MANIFEST_TYPES or is_beside(entry):
+            continue  # a signature, an attestation, or another artifact
         digest = _digest(entry, entry.required_text("digest"))
         notes = entry.child("annotations")
         name = (notes.text(_WHOLE_NAME) or notes.text(_REF_NAME)) if notes is not None else None

@@ -22,7 +22,8 @@ class InvalidRecordError(VerificationError):
     """A record of the store can't be read: it is treated as absent, and made again."""
 
 
-def _seal(value: Mapping[str, object]) -> dict[str, object]:
+def seal(value: Mapping[str, object]) -> dict[str, object]:
+    """Return `value` with the format's version and a checksum."""
     return {"version": _VERSION, **value, "check": _check(value)}
 
 
@@ -30,7 +31,8 @@ def _check(value: Mapping[str, object]) -> str:
     return digest_of(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hex[:16]
 
 
-def _unseal(data: bytes, subject: str) -> Object:
+def unseal(data: bytes, subject: str) -> Object:
+    """Return what `seal` was given, from JSON, or raise InvalidRecordError."""
     try:
         document = parse(data, subject=subject, limit=_LIMIT)
         value = {key: item for key, item in document.fields.items() if key not in ("version", "check")}
@@ -60,7 +62,7 @@ class LayerRecord:
     created: float
 
     def encode(self) -> dict[str, object]:
-        return _seal(
+        return seal(
             {
                 "chain_id": str(self.chain_id),
                 "diff_id": str(self.diff_id),
@@ -75,7 +77,7 @@ class LayerRecord:
     @classmethod
     def decode(cls, data: bytes, expected: Digest) -> "LayerRecord":
         """Return the record in `data` of the layer `expected`, or raise InvalidRecordError."""
-        document = _unseal(data, f"layer record {expected.short}")
+        document = unseal(data, f"layer record {expected.short}")
         parent = document.text("parent")
         try:
             record = cls(
@@ -106,12 +108,12 @@ def _plain(value: object) -> object:
 
 def encode_image(image: Image) -> dict[str, object]:
     """Return `image` as values for JSON."""
-    return _seal({item.name: _plain(getattr(image, item.name)) for item in fields(Image)})
+    return seal({item.name: _plain(getattr(image, item.name)) for item in fields(Image)})
 
 
 def decode_image(data: bytes) -> Image:
     """Return the image that `encode_image` wrote, or raise InvalidRecordError."""
-    document = _unseal(data, "resolved image")
+    document = unseal(data, "resolved image")
     try:
         layers = document.children("layers") or []
         return Image(

@@ -13,6 +13,8 @@ STATE  (/var/lib/reconciler, 0700)
   downloads/<alg>-<hex>-<n>  packed bytes of a layer from byte n on, of a transfer that takes long, under flock;
                              appended to and never believed, may be deleted at any time
   resolved/<alg>-<hex>.json  digest as pinned -> resolved image: a cache, may be deleted at any time
+  signatures/<alg>-<hex>.json
+                             who has vouched for an image, and its signatures, to verify them again; goes with the image
   tags/<sha256 of name>.json a name that a person gave to an image here; one file each, replaced by rename
   layers/<hex of chain id>/  an unpacked layer (a directory for overlayfs), made by rename from partial/
   layers/<hex>.json          its record: written after the rename, and durable; without it the layer does not exist
@@ -117,6 +119,13 @@ class Layout:
 
     def resolved_image(self, digest: Digest) -> Path:
         return self.resolved / f"{digest.algorithm}-{digest.hex}.json"
+
+    @property
+    def signatures(self) -> Path:
+        return self.state / "signatures"
+
+    def signature(self, digest: Digest) -> Path:
+        return self.signatures / f"{digest.algorithm}-{digest.hex}.json"
 
     @property
     def layers(self) -> Path:

@@ -74,6 +74,11 @@ class Bundles:
         if holder not in self._bundles:
             self._bundles = (*self._bundles, holder)
 
+    @property
+    def holders(self) -> tuple[Holder, ...]:
+        """Each of them, in the order in which they are asked."""
+        return self._bundles
+
     @contextmanager
     def open(self, digest: Digest) -> Iterator[IO[bytes] | None]:
         """Open the blob `digest` of the first bundle that has it, or give None."""

@@ -9,11 +9,12 @@ Nothing here decides that an image is wanted.
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+from reconciler.config import TrustRule
 from reconciler.engine import downloads
 from reconciler.engine.addition import Adder, Addition
 from reconciler.engine.estimate import DOUBT, Estimate
@@ -28,6 +29,11 @@ from reconciler.engine.registry.client import Registry
 from reconciler.engine.resolve import Resolver
 from reconciler.engine.room import Room
 from reconciler.engine.store import Store
+from reconciler.engine.trust.claim import Material
+from reconciler.engine.trust.gate import Trust, Verdict
+from reconciler.engine.trust.gather import Search
+from reconciler.engine.trust.record import Records
+from reconciler.engine.trust.shelf import LayoutShelf, RegistryShelf, Shelf
 from reconciler.errors import BlockedError
 from reconciler.spec.reference import Digest, Reference
 from reconciler.state.image import Image, Layer
@@ -59,10 +65,12 @@ class Images:
         platform: Platform,
         limits: Limits | None = None,
         keep_blobs: bool = False,
+        trust: Sequence[TrustRule] = (),
     ) -> None:
         """With `offline` no registry is asked: what no bundle has is NotFoundError, what it has damaged is no more.
 
-        `keep_blobs`: the packed form of layers stays in the store, beside the unpacked one.
+        `keep_blobs`: the packed form of layers stays in the store, beside the unpacked one. `trust` are the rules about
+        signatures: nothing is resolved, nor pulled, that they refuse.
         """
         limits = limits or Limits()
         self._store = store
@@ -76,6 +84,8 @@ class Images:
         self._resolver = Resolver(store, available, asked, platform, limits)
         self._estimate = Estimate(store, available, asked)
         self._adder = Adder(store, layout, available, asked, limits, keep=keep_blobs)
+        self.trust = Trust(trust, Records(layout))
+        self._shelved: dict[int, LayoutShelf] = {}  # by what they are shelves of, which stays as long as this
         self._jobs: dict[str, Jobs[Digest]] = {}  # by registry
         self._seen: dict[Digest, Image] = {}
         self._lock = threading.Lock()
@@ -102,16 +112,20 @@ class Images:
 
     # --- resolving -------------------------------------------------------------------------------------------------
 
-    def resolve(self, reference: Reference) -> Image:
+    def resolve(self, reference: Reference, *, vouched: bool = False) -> Image:
         """Return what the pinned digest means for this platform, and keep its documents and the answer.
 
         From the store if it was resolved before; else from bundles or the registry. Raises VerificationError,
-        PlatformError or RegistryError.
+        PlatformError or RegistryError. `vouched`: it is part of an index that was admitted already.
         """
         known = self._known(reference)
         if known is not None and self._store.resolved(known.index) is not None:
+            if not vouched:
+                self.admit(reference)
             return known
         image, documents = self._resolver.resolve(reference, time.sleep)
+        if not vouched:
+            self.admit(reference, documents)
         try:
             with self._store.adding():
                 for digest, data in documents.items():
@@ -135,12 +149,63 @@ class Images:
 
     def resolve_without_storing(self, reference: Reference) -> Image:
         """Return the same, and write nothing; what was found is remembered in memory only. For `plan`."""
-        known = self._known(reference)
+        known, documents = self._known(reference), None
         if known is None:
-            known, _ = self._resolver.resolve(reference, time.sleep)
-            with self._lock:
-                self._seen[known.index] = known
+            known, documents = self._resolver.resolve(reference, time.sleep)
+        self.admit(reference, documents, keep=False)
+        with self._lock:
+            self._seen[known.index] = known
         return known
+
+    def admit(
+        self,
+        reference: Reference,
+        documents: Mapping[Digest, bytes] | None = None,
+        *,
+        keep: bool = True,
+        afresh: bool = False,
+    ) -> Verdict:
+        """Return who vouches for the image that `reference` pins, or raise UntrustedImageError; see `Trust.admit`.
+
+        Signatures are looked for in the bundles, then at mirrors, then at the registry. `documents` are those that are
+        at hand.
+        """
+
+        def content() -> bytes:
+            digest = reference.digest
+            if digest is not None and documents is not None and digest in documents:
+                return documents[digest]
+            return self._resolver.document(reference, time.sleep)
+
+        return self.trust.admit(
+            reference, content, lambda: self._shelves(reference), keep=keep, afresh=afresh
+        )
+
+    def collect(self, reference: Reference) -> None:
+        """Keep what bundles have of signatures of the image, for later: they are not here to be asked again."""
+        if reference.digest is not None:
+            content = partial(self._resolver.document, reference, time.sleep)
+            self.trust.collect(reference.digest, content, self._layouts)
+
+    def signatures(self, reference: Reference) -> tuple[list[Material], list[str]]:
+        """Return the signatures of the image, from wherever they are, whoever made them, and what was in the way."""
+        search, digest = Search(), reference.digest
+        if digest is None:
+            return [], []
+        content = partial(self._resolver.document, reference, time.sleep)
+        found = self.trust.signatures(digest, content, lambda: self._shelves(reference), search)
+        return found, search.notes
+
+    def _layouts(self) -> Iterator[Shelf]:
+        for holder in self._bundles.holders:
+            yield self._shelved.setdefault(id(holder), LayoutShelf(holder))
+
+    def _shelves(self, reference: Reference) -> Iterator[Shelf]:
+        yield from self._layouts()
+        if self._offline:
+            return
+        for place in self._registry.places(reference.registry, reference.repository):
+            yield RegistryShelf(self._registry, place)
 
     def _known(self, reference: Reference) -> Image | None:
         if reference.digest is None:
@@ -167,12 +232,16 @@ class Images:
         """Return the layers of `image` that a pull would fetch, lowest first."""
         return tuple(layer for layer in image.layers if not self._store.has_layer(layer.chain_id))
 
-    def pull(self, image: Image, reference: Reference, progress: Listener = _ignore) -> None:
+    def pull(
+        self, image: Image, reference: Reference, progress: Listener = _ignore, *, vouched: bool = False
+    ) -> None:
         """Bring every missing layer of `image` here; afterwards the image is complete.
 
         `progress` is called from several threads. Succeeds at once where nothing is missing. Raises RegistryError,
-        VerificationError, BlockedError (disk full); layers that were complete by then stay.
+        VerificationError, BlockedError (disk full); layers that were complete by then stay. `vouched` as for `resolve`.
         """
+        if not vouched:
+            self.admit(reference)
         with self._store.adding():
             while missing := self.missing(image):
                 self._demand(self._needed(missing, reference), f"image {reference}")

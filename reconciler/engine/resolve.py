@@ -80,6 +80,12 @@ class Resolver:
         )
         return image, documents
 
+    def document(self, reference: Reference, pause: Callable[[float], object]) -> bytes:
+        """Return the document that `reference` pins, verified; raises what `resolve` raises."""
+        if reference.digest is None:
+            raise UsageError(f"image {reference}: no digest", hint=f"run: reconciler digest {reference}")
+        return self._manifest(reference, reference.digest, pause)[0]
+
     def _local(self, digest: Digest) -> bytes | None:
         """Return a document from the store or a bundle if an undamaged copy is there."""
         try:

@@ -372,6 +372,7 @@ class Store:
     def forget(self, digest: Digest) -> None:
         """Drop what `digest` means; succeeds if nothing is known."""
         self._images.pop(digest, None)
+        self.discard(self._layout.signature(digest))
         self.discard(self._layout.resolved_image(digest))
         failpoint("collect.image")
 

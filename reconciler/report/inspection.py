@@ -30,7 +30,7 @@ class Found:
     `frozen`: its cgroup is. `networks` are its places in networks, by key; `image` is None where it is
     not known any more. `status` is its row of the status document, {} where that could not be had. `memory_peak` is in
     bytes, None where nothing runs, or nothing counts it. `rootfs` are limit and use of its writable layer, and who
-    keeps the limit, {} without one.
+    keeps the limit, {} without one. `trust` is what is known of its image's signature, {} where none is asked for.
     """
 
     record: Record
@@ -43,6 +43,7 @@ class Found:
     status: Mapping[str, Any] = field(default_factory=dict)
     memory_peak: int | None = None
     rootfs: Mapping[str, Any] = field(default_factory=dict)
+    trust: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +102,27 @@ def container(found: Found) -> dict[str, Any]:
             "DependsOn": list(settings.depends_on),
             "MemoryPeak": found.phase.record.peak if isinstance(found.phase, Exited) else found.memory_peak,
             "Rootfs": dict(found.rootfs) if found.rootfs else None,
+            "Signature": signature(found.trust) if found.trust else None,
             "State": found.status.get("state", ""),
             "UpToDate": found.status.get("up_to_date"),
             "Reason": found.status.get("reason", ""),
             "NextStartSeconds": found.status.get("next_start_seconds"),
         },
+    }
+
+
+def signature(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of an image's signature, by the rule that asks for one."""
+    return {
+        "Signed": verdict["signed"],
+        "Rule": verdict["rule"],
+        "Mode": verdict["mode"],
+        "Key": verdict["key"],
+        "Fingerprint": verdict["fingerprint"],
+        "Form": verdict["form"],
+        "Source": verdict["source"],
+        "Verified": rfc3339(verdict["verified"]),
+        "Problem": verdict["problem"],
     }
 
 

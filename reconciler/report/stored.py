@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reconciler.report.inspection import NEVER, rfc3339
+from reconciler.report.inspection import NEVER, rfc3339, signature
 from reconciler.state.image import Image
 
 
@@ -14,9 +14,11 @@ def image(
     names: Sequence[str],
     users: Sequence[str],
     sizes: Sequence[int | None],
+    trust: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """One image. `document` is its config as the registry has it; `sizes` what each layer takes here unpacked, None
-    where it is missing; `users` are the containers made from it.
+    where it is missing; `users` are the containers made from it; `trust` is what is known of its signatures, for each
+    name that a rule is about.
     """
     system, _, machine = found.platform.partition("/")
     architecture, _, variant = machine.partition("/")
@@ -52,6 +54,7 @@ def image(
             "Index": str(found.index),
             "Manifest": str(found.manifest),
             "Complete": None not in sizes,
+            "Signatures": [{"Reference": one["reference"], **signature(one)} for one in trust],
             "DownloadSize": found.download_size,
             "Layers": [str(layer.digest) for layer in found.layers],
             "Unpacked": [

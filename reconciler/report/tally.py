@@ -209,8 +209,11 @@ class Tally:
             if turn:
                 self._alive, self._stalled = monotonic, False
 
-    def counters(self) -> Counters:
-        """All counters now; the known labels are there from the beginning, at zero."""
+    def counters(self, *, signatures: Mapping[str, int] | None = None) -> Counters:
+        """All counters now; the known labels are there from the beginning, at zero.
+
+        `signatures` are verifications of signatures, which are counted where they are made, by their result.
+        """
         with self._lock:
             return Counters(
                 fetches=_from_zero(self._fetches, FETCHES),
@@ -229,7 +232,7 @@ class Tally:
                 gc_runs=_from_zero(self._gc_runs, RESULTS),
                 gc_bytes=self._gc_bytes,
                 gc_removed=_from_zero(self._gc_removed, GARBAGE),
-                verified=_from_zero(self._verified, VERIFIED),
+                verified=_from_zero(self._verified + Counter(signatures or {}), VERIFIED),
                 stalls=self._stalls,
             )
 

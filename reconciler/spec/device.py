@@ -18,6 +18,7 @@ from reconciler.spec.marks import quote
 from reconciler.spec.parts import Logging, RestartPolicy
 from reconciler.spec.parts import Restart as RestartModel
 from reconciler.spec.registries import Registries
+from reconciler.spec.trust import TrustRule
 from reconciler.spec.values import (
     AbsolutePath,
     Bytes,
@@ -198,6 +199,16 @@ class DeviceFile(Part):
     registries: Annotated[
         Registries, Doc("How registries are reached.", "map", '{insecure: ["registry.lan:5000"]}')
     ] = Registries()
+    trust: Annotated[
+        tuple[TrustRule, ...],
+        Doc(
+            "Whose signatures images need, by repository; the first rule that matches an image counts, and where none "
+            "does it needs none.",
+            "list",
+            "[{match: ghcr.io/acme, keys: [/etc/reconciler/ci.pub]}]",
+            "`[]`: nobody's",
+        ),
+    ] = ()
     bundles: Annotated[
         tuple[AbsolutePath, ...],
         Doc(
@@ -267,3 +278,15 @@ class DeviceFile(Part):
     interval: Annotated[
         PositiveDuration, Doc("The longest time between two looks at everything.", "duration", "10s", "30s")
     ] = 30.0
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        seen: set[str] = set()
+        for index, rule in enumerate(self.trust):
+            if rule.match in seen:
+                raise Fault(
+                    f"{quote(rule.match)} has a rule above: the first one counts",
+                    path=("trust", index, "match"),
+                )
+            seen.add(rule.match)
+        return self

@@ -17,7 +17,7 @@ NOT_YET: Final[dict[str, frozenset[str]]] = {
     ),
     "DeviceFile": frozenset(
         {
-            "sources", "trust", "windows", "locks", "network", "notify", "peers", "store",
+            "sources", "windows", "locks", "network", "notify", "peers", "store",
         }
     ),
     "DeviceDefaults": frozenset({"update"}),
@@ -185,6 +185,17 @@ TRANSLATIONS: Final[dict[str, dict[str, str]]] = {
         "condition": "policy",
         "window": "reset_after",
         "attempts": "max_attempts",
+    },
+    "TrustRule": {
+        "identities": "keyless signatures can't be checked without Fulcio's roots and Rekor's log, which a device off "
+        "the net does not have; sign with a key, and write it under 'keys'",
+        "key": "keys",
+        "publicKeys": "keys",
+        "public_keys": "keys",
+        "pattern": "match",
+        "glob": "match",
+        "images": "match",
+        "policy": "mode",
     },
     "DeviceFile": {
         "apps": "apps are files of their own in the spec directory",

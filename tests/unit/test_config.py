@@ -133,7 +133,7 @@ def test_all_problems_come_at_once_with_their_places() -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        "sources", "trust", "windows", "locks", "network", "notify", "peers", "store",
+        "sources", "windows", "locks", "network", "notify", "peers", "store",
     ],
 )  # fmt: skip
 def test_what_comes_later_is_refused_by_name(key: str) -> None:

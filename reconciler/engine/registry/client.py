@@ -29,17 +29,22 @@ if TYPE_CHECKING:
 
 _ACCEPT: Final = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))
 _RANGE: Final = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)", re.ASCII)
+_NEXT: Final = re.compile(r'<([^<>]{1,4096})>\s*;\s*rel="?next"?', re.ASCII)  # RFC 8288
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A manifest or index as sent: its bytes, the Content-Type, the digest that the header claims if any, by whom."""
+    """A manifest or index as sent: its bytes, the Content-Type, the digest that the header claims if any, by whom.
+
+    `next` is where the header Link says that more of a list is; "" where it does not.
+    """
 
     data: bytes
     media_type: str
     claimed: str
     registry: str
+    next: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +175,26 @@ class Registry:
             return data
 
         return self._anywhere(registry, repository, fetch, pause)
+
+    def read(
+        self, place: Place, path: str, *, limit: int, pause: Callable[[float], object] = time.sleep
+    ) -> Document:
+        """Fetch `/v2/REPOSITORY/path` whole from one place; what is transient is tried again, but at a mirror.
+
+        Nothing is verified. Raises RegistryError.
+        """
+        whole = f"/v2/{place.repository}/{path}"
+
+        def fetch() -> Document:
+            endpoint = self._endpoint(place.registry)
+            answer = endpoint.get(whole, place.repository, {"Accept": f"{_ACCEPT}, */*"})
+            headers = answer.response.headers
+            link = _NEXT.search(headers.get("link", "")[:8192])
+            data = endpoint.document(answer, f"{place.registry}: GET {whole.partition('?')[0]}", limit)
+            kind = headers.get("content-type", "")
+            return Document(data, kind, "", place.registry, link[1] if link is not None else "")
+
+        return fetch() if place.is_mirror else self.patiently(fetch, pause)
 
     # --- places ----------------------------------------------------------------------------------------------------
 

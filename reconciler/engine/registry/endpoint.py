@@ -175,7 +175,7 @@ class Endpoint:
 
     def get(self, path: str, repository: str, headers: "Mapping[str, str]") -> Answer:
         """Open GET `path` with a 2xx answer, or raise a RegistryError. Who asks is said, and said anew, if needed."""
-        request = f"{self.registry}: GET {path}"
+        request = f"{self.registry}: GET {path.partition('?')[0]}"
         known = self._session.header(repository)
         answer = self._follow(request, path, headers, known)
         if answer.response.status_code == 401 and self._is_ours(answer.url):

@@ -11,6 +11,8 @@ from reconciler.engine.layout import Layout
 from reconciler.engine.pull import Images
 from reconciler.engine.registry.errors import RegistryError
 from reconciler.engine.store import Store
+from reconciler.engine.trust.gate import Trust
+from reconciler.engine.trust.record import Records
 from reconciler.spec.reference import Digest, Reference
 from reconciler.state.image import Image, Unresolved
 
@@ -20,9 +22,10 @@ DIGEST = "sha256:" + "1" * 64
 class Registries:
     """Images of a world in which registries by some names hang or fail."""
 
-    def __init__(self) -> None:
+    def __init__(self, layout: Layout) -> None:
         self.release = threading.Event()
         self.asked: list[str] = []
+        self.trust = Trust((), Records(layout))
 
     def resolve(self, reference: Reference) -> Image:
         self.asked.append(str(reference))
@@ -38,9 +41,10 @@ class Looking:
     """A resolver, and a way to wait for the look-ups it began."""
 
     def __init__(self, tmp_path: Path) -> None:
-        self.registries = Registries()
+        layout = Layout(tmp_path / "state", tmp_path / "run")
+        self.registries = Registries(layout)
         self.woken = threading.Event()
-        store = Store(Layout(tmp_path / "state", tmp_path / "run"))
+        store = Store(layout)
         self.resolver = Resolver(cast(Images, self.registries), store, self.woken.set)
 
     def read(self, *texts: str) -> list[Image | Unresolved]:

@@ -61,6 +61,7 @@ def test_verbs_that_look_wait_for_no_models_and_no_registry() -> None:
         "stats",
         "events",
         "inspection",
+        "signed",
         "waiting",
         "processes",
         "changes",
