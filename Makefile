@@ -17,7 +17,7 @@ TEST_STAMP := .venv/installed-$(PROJECT)-test
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run clean-run test check test-vm bench format docs
+.PHONY: help run clean-run test check test-vm bench fuzz format docs
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,11 @@ bench: ## measure beside crun, runc, docker and podman, as far as they are insta
 	@deploy/packages.sh bench
 	@$(MAKE) --no-print-directory $(TEST_STAMP)
 	.venv/bin/python bench/run.py
+
+fuzz: $(TEST_STAMP) ## feed the parsers that strangers reach for SECONDS (60) each, with atheris
+	@.venv/bin/python -c 'import atheris' 2>/dev/null || .venv/bin/pip install -q atheris
+	@for target in $$(.venv/bin/python -c 'from tests.fuzz.targets import TARGETS; print(*TARGETS)'); do \
+		echo "$$target"; .venv/bin/python -m tests.fuzz.run $$target $(or $(SECONDS),60) || exit 1; done
 
 format: $(TEST_STAMP) ## put the sources into their one form
 	.venv/bin/ruff format .

@@ -21,12 +21,18 @@ _REPOSITORY: Final = re.compile(
 )
 _TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", re.ASCII)
 _MAX_LENGTH: Final = 512
+_MAX_SHOWN: Final = 200
 
 
 class InvalidReferenceError(ReconcilerError):
     """The text is not an image reference or a digest in our grammar."""
 
     exit_code = 3
+
+
+def _shown(text: str) -> str:
+    """Quote a part of what was given: an escape is up to ten characters, and a line is to stay one."""
+    return repr(text) if len(text) <= _MAX_SHOWN and text.isprintable() else f"{text[:40]!r}..."
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -75,23 +81,23 @@ class Reference:
         if not slash or not ("." in host or ":" in host or host == "localhost"):
             whole = f"docker.io/{text}" if slash else f"docker.io/library/{text}"
             raise InvalidReferenceError(
-                f"image {text!r}: the registry host is missing",
+                f"image {_shown(text)}: the registry host is missing",
                 hint=f"write {whole}"
                 if text.isprintable()
                 else "",  # a terminal would obey what else it holds
             )
         match = _HOST.fullmatch(host)
         if match is None or (match[1] is not None and not 1 <= int(match[1]) <= 65535):
-            raise InvalidReferenceError(f"image {text!r}: {host!r} is not a registry host[:port]")
+            raise InvalidReferenceError(f"image {_shown(text)}: {_shown(host)} is not a registry host[:port]")
         repository, colon, tag = rest.partition(":")
         if _REPOSITORY.fullmatch(repository) is None:
             raise InvalidReferenceError(
-                f"image {text!r}: {repository!r} is not a repository name (lower case)"
+                f"image {_shown(text)}: {_shown(repository)} is not a repository name (lower case)"
             )
         if colon and _TAG.fullmatch(tag) is None:
-            raise InvalidReferenceError(f"image {text!r}: {tag!r} is not a tag")
+            raise InvalidReferenceError(f"image {_shown(text)}: {_shown(tag)} is not a tag")
         if not colon and digest is None:
-            raise InvalidReferenceError(f"image {text!r}: neither a tag nor a digest")
+            raise InvalidReferenceError(f"image {_shown(text)}: neither a tag nor a digest")
         return cls(host, repository, tag if colon else None, digest)
 
     def __str__(self) -> str:

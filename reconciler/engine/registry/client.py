@@ -266,10 +266,10 @@ class Registry:
         try:
             start = 0
             if answer.response.status_code == 206:
-                found = _RANGE.fullmatch(answer.response.headers.get("content-range", ""))
-                if found is None or int(found[1]) > offset:
+                found = range_start(answer.response.headers.get("content-range", ""))
+                if found is None or found > offset:
                     raise RefusedError(request, "answered with another range than asked for")
-                start = int(found[1])
+                start = found
             elif answer.response.status_code != 200:
                 raise RefusedError(request, f"answered {answer.response.status_code} to a request for a blob")
             yield Transfer(start, self._body(endpoint, answer, request))
@@ -299,6 +299,12 @@ class Registry:
                     waited, received = 0.0, 0
         except httpx.HTTPError as error:
             raise endpoint.failure(request, error) from error
+
+
+def range_start(header: str) -> int | None:
+    """The first byte of the range that a Content-Range header tells (RFC 9110, 14.4), None where it tells none."""
+    found = _RANGE.fullmatch(header)
+    return None if found is None else int(found[1])
 
 
 def _range(offset: int, until: int | None) -> dict[str, str]:

@@ -283,7 +283,7 @@ class Endpoint:
             return CredentialsError(request, status, detail, hint=self._session.advice(repository, status))
         if not self._is_ours(answer.url) and "token from" not in request:
             request = f"{request}: redirected to {address(answer.url)}"
-        wait = _retry_after(response.headers.get("retry-after", ""), self._patience.retry_after)
+        wait = retry_after(response.headers.get("retry-after", ""), self._patience.retry_after)
         return RegistryError(request, status, detail, retry_after=wait)
 
     def failure(self, request: str, error: Exception) -> RegistryError:
@@ -345,7 +345,7 @@ def _said(data: bytes) -> str:
         return ""
 
 
-def _retry_after(value: str, longest: float) -> float:
+def retry_after(value: str, longest: float) -> float:
     """Return the seconds that a Retry-After header asks for, between 0 and `longest`."""
     if value.isascii() and value.isdigit():
         return min(float(value[:9]), longest)
