@@ -80,6 +80,14 @@ class ImageLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreCare:
+    """`scrub` bytes a day are read to find damage, 0 for none; `repair`: what is found is put right at once."""
+
+    scrub: int = file.StoreCare().scrub
+    repair: bool = file.StoreCare().repair
+
+
+@dataclass(frozen=True, slots=True)
 class ShrinkGuard:
     """A change may remove `max_removed` percent of all apps; with fewer than `min_apps` apps it may remove any."""
 
@@ -117,6 +125,7 @@ class Device:
     defaults: Defaults = field(default_factory=Defaults)
     gc: Gc = Gc()
     limits: ImageLimits = ImageLimits()
+    store: StoreCare = StoreCare()
     reserve: int = file.Disk().reserve  # bytes that a pull leaves free
     shrink_guard: ShrinkGuard = ShrinkGuard()
     metrics: Metrics = Metrics()
@@ -181,6 +190,7 @@ def _device(path: str, given: DeviceFile, places: list[str]) -> Device:
         gc=Gc(gc.keep_generations, gc.min_age, gc.keep_blobs == "used", gc.high, gc.low, gc.min_free),
         limits=ImageLimits(*(getattr(given.limits, item.name) for item in fields(ImageLimits))),
         reserve=given.disk.reserve,
+        store=StoreCare(given.store.scrub, given.store.repair),
         shrink_guard=ShrinkGuard(given.shrink_guard.max_removed, given.shrink_guard.min_apps),
         metrics=Metrics("" if given.metrics.listen == "none" else given.metrics.listen),
         interval=given.interval,

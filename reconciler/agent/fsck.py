@@ -54,10 +54,11 @@ def check(stock: Stock, told: Callable[[int], object]) -> tuple[list[Finding], C
     looking = Check(stock.layout, stock.store, told)
     with stock.store.adding():
         troubles = list(looking.run())
-    return [_found(stock, trouble) for trouble in troubles], looking.count
+    return [finding(stock, trouble) for trouble in troubles], looking.count
 
 
-def _found(stock: Stock, trouble: Trouble) -> Finding:
+def finding(stock: Stock, trouble: Trouble) -> Finding:
+    """What is wrong, with who needs it."""
     key = (trouble.kind, trouble.name)
     needed = stock.wanted.get(key) or stock.named.get(key) or ""
     if trouble.kind == CONTAINER:

@@ -18,9 +18,11 @@ from typing import Any
 
 from reconciler.agent.gauges import Gauges, traffic
 from reconciler.agent.parts import Parts
+from reconciler.agent.scrub import Scrub
 from reconciler.agent.sizes import Sizes
 from reconciler.agent.turn import Listener, Turn
 from reconciler.engine import clock
+from reconciler.engine.store import Store
 from reconciler.errors import ReconcilerError
 from reconciler.execute.executor import LaneEnd
 from reconciler.plan.steps import Outcome, Plan, PullImage, Step
@@ -31,7 +33,7 @@ from reconciler.report.events import Ends, EventLog, append_end, attributes
 from reconciler.report.server import serve_tcp, serve_unix
 from reconciler.report.status import NOTHING_LIVE, Live
 from reconciler.report.tally import Tally
-from reconciler.report.telemetry import Process, StoreSizes
+from reconciler.report.telemetry import Care, Process, StoreSizes
 from reconciler.report.telemetry import Telemetry as Values
 from reconciler.report.wsgi import Handler, api_application, metrics_application
 from reconciler.state.observed import Container, Now
@@ -83,6 +85,7 @@ class Telemetry:
         self._problems: deque[tuple[float, str]] = deque(maxlen=_PROBLEMS)
         self._began = time.time()
         parts.images.trust.listener = self._trusted
+        self.scrub: Scrub | None = None
 
     # --- from the loop and its lanes ---------------------------------------------------------------------------------
 
@@ -224,6 +227,7 @@ class Telemetry:
                 log_bytes=self._gauges.written(found),
                 volumes=_orphans(turn, measured.volumes),
                 volume_limits=_volume_limits(turn),
+                care=_care(self._parts.store, self.scrub),
                 store=_with_sizes(told.store, measured.kinds),
                 registries=told.registries,
                 requests=dict(images.requests),
@@ -376,6 +380,15 @@ def _by_use(names: list[str], used: set[str], pinned: set[str]) -> dict[str, int
     """How many are wanted or run, are kept for a generation that could be gone back to, and neither."""
     found = {"used": sum(name in used for name in names), "pinned": sum(name in pinned for name in names)}
     return {**found, "unused": len(names) - sum(found.values())}
+
+
+def _care(store: Store, scrub: Scrub | None) -> Care:
+    checked = store.session.checked
+    doubted = {"whole": checked.layers - checked.wrong, "wrong": checked.wrong}
+    if scrub is None:
+        return Care(doubted=doubted)
+    state = scrub.state
+    return Care(state.corrupt(), state.finished, scrub.read, scrub.repairs, doubted)
 
 
 def _with_sizes(store: StoreSizes | None, measured: Mapping[str, int]) -> StoreSizes | None:

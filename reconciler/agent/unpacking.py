@@ -15,6 +15,7 @@ from pathlib import Path
 from reconciler.agent.images import open_images, open_registry
 from reconciler.agent.pinning import pinned
 from reconciler.config import Device
+from reconciler.engine import doubt
 from reconciler.engine.layout import Layout
 from reconciler.engine.limits import Limits
 from reconciler.engine.platform import Platform, host_platform
@@ -108,7 +109,10 @@ def _held(layout: Layout, device: Device, wish: Wish) -> Image | None:
     wanted, found = wish.for_platform, Platform.parse(image.platform)
     if (found.os, found.architecture) != (wanted.os, wanted.architecture):
         return None
-    return image if all(Store(layout).has_layer(layer.chain_id) for layer in image.layers) else None
+    store = Store(layout)
+    with store.adding():
+        doubt.vet(store, layout, (layer.chain_id for layer in image.layers))
+    return image if all(store.has_layer(layer.chain_id) for layer in image.layers) else None
 
 
 def _copy(layout: Layout, image: Image, root: Path, tell: Listeners) -> None:

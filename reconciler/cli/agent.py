@@ -15,6 +15,7 @@ from reconciler.agent.loop import Agent
 from reconciler.agent.notify import Notify
 from reconciler.agent.parts import open_parts
 from reconciler.agent.requests import Requests
+from reconciler.agent.scrub import Scrub
 from reconciler.agent.telemetry import Telemetry
 from reconciler.agent.turn import Turn
 from reconciler.cli.common import device_of, duration, layout_of
@@ -46,6 +47,7 @@ def agent(args: argparse.Namespace) -> int:
         )
         source = reading.open_source(layout, described, telemetry.tally.fetch)
         loop = Agent(parts, source, telemetry)
+        stack.callback(parts.store.session.end)  # last: whoever writes has stopped by then
         stack.callback(loop.close)
         notify = Notify()
         _handle_signals(loop)
@@ -67,6 +69,9 @@ def agent(args: argparse.Namespace) -> int:
             durable=False,
         )
         stack.callback(layout.agent_record.unlink, missing_ok=True)
+        scrub = telemetry.scrub = Scrub(parts, telemetry)
+        stack.callback(scrub.close)
+        scrub.start()
         console.say(f"reconciling {described['git'] or described['path']} with {layout.state}")
         if metrics:
             console.say(f"metrics: http://{metrics}/metrics")

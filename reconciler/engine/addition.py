@@ -30,6 +30,7 @@ from reconciler.engine.registry.client import Registry
 from reconciler.engine.registry.errors import RegistryError
 from reconciler.engine.registry.places import Place
 from reconciler.engine.room import Room
+from reconciler.engine.session import this_boot
 from reconciler.engine.store import Store
 from reconciler.engine.stream import LayerStream
 from reconciler.engine.tarfields import InvalidLayerError, LimitError
@@ -258,7 +259,14 @@ def _record(wanted: Addition, totals: Totals) -> LayerRecord:
     layer = wanted.layer
     parent = wanted.layers[-2].chain_id if len(wanted.layers) > 1 else None
     return LayerRecord(
-        layer.chain_id, layer.diff_id, layer.digest, parent, totals.size, totals.entries, time.time()
+        layer.chain_id,
+        layer.diff_id,
+        layer.digest,
+        parent,
+        totals.size,
+        totals.entries,
+        time.time(),
+        this_boot(),
     )
 
 

@@ -17,6 +17,7 @@ from reconciler.engine.imagerecord import InvalidRecordError, LayerRecord, decod
 from reconciler.engine.inventory import ALGORITHMS
 from reconciler.engine.layout import Layout
 from reconciler.engine.mend import everything
+from reconciler.engine.platter import Platter
 from reconciler.engine.store import Store
 from reconciler.engine.tree import shown
 from reconciler.errors import ReconcilerError, VerificationError
@@ -28,7 +29,6 @@ IMAGE: Final = "image"
 TAG: Final = "tag"
 CONTAINER: Final = "container"
 
-_CHUNK: Final = 1 << 20
 _SHOWN: Final = 5
 
 Told = Callable[[int], object]
@@ -61,15 +61,43 @@ class Check:
         self._layout = layout
         self._store = store
         self._told = told
+        self._platter = Platter()
         self.count = Count()
 
     def run(self) -> Iterator[Trouble]:
         """Yield everything that is wrong, in the order in which it is best repaired: what others need first."""
-        yield from self._blobs()
-        yield from self._images()
-        yield from self._layers()
-        yield from self._tags()
-        yield from self._containers()
+        for kind, name in self.objects():
+            yield from self.one(kind, name)
+
+    def objects(self) -> Iterator[tuple[str, str]]:
+        """Yield the kind and name of everything that is there, in that order."""
+        layout = self._layout
+        for algorithm in ALGORITHMS:
+            yield from ((BLOB, f"{algorithm}:{name}") for name in _names(layout.blobs / algorithm))
+        yield from (
+            (IMAGE, name.removesuffix(".json").replace("-", ":", 1)) for name in _names(layout.resolved)
+        )
+        chains = (name.removesuffix(".json").removesuffix(".files") for name in _names(layout.layers))
+        yield from ((LAYER, chain) for chain in dict.fromkeys(chains))
+        yield from ((TAG, name) for name in _names(layout.tags))
+        yield from ((CONTAINER, container_id) for container_id in everything(layout))
+
+    def one(
+        self, kind: str, name: str, *, begin: int = 0, passed: Callable[[int], object] = lambda _: None
+    ) -> Iterator[Trouble]:
+        """Yield what is wrong with one object. Of a layer the first `begin` files are left out; see `damaged`."""
+        self.count.objects += 1
+        match kind:
+            case "blob":
+                return self._blob(*name.split(":", 1))
+            case "image":
+                return self._image(name)
+            case "layer":
+                return self._layer(name, begin, passed)
+            case "tag":
+                return self._tag(name)
+            case _:
+                return self._container(name)
 
     def _read(self, size: int) -> None:
         self.count.bytes += size
@@ -77,53 +105,40 @@ class Check:
 
     # --- blobs and what is known of images ---------------------------------------------------------------------------
 
-    def _blobs(self) -> Iterator[Trouble]:
-        for algorithm, length in ALGORITHMS.items():
-            for name in _names(self._layout.blobs / algorithm):
-                self.count.objects += 1
-                path = self._layout.blobs / algorithm / name
-                if len(name) != length or not path.is_file() or path.is_symlink():
-                    yield Trouble(BLOB, f"{algorithm}:{name}", "is no blob: something else lies there")
-                elif (found := self._digest(path, algorithm)) != name:
-                    yield Trouble(BLOB, f"{algorithm}:{name}", f"is damaged: its digest is {found[:12]}")
+    def _blob(self, algorithm: str, name: str) -> Iterator[Trouble]:
+        path = self._layout.blobs / algorithm / name
+        if len(name) != ALGORITHMS[algorithm] or not path.is_file() or path.is_symlink():
+            if path.exists() or path.is_symlink():
+                yield Trouble(BLOB, f"{algorithm}:{name}", "is no blob: something else lies there")
+        elif (found := self._digest(path, algorithm)) != name:
+            yield Trouble(BLOB, f"{algorithm}:{name}", f"is damaged: its digest is {found[:12]}")
 
     def _digest(self, path: Path, algorithm: str) -> str:
         digest = hashlib.new(algorithm)
         try:
             with path.open("rb", buffering=0) as file:
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
-                    self._read(len(chunk))
+                self._platter.read(file.fileno(), digest.update, self._read)
         except OSError as error:  # EIO is what damage often looks like
             return f"not to be had: {error.strerror}"
         return digest.hexdigest()
 
-    def _images(self) -> Iterator[Trouble]:
-        for name in _names(self._layout.resolved):
-            self.count.objects += 1
-            digest = name.removesuffix(".json").replace("-", ":", 1)
-            try:
-                image = decode_image((self._layout.resolved / name).read_bytes())
-                if str(image.index) != digest:
-                    raise InvalidRecordError(f"is that of {image.index}")
-            except (OSError, InvalidRecordError) as error:
-                yield Trouble(IMAGE, digest, f"its record can't be read: {str(error)[:100]}")
-                continue
-            for what, blob in (("manifest", image.manifest), ("config", image.config)):
-                if not self._store.has_blob(blob):
-                    yield Trouble(IMAGE, digest, f"its {what} {blob.short} is missing")
+    def _image(self, digest: str) -> Iterator[Trouble]:
+        try:
+            image = decode_image((self._layout.resolved / f"{digest.replace(':', '-', 1)}.json").read_bytes())
+            if str(image.index) != digest:
+                raise InvalidRecordError(f"is that of {image.index}")
+        except FileNotFoundError:
+            return  # it has gone meanwhile
+        except (OSError, InvalidRecordError) as error:
+            yield Trouble(IMAGE, digest, f"its record can't be read: {str(error)[:100]}")
+            return
+        for what, blob in (("manifest", image.manifest), ("config", image.config)):
+            if not self._store.has_blob(blob):
+                yield Trouble(IMAGE, digest, f"its {what} {blob.short} is missing")
 
     # --- layers ------------------------------------------------------------------------------------------------------
 
-    def _layers(self) -> Iterator[Trouble]:
-        chains: dict[str, None] = {}
-        for name in _names(self._layout.layers):
-            chains[name.removesuffix(".json").removesuffix(".files")] = None
-        for chain in chains:
-            self.count.objects += 1
-            yield from self._layer(chain)
-
-    def _layer(self, chain: str) -> Iterator[Trouble]:
+    def _layer(self, chain: str, begin: int, passed: Callable[[int], object]) -> Iterator[Trouble]:
         path = self._layout.layers / chain
         if not (self._layout.layers / f"{chain}.json").exists():
             with self._store.committing():  # one that has just come in has its record by now
@@ -132,6 +147,8 @@ class Check:
             chain_id = Digest.parse(f"sha256:{chain}")
             LayerRecord.decode((self._layout.layers / f"{chain}.json").read_bytes(), chain_id)
         except FileNotFoundError:
+            if not any((self._layout.layers / f"{chain}{more}").exists() for more in ("", ".files")):
+                return  # it has gone meanwhile
             yield Trouble(
                 LAYER, chain, "has no record: half of a pull that was interrupted, or its record is lost"
             )
@@ -143,7 +160,7 @@ class Check:
             yield Trouble(LAYER, chain, "its directory is missing")
             return
         try:
-            files = list(self._store.damaged_files(chain_id, self._read))
+            files = list(self._store.damaged_files(chain_id, self._read, begin=begin, passed=passed))
         except (OSError, VerificationError) as error:
             yield Trouble(LAYER, chain, f"its file index can't be read: {str(error)[:100]}")
             return
@@ -155,27 +172,24 @@ class Check:
 
     # --- names and containers ----------------------------------------------------------------------------------------
 
-    def _tags(self) -> Iterator[Trouble]:
-        for name in _names(self._layout.tags):
-            self.count.objects += 1
-            if tags.read(self._layout.tags / name) is None:
-                yield Trouble(TAG, name, "the file of a name that was given by hand can't be read")
+    def _tag(self, name: str) -> Iterator[Trouble]:
+        path = self._layout.tags / name
+        if tags.read(path) is None and path.exists():
+            yield Trouble(TAG, name, "the file of a name that was given by hand can't be read")
 
-    def _containers(self) -> Iterator[Trouble]:
-        for container_id in everything(self._layout):
-            self.count.objects += 1
-            try:
-                found = record.read_checked(self._layout, container_id)
-            except (FileNotFoundError, NotADirectoryError):
-                continue  # one in the making, or what is left of one
-            except (OSError, ReconcilerError) as error:
-                yield Trouble(CONTAINER, container_id, f"its record can't be read: {str(error)[:100]}")
-                continue
-            for chain in found.layers:
-                if not (self._layout.layers / chain).is_dir():
-                    yield Trouble(
-                        CONTAINER, container_id, f"{found.full_name} is made from layer {chain[:12]}, missing"
-                    )
+    def _container(self, container_id: str) -> Iterator[Trouble]:
+        try:
+            found = record.read_checked(self._layout, container_id)
+        except (FileNotFoundError, NotADirectoryError):
+            return  # one in the making, or what is left of one
+        except (OSError, ReconcilerError) as error:
+            yield Trouble(CONTAINER, container_id, f"its record can't be read: {str(error)[:100]}")
+            return
+        for chain in found.layers:
+            if not (self._layout.layers / chain).is_dir():
+                yield Trouble(
+                    CONTAINER, container_id, f"{found.full_name} is made from layer {chain[:12]}, missing"
+                )
 
 
 def _names(path: Path) -> list[str]:

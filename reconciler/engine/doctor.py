@@ -16,7 +16,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Final
 
-from reconciler.engine import bundle, clock, enforcing, idmapping
+from reconciler.engine import bundle, clock, enforcing, idmapping, scrubbed
 from reconciler.engine.enforcing import Check, version
 from reconciler.engine.hierarchies import Hierarchies
 from reconciler.engine.layout import Layout, existing
@@ -74,6 +74,7 @@ def checks(layout: Layout, *, quick: bool = False) -> tuple[Check, ...]:
         *found,
         _git(),
         _room(layout),
+        _store(layout),
         enforcing.quotas(existing(layout.volumes), on_tmpfs=Uppers(layout).on_tmpfs),
         _ids(layout),
         _clock(),
@@ -336,6 +337,19 @@ def _room(layout: Layout) -> Check:
     return Check(
         "disk", None if low else True, detail, "make room, or use another --state directory" if low else ""
     )
+
+
+def _store(layout: Layout) -> Check:
+    """What the scrub has found; no fault of the host that containers can't run for."""
+    known = scrubbed.read(layout)
+    if known.wrong:
+        (kind, name), what = min(known.wrong.items())
+        more = f", and {len(known.wrong) - 1} more" if len(known.wrong) > 1 else ""
+        return Check("store", None, f"{kind} {name[:19]} {what}{more}", "run: reconciler fsck --repair")
+    when = "never read through yet"
+    if known.finished:
+        when = f"whole at {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(known.finished))}"
+    return Check("store", True, when)
 
 
 def _clock() -> Check:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from reconciler.engine.overflow import Table
+from reconciler.engine.platter import Platter
 from reconciler.errors import VerificationError
 from reconciler.linux.path import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 
@@ -108,22 +109,33 @@ def entries(index: Path) -> Iterator[tuple[bytes, str]]:
             yield path, digest
 
 
-def damaged(root: Path, index: Path, told: Callable[[int], object] = lambda _: None) -> Iterator[bytes]:
+def damaged(
+    root: Path,
+    index: Path,
+    told: Callable[[int], object] = lambda _: None,
+    *,
+    begin: int = 0,
+    passed: Callable[[int], object] = lambda _: None,
+) -> Iterator[bytes]:
     """Yield the path of every file in the layer `root` that is missing or is not what `index` says; reads them all.
 
-    `told` hears of every number of bytes read.
+    They are read from the disk, not from memory. `told` hears of every number of bytes read, `passed` of how many files
+    of the index have been read; the first `begin` of them are left out.
     """
-    buffer = memoryview(bytearray(1 << 18))
+    platter = Platter()
     directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for path, digest in entries(index):
-            if _sha256(directory, path, buffer, told) != digest:
+        for number, (path, digest) in enumerate(entries(index), 1):
+            if number <= begin:
+                continue
+            if _sha256(directory, path, platter, told) != digest:
                 yield path
+            passed(number)
     finally:
         os.close(directory)
 
 
-def _sha256(directory: int, path: bytes, buffer: memoryview, told: Callable[[int], object]) -> str | None:
+def _sha256(directory: int, path: bytes, platter: Platter, told: Callable[[int], object]) -> str | None:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         fd = openat2(directory, path, flags, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
@@ -131,10 +143,9 @@ def _sha256(directory: int, path: bytes, buffer: memoryview, told: Callable[[int
         return None  # gone, or something else in its place: damaged either way
     found = hashlib.sha256()
     try:
-        with open(fd, "rb", buffering=0) as file:
-            while size := file.readinto(buffer):
-                found.update(buffer[:size])
-                told(size)
+        platter.read(fd, found.update, told)
     except OSError:
         return None  # EIO is what damage often looks like
+    finally:
+        os.close(fd)
     return found.hexdigest()

@@ -50,7 +50,8 @@ class LayerRecord:
     """What is known of an unpacked layer. Its existence on disk is what makes the layer complete.
 
     `digest` is that of the packed blob it came from, `diff_id` that of the archive; `size` counts bytes of file
-    content, `entries` files, directories and links; `created` is wall time in seconds.
+    content, `entries` files, directories and links; `created` is wall time in seconds; `boot` is the boot of the
+    device in which it came in, empty in records of releases that did not write it.
     """
 
     chain_id: Digest
@@ -60,6 +61,7 @@ class LayerRecord:
     size: int
     entries: int
     created: float
+    boot: str = ""
 
     def encode(self) -> dict[str, object]:
         return seal(
@@ -71,6 +73,7 @@ class LayerRecord:
                 "size": self.size,
                 "entries": self.entries,
                 "created": int(self.created),
+                "boot": self.boot,
             }
         )
 
@@ -88,6 +91,7 @@ class LayerRecord:
                 document.required_integer("size"),
                 document.required_integer("entries"),
                 document.required_integer("created"),
+                document.text("boot") or "",
             )
         except (InvalidDocumentError, InvalidReferenceError) as error:
             raise InvalidRecordError(str(error)) from error

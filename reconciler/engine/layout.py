@@ -39,11 +39,15 @@ STATE  (/var/lib/reconciler, 0700)
   repository.git/            a bare repository, where specs come from git; beside it repository.git.lock
   generations/<n>.json       what was applied; written once each
   events.jsonl[.1]           bounded event log and its predecessor
+  scrub.json                 the last pass of the scrub, what it found, and once a day how far it has come
+  session.json               the boot in which something last came in, and whether it has ended in order since
 
 RUN  (/run/reconciler, 0711; a tmpfs, so it vanishes at a reboot)
   agent.sock                 the agent's HTTP API, 0660
   agent.json                 pid, start time and addresses of the running agent
   failures.json              outcomes of steps that failed, with boottime stamps, for back-off
+  scrub.json                 how far the scrub has come
+  verified                   layers that were read in this boot, and were whole, because the last one broke off
   zygote/                    the sealed interpreter's support files, if any
   containers/<id>/           shim.json, exit.json, control.sock,
                                  stopping (an empty mark: a plan asked it to end),
@@ -92,6 +96,14 @@ class Layout:
     @property
     def store_lock(self) -> Path:
         return self.state / "store.lock"
+
+    @property
+    def session(self) -> Path:
+        return self.state / "session.json"
+
+    @property
+    def scrub(self) -> Path:
+        return self.state / "scrub.json"
 
     @property
     def events(self) -> Path:
@@ -287,6 +299,14 @@ class Layout:
     @property
     def failures(self) -> Path:
         return self.run / "failures.json"
+
+    @property
+    def scrub_progress(self) -> Path:
+        return self.run / "scrub.json"
+
+    @property
+    def verified(self) -> Path:
+        return self.run / "verified"
 
     @property
     def zygote(self) -> Path:

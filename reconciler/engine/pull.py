@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from reconciler.config import TrustRule
-from reconciler.engine import downloads
+from reconciler.engine import doubt, downloads
 from reconciler.engine.addition import Adder, Addition
 from reconciler.engine.estimate import DOUBT, Estimate
 from reconciler.engine.jobs import Job, Jobs
@@ -220,6 +220,9 @@ class Images:
     def is_here(self, reference: Reference) -> bool:
         """Return whether the image that the pinned digest means is complete on this disk; asks nobody."""
         known = self._known(reference)
+        if known is not None:
+            with self._store.adding():
+                self._vet(known)
         return known is not None and self._store.resolved(known.index) is not None and not self.missing(known)
 
     def digest(self, reference: Reference) -> Digest:
@@ -243,11 +246,16 @@ class Images:
         if not vouched:
             self.admit(reference)
         with self._store.adding():
+            self._vet(image)
             while missing := self.missing(image):
                 self._demand(self._needed(missing, reference), f"image {reference}")
                 if self._add(image, missing, reference, progress):
                     break
             self._store.touch(image)
+
+    def _vet(self, image: Image) -> None:
+        """Read the layers of `image` that came in before the power went: what is wrong is not here any more."""
+        doubt.vet(self._store, self._layout, (layer.chain_id for layer in image.layers))
 
     def _needed(self, missing: Sequence[Layer], reference: Reference) -> int:
         """The bytes that `missing` take at the least; what they say of themselves is asked where the disk is small."""

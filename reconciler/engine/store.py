@@ -26,6 +26,7 @@ from reconciler.engine.inventory import ALGORITHMS, Blob, Files, Inventory, blob
 from reconciler.engine.layout import Layout
 from reconciler.engine.listing import Listing
 from reconciler.engine.replaced import put_aside
+from reconciler.engine.session import Session
 from reconciler.engine.tags import Tags
 from reconciler.errors import BlockedError, VerificationError
 from reconciler.failpoint import failpoint
@@ -46,6 +47,7 @@ class Store:
         self._digests: tuple[Files, frozenset[Digest]] | None = None
         self._inventory = Inventory(layout, self._listing, self._layers)
         self._tags = Tags(layout)
+        self.session = Session(layout)
         self._commit = threading.Lock()
         # Held while a container lays claim to layers and volumes by its record, and while what no record names goes
         self.claims = threading.Lock()
@@ -98,11 +100,13 @@ class Store:
             os.close(fd)
 
     def recover(self) -> None:
-        """Drop what an interrupted addition left: everything in partial/, and layers without a record.
+        """Drop what an interrupted addition left: everything in partial/, and layers without a record. A boot begins.
 
         Does nothing while another process adds. Call it once at start; the trash still has to be emptied.
         """
         layout = self._layout
+        with self.committing():
+            self.session.begin()
         try:
             with self.exclusive():
                 for name in os.listdir(layout.partial):
@@ -201,8 +205,9 @@ class Store:
     # --- layers ----------------------------------------------------------------------------------------------------
 
     def has_layer(self, chain_id: Digest) -> bool:
-        """Tell whether the layer is there, complete: its directory and a record that says so."""
-        return self.layer(chain_id) is not None and self.layer_path(chain_id).is_dir()
+        """Tell whether the layer is there, complete: its directory and a record that says so, which is not in doubt."""
+        record, path = self.layer(chain_id), self.layer_path(chain_id)
+        return record is not None and path.is_dir() and not self.session.doubts(record)
 
     def layer(self, chain_id: Digest) -> LayerRecord | None:
         """Return the layer's record, or None where there is none that can be read."""
@@ -274,6 +279,7 @@ class Store:
             os.close(fd)
         final = self.layer_path(record.chain_id)
         with self._commit, self.committing():
+            self.session.begin()
             if self.has_layer(record.chain_id):
                 return  # the same layer, finished by somebody else: it may be in use already
             trash.discard(layout.layer_record(record.chain_id), layout.trash)
@@ -301,6 +307,7 @@ class Store:
         finally:
             os.close(fd)
         with self._commit, self.committing():
+            self.session.begin()
             put_aside(layout, self.layer_path(record.chain_id), record.chain_id.hex)
             root.rename(self.layer_path(record.chain_id))
             if self.layer_index(record.chain_id).is_dir():
@@ -339,10 +346,16 @@ class Store:
         self._records.pop(chain_id.hex, None)
 
     def damaged_files(
-        self, chain_id: Digest, told: Callable[[int], object] = lambda _: None
+        self,
+        chain_id: Digest,
+        told: Callable[[int], object] = lambda _: None,
+        *,
+        begin: int = 0,
+        passed: Callable[[int], object] = lambda _: None,
     ) -> Iterator[bytes]:
-        """Yield the paths in a layer whose content is not what was unpacked; reads the whole layer, `told` of bytes."""
-        return damaged(self.layer_path(chain_id), self.layer_index(chain_id), told)
+        """Yield the paths in a layer whose content is not what was unpacked; reads it all, as `damaged` says."""
+        path, index = self.layer_path(chain_id), self.layer_index(chain_id)
+        return damaged(path, index, told, begin=begin, passed=passed)
 
     # --- resolved images ---------------------------------------------------------------------------------------------
 
@@ -412,6 +425,8 @@ class Store:
     def observe(self) -> observed.Store:
         """Return everything collectable and the room left, for a plan. Cheap: called in every turn of the loop."""
         found = self._inventory.observe()
+        if doubted := self.session.doubted(self.layers()):
+            found = replace(found, layers=found.layers - doubted)
         tagged = tuple(
             (tag.name, image)
             for tag in self._tags.current()
@@ -420,7 +435,5 @@ class Store:
         return replace(found, tagged=tagged) if tagged else found
 
     def _listing(self, path: Path) -> Files:
-        listing = self._listings.get(path)
-        if listing is None:
-            listing = self._listings.setdefault(path, Listing(path))
+        listing = self._listings.get(path) or self._listings.setdefault(path, Listing(path))
         return listing.files()

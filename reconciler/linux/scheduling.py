@@ -4,6 +4,7 @@ One function per call; the numbers are the kernel's own.
 """
 
 import ctypes
+import os
 
 from reconciler.linux.syscall import bind, bind_libc, check
 
@@ -70,6 +71,17 @@ def set_scheduler(
 def set_io_priority(kind: int, level: int) -> None:
     """ioprio_set(2) for this thread: a class of IO_CLASSES and a level, 0 (the highest) to 7."""
     check(_ioprio_set(_WHO_PROCESS, 0, kind << _CLASS_SHIFT | level), "ioprio_set")
+
+
+def background() -> None:
+    """Have this thread run, and use disks, only when nobody else wants to: nice 19, and the idle class of I/O."""
+    os.setpriority(
+        os.PRIO_PROCESS, 0, 19
+    )  # 0 is the calling thread: on Linux each has its own (setpriority(2))
+    try:
+        set_io_priority(IO_CLASSES["IOPRIO_CLASS_IDLE"], 0)
+    except OSError:
+        pass  # a filter around us may refuse it; then it is the processor alone
 
 
 def set_personality(domain: int) -> None:

@@ -295,6 +295,31 @@ def _images(t: Telemetry) -> Iterator[Family]:
     )
 
 
+def _care(t: Telemetry) -> Iterator[Family]:
+    care = t.care
+    yield gauge(
+        "reconciler_store_corrupt_objects",
+        "Objects of the store that were found damaged, and still are.",
+        [((("kind", kind),), count) for kind, count in sorted(care.corrupt.items())],
+    )
+    yield gauge(
+        "reconciler_store_last_scrub_timestamp_seconds",
+        "When the scrub last came to the end of the store; 0 if never.",
+        _one(care.finished),
+    )
+    yield counter("reconciler_store_scrub_bytes_total", "Bytes that the scrub has read.", _one(care.read))
+    yield counter(
+        "reconciler_store_repairs_total",
+        "Repairs of what the scrub found damaged.",
+        [((("result", result),), count) for result, count in sorted(care.repairs.items())],
+    )
+    yield counter(
+        "reconciler_store_doubted_layers_total",
+        "Layers that were read before use, because they came in during a boot that did not end in order.",
+        [((("result", result),), count) for result, count in sorted(care.doubted.items())],
+    )
+
+
 def _store(t: Telemetry) -> Iterator[Family]:
     store = t.store
     if store is not None:
@@ -310,6 +335,7 @@ def _store(t: Telemetry) -> Iterator[Family]:
             ("reconciler_store_blobs", "Blobs in the store.", store.blobs),
         ):
             yield gauge(name, text, [((("state", state),), count) for state, count in sorted(counts.items())])
+    yield from _care(t)
     yield gauge(
         "reconciler_volume_used_bytes",
         "Bytes in a named volume, measured now and then.",

@@ -50,6 +50,19 @@ class StoreSizes:
 
 
 @dataclass(frozen=True, slots=True)
+class Care:
+    """How the store is: objects by kind that are wrong, when the last pass of the scrub ended (0: none has), the bytes
+    that it read, repairs by result, and layers by result (whole, wrong) that were read because a boot broke off.
+    """
+
+    corrupt: Mapping[str, int] = field(default_factory=dict)
+    finished: float = 0.0
+    read: int = 0
+    repairs: Mapping[str, int] = field(default_factory=dict)
+    doubted: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Telemetry:
     """Everything that a scrape may tell. `status` is the document of `report.status`.
 
@@ -80,6 +93,7 @@ class Telemetry:
     volumes: Mapping[tuple[str, str], tuple[int, bool]] = field(default_factory=dict)
     volume_limits: Mapping[tuple[str, str], int] = field(default_factory=dict)
     store: StoreSizes | None = None
+    care: Care = Care()
     registries: frozenset[str] = frozenset()
     requests: Mapping[tuple[str, str], int] = field(default_factory=dict)
     pulled: Mapping[tuple[str, str, str], int] = field(default_factory=dict)

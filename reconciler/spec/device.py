@@ -29,6 +29,7 @@ from reconciler.spec.values import (
     PositiveDuration,
     Whole,
     hostname,
+    size,
     text,
 )
 
@@ -153,6 +154,35 @@ class Disk(Part):
     ] = 8 << 20
 
 
+def _budget(value: object) -> int:
+    return 0 if value == "off" else size(value)
+
+
+Budget = Annotated[int, PlainValidator(_budget), _STRING]
+
+
+class StoreCare(Part):
+    """How the store is looked after."""
+
+    scrub: Annotated[
+        Budget,
+        Doc(
+            "Bytes a day that are read in the background, to find what a disk has damaged; `off` for none.",
+            "bytes, off",
+            "4Gi",
+            "1Gi",
+        ),
+    ] = 1 << 30
+    repair: Annotated[
+        bool,
+        Doc(
+            "What is found damaged is put right at once, as `fsck --repair` does it: fetched again, or dropped.",
+            "boolean",
+            "false",
+        ),
+    ] = True
+
+
 class ShrinkGuard(Part):
     """When a change that removes many apps at once is refused."""
 
@@ -268,6 +298,7 @@ class DeviceFile(Part):
         ImageLimits()
     )
     disk: Annotated[Disk, Doc("What is kept free on the disk.", "map", "{reserve: 64Mi}")] = Disk()
+    store: Annotated[StoreCare, Doc("How the store is looked after.", "map", "{scrub: 4Gi}")] = StoreCare()
     shrink_guard: Annotated[
         ShrinkGuard,
         Doc("When a change that removes many apps at once is refused.", "map", "{max_removed: 20%}"),

@@ -5,7 +5,16 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from reconciler.spec.device import DeviceDefaults, DeviceFile, Disk, Gc, ImageLimits, Metrics, ShrinkGuard
+from reconciler.spec.device import (
+    DeviceDefaults,
+    DeviceFile,
+    Disk,
+    Gc,
+    ImageLimits,
+    Metrics,
+    ShrinkGuard,
+    StoreCare,
+)
 from reconciler.spec.dialect import NOT_YET, TRANSLATIONS, translate
 from reconciler.spec.fields import Part, docs
 from reconciler.spec.model import (
@@ -184,6 +193,7 @@ defaults:
 gc: {keep_generations: 5, min_age: 24h, high: 90%, low: 80%}
 limits: {unpacked: 8Gi, entries: 1000000}
 disk: {reserve: 64Mi}
+store: {scrub: 4Gi}
 shrink_guard: {max_removed: 50%, min_apps: 3}
 metrics: {listen: "127.0.0.1:9470"}
 interval: 30s
@@ -304,6 +314,10 @@ def settings_page() -> str:
         _table(ImageLimits, restarts=False),
         "## `disk`\n",
         _table(Disk, restarts=False),
+        "## `store`\n",
+        "Reading wears no flash; a pass takes as many days as the store is larger than the budget. [What it finds]"
+        "(images.md#the-scrub) is told, and put right.\n",
+        _table(StoreCare, restarts=False),
         "## `shrink_guard`\n",
         "It also trips, whatever these say, when the spec directory is emptied or vanishes.\n",
         _table(ShrinkGuard, restarts=False),

@@ -4,7 +4,16 @@ import os
 
 import pytest
 
-from reconciler.config import Device, Gc, ImageLimits, Metrics, Registries, ShrinkGuard, load_device
+from reconciler.config import (
+    Device,
+    Gc,
+    ImageLimits,
+    Metrics,
+    Registries,
+    ShrinkGuard,
+    StoreCare,
+    load_device,
+)
 from reconciler.errors import InvalidSpecError
 from reconciler.spec.defaults import Defaults
 from reconciler.spec.model import Logging, Restart
@@ -29,6 +38,7 @@ def test_every_setting_has_the_documented_default() -> None:
         gc=Gc(keep_generations=3, min_age=3600.0, keep_blobs=False, high=85, low=75, min_free=512 << 20),
         limits=ImageLimits(unpacked=128 << 30, entries=4_000_000, ratio=300, path=4095, nesting=3),
         reserve=8 << 20,
+        store=StoreCare(scrub=1 << 30, repair=True),
         shrink_guard=ShrinkGuard(max_removed=50, min_apps=3),
         metrics=Metrics(listen="127.0.0.1:9470"),
         interval=30.0,
@@ -62,6 +72,7 @@ allowed_seccomp: [profiles, unconfined]
 defaults: {host_ip: 127.0.0.1, restart: on-failure:3, logging: {driver: none}}
 limits: {unpacked: 2Gi, entries: 5, ratio: 20, path: 255, nesting: 1}
 disk: {reserve: 1Mi}
+store: {scrub: off, repair: false}
 gc: {keep_generations: 0, min_age: 0s, keep_blobs: used, high: 90%, low: 90%, min_free: 1G}
 shrink_guard: {max_removed: 100%, min_apps: 0}
 metrics: {listen: "[::1]:0"}
@@ -92,6 +103,7 @@ interval: 1m30s
         gc=Gc(0, 0.0, True, 90, 90, 10**9),
         limits=ImageLimits(2 << 30, 5, 20, 255, 1),
         reserve=1 << 20,
+        store=StoreCare(0, False),
         shrink_guard=ShrinkGuard(100, 0),
         metrics=Metrics("[::1]:0"),
         interval=90.0,
@@ -133,7 +145,7 @@ def test_all_problems_come_at_once_with_their_places() -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        "sources", "windows", "locks", "network", "notify", "peers", "store",
+        "sources", "windows", "locks", "network", "notify", "peers",
     ],
 )  # fmt: skip
 def test_what_comes_later_is_refused_by_name(key: str) -> None:
