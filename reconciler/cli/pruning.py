@@ -165,7 +165,15 @@ def df(args: argparse.Namespace) -> int:
     if args.verbose:
         show(args, "DiskUsageList", things, _THINGS)
         return 0
-    names = {"image": "images", "container": "containers", "volume": "volumes", "run": "runs before"}
+    names = {
+        "image": "images",
+        "container": "containers",
+        "volume": "volumes",
+        "run": "runs before",
+        "transfer": "transfers",
+        "discarded": "discarded",
+        "other": "other",
+    }
     items = [
         {
             "name": names[kind],
@@ -181,7 +189,7 @@ def df(args: argparse.Namespace) -> int:
 
 
 def _things(held: Stock) -> list[dict[str, Any]]:
-    """Everything that takes room. A layer that several images have is counted once, with the first of them."""
+    """All that takes room, to the last byte. What several images have is counted once, with the first of them."""
     order = Order(frozenset({"image", "container", "volume"}), True, plan.Filter())
     going = {(item.kind, item.name): item.size for item in stock.decide(held, order)}
     loose = sum(size for (kind, _), size in going.items() if kind in ("blob", "layer"))
@@ -213,14 +221,22 @@ def _things(held: Stock) -> list[dict[str, Any]]:
     for item in held.observed.store.objects:
         if item.kind == "previous":
             add("run", item.name, item.size, ())
-    if loose:
-        things.append(
-            {
-                "kind": "image",
-                "name": "packed layers and documents",
-                "size": 0,
-                "reclaimable": loose,
-                "users": [],
-            }
-        )
+    rest = sum(
+        size for key, size in objects.items() if key not in counted and key[0] in ("blob", "layer", "image")
+    )
+    if loose or rest:
+        add("image", "packed layers and documents", rest, ())
+        things[-1]["reclaimable"] = loose
+    layout = held.layout
+    add(
+        "transfer",
+        "partial downloads",
+        volumes.tree_size(layout.partial) + volumes.tree_size(layout.downloads),
+        (),
+    )
+    add("discarded", "being deleted", volumes.tree_size(layout.trash), ())
+    add("discarded", "replaced under who runs", volumes.tree_size(layout.replaced), ())
+    # What is left of all that is on the disk: records, file indexes, directories, and what blocks round up
+    whole = volumes.tree_size(layout.state)
+    add("other", "records and directories", max(0, whole - sum(thing["size"] for thing in things)), ())
     return things

@@ -176,7 +176,8 @@ def size_limit(layout: Layout, app: str, name: str) -> int | None:
 
 
 def tree_size(path: Path) -> int:
-    """Bytes that a directory and all below it take on disk, 0 where it is gone; it may change meanwhile.
+    """Bytes that a directory and all below it take on disk, 0 where it is gone; it may change meanwhile. A file with
+    several names in it counts once.
 
     A container writes in there: no link is followed, also not one that takes a directory's place while this looks, and
     what lies deeper than a path can name (PATH_MAX) is not counted.
@@ -186,12 +187,13 @@ def tree_size(path: Path) -> int:
     except (FileNotFoundError, NotADirectoryError):
         return 0
     total = 0
+    linked: set[tuple[int, int]] = set()
     pending = ["."]
     try:
         while pending:
             where = pending.pop()
             try:
-                total += _directory_size(root, where, pending)
+                total += _directory_size(root, where, pending, linked)
             except OSError as error:
                 if error.errno not in _AT_WORK:
                     raise
@@ -200,16 +202,20 @@ def tree_size(path: Path) -> int:
     return total
 
 
-def _directory_size(root: int, where: str, pending: list[str]) -> int:
+def _directory_size(root: int, where: str, pending: list[str], linked: set[tuple[int, int]]) -> int:
     directory = openat2(root, where, _DIRECTORY, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
     total = 0
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
                 try:
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                    status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
+                if status.st_nlink == 1 or (key := (status.st_dev, status.st_ino)) not in linked:
+                    total += status.st_blocks * 512
+                    if status.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
+                        linked.add(key)
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(f"{where}/{entry.name}")
     finally:

@@ -286,6 +286,16 @@ def test_df_says_where_the_room_went(ready: Device, extra: Built) -> None:
     each = items(ready, "system", "df", "-v")
     assert {item["kind"] for item in each} >= {"image", "container", "volume"}
     assert ready.reconciler("system", "df").stdout.startswith("TYPE")
+    # Every byte is in one of the lines, and in one only: what du says, which counts a file with two names once
+    (ready.state / "partial/left").write_bytes(bytes(100_000))
+    (ready.state / "trash/gone").mkdir()
+    (ready.state / "trash/gone/file").write_bytes(bytes(50_000))
+    os.link(ready.state / "trash/gone/file", ready.state / "trash/gone/again")
+    summary = {item["name"]: item for item in items(ready, "df")}
+    assert 100_000 <= summary["transfers"]["size"] < 120_000
+    assert 50_000 <= summary["discarded"]["size"] < 80_000
+    whole = int(ready.inside(["du", "-s", "--block-size=1", str(ready.state)]).stdout.split()[0])
+    assert abs(sum(item["size"] for item in summary.values()) - whole) <= 65_536
 
 
 def ask(device: Device, answer: bytes, *verb: str) -> int:
