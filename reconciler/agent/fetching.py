@@ -26,7 +26,8 @@ POLICIES: Final = (_ALWAYS, _MISSING, _NEVER)
 def fetch(parts: Parts, body: Mapping[str, Any], progress: Listener) -> dict[str, Any]:
     """Return which image is meant, by digest, once it is here: from a `bundle` that is given, or its registry.
 
-    NotFoundError where it is not here and its policy is never to bring it.
+    NotFoundError where it is not here and its policy is never to bring it. `warning` is why nobody vouches for it,
+    where the device's rule about it only warns.
     """
     text, bundle = text_of(body, "image"), text_of(body, "bundle")
     policy = text_of(body, "pull") or _MISSING
@@ -48,7 +49,8 @@ def fetch(parts: Parts, body: Mapping[str, Any], progress: Listener) -> dict[str
             parts.images.add_bundle(Path(bundle))
     image = parts.images.resolve(reference)
     parts.images.pull(image, reference, progress)
-    return {"image": str(reference), "digest": str(reference.digest)}
+    warning = parts.images.trust.unsigned(reference)
+    return {"image": str(reference), "digest": str(reference.digest), "warning": warning}
 
 
 def _here(parts: Parts, text: str, bundle: str) -> Reference | None:

@@ -107,6 +107,8 @@ def _made(args: argparse.Namespace, *, start: bool) -> dict[str, Any]:
     found = ask(args, "fetch", {"image": args.image, "bundle": bundle, "pull": args.pull})
     if found["image"] != args.image:
         print(f"image {found['image']}", file=sys.stderr)
+    if found["warning"]:
+        print(f"reconciler: {found['warning']}; it is used all the same", file=sys.stderr)
     body = {
         "image": found["image"],
         "name": args.name,
