@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reconciler.config import Device
+from reconciler.engine.bundlepath import BundlePath
 from reconciler.engine.layout import Layout
 from reconciler.engine.limits import Limits
 from reconciler.engine.oci_layout import Holder
@@ -50,7 +51,7 @@ def open_images(
         store,
         layout,
         registry=registry or open_registry(layout, device),
-        bundles=only or [Path(path) for path in device.bundles],
+        bundles=only or [BundlePath(path) for path in device.bundles],
         offline=bool(only),
         keep_blobs=device.gc.keep_blobs,
         trust=device.trust,

@@ -4,6 +4,7 @@ A tag is a question that its registry answers today; what was pulled is told by 
 people on this device, unless a spec pins that name to something else: what a spec says is never overruled by hand.
 """
 
+import glob
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -60,7 +61,7 @@ def pull(
     with ExitStack() as stack:
         images = place.images
         if bundle or for_platform != host_platform():
-            bundles = (bundle, *place.device.bundles) if bundle else place.device.bundles
+            bundles = (glob.escape(bundle), *place.device.bundles) if bundle else place.device.bundles
             device = replace(place.device, bundles=bundles)
             images = open_images(place.layout, device, place.store, for_platform)
             stack.callback(images.close)

@@ -19,6 +19,7 @@ from reconciler.state.image import Image, Unresolved
 
 _RETRY_FIRST = 2.0
 _RETRY_LAST = 300.0
+_LATE = 8  # look-ups that nobody waits for any more, at most
 
 
 @dataclass
@@ -26,6 +27,7 @@ class _Attempt:
     """An image that is not resolved yet: when it may be tried again (monotonic), and why it failed last."""
 
     running: bool = False
+    late: bool = False  # somebody else looks it up by now
     failures: int = 0
     retry_at: float = 0.0
     error: Unresolved = field(default_factory=lambda: Unresolved("looking it up"))
@@ -63,6 +65,7 @@ class Resolver:
         self._there: frozenset[Digest] = frozenset()  # what the store knew when the reading began
         self._stale = True
         self._stamp: object = None  # what the gate went by when the reading began
+        self._late = 0
         self.pending = 0  # how many images were asked for, since `begin`, that are on their way
 
     def begin(self) -> None:
@@ -135,9 +138,10 @@ class Resolver:
             attempt.running = True
         if not self._background:
             return self._look_up(images, reference, digest, attempt) or attempt.error
-        pool = self._pools.get(reference.registry)
+        pools = self._pools
+        pool = pools.get(reference.registry)
         if pool is None:
-            pool = self._pools[reference.registry] = ThreadPoolExecutor(2, thread_name_prefix="resolve")
+            pool = pools[reference.registry] = ThreadPoolExecutor(2, thread_name_prefix="resolve")
         pool.submit(self._look_up, images, reference, digest, attempt)
         return attempt.error
 
@@ -167,11 +171,19 @@ class Resolver:
             }
 
     def forget_failures(self) -> None:
-        """Try everything again now: somebody asked for it."""
+        """Try everything again now: somebody asked for it, or it may be had elsewhere.
+
+        A registry that takes its time is not waited for: what is being looked up is looked up once more beside it.
+        """
         with self._lock:
             self._stale = True
-            for attempt in self._attempts.values():
+            for reference, attempt in [*self._attempts.items()]:
                 attempt.retry_at = 0.0
+                if attempt.running and self._late < _LATE:
+                    attempt.late = True
+                    self._late += 1
+                    del self._attempts[reference]
+                    self._pools = {}  # threads of their own; the others end with what they do
         if self._images is not None:
             self._images.trust.forget()
 
@@ -195,7 +207,9 @@ class Resolver:
         with self._lock:
             attempt.running = False
             self._stale = True
-            if error is None:
+            if attempt.late:
+                self._late -= 1
+            elif error is None:
                 self._attempts.pop(reference, None)
             else:
                 attempt.error = error

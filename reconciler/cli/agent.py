@@ -6,11 +6,14 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from reconciler.agent import reading
+from reconciler.agent.bundlewatch import BundleWatch
 from reconciler.agent.loop import Agent
 from reconciler.agent.notify import Notify
 from reconciler.agent.parts import open_parts
@@ -22,6 +25,7 @@ from reconciler.cli.common import device_of, duration, layout_of
 from reconciler.cli.console import Console
 from reconciler.engine import doctor, instance
 from reconciler.engine.durable import replace_json
+from reconciler.engine.pull import Images
 from reconciler.errors import UnsupportedError
 from reconciler.linux import heap
 
@@ -49,6 +53,8 @@ def agent(args: argparse.Namespace) -> int:
         loop = Agent(parts, source, telemetry)
         stack.callback(parts.store.session.end)  # last: whoever writes has stopped by then
         stack.callback(loop.close)
+        if device.bundles:
+            stack.callback(_watch_bundles(device.bundles, telemetry, loop, parts.images).close)
         notify = Notify()
         _handle_signals(loop)
 
@@ -80,6 +86,16 @@ def agent(args: argparse.Namespace) -> int:
     console.say("stopped; containers keep running")
     console.say(f"to remove everything: reconciler uninstall --state {layout.state} --run {layout.run}")
     return 0
+
+
+def _watch_bundles(patterns: Sequence[str], telemetry: Telemetry, loop: Agent, images: Images) -> BundleWatch:
+    """Have everything that failed tried again when an image may have come, by a stick or a copy."""
+
+    def changed() -> None:
+        images.look_again()
+        loop.reconcile()
+
+    return BundleWatch(patterns, partial(telemetry.noted, "bundle"), changed)
 
 
 def _handle_signals(loop: Agent) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 
 from reconciler.engine import fetch, oci_layout
 from reconciler.engine.downloads import Downloads
-from reconciler.engine.fetch import AbandonedError, Meter, Source
+from reconciler.engine.fetch import AbandonedError, BundleError, Meter, Source
 from reconciler.engine.image import compression
 from reconciler.engine.imagerecord import LayerRecord
 from reconciler.engine.jobs import Job
@@ -36,12 +36,13 @@ from reconciler.engine.stream import LayerStream
 from reconciler.engine.tarfields import InvalidLayerError, LimitError
 from reconciler.engine.unpack import Totals, Unpacker
 from reconciler.engine.writeback import Writeback
-from reconciler.errors import NotFoundError, VerificationError
+from reconciler.errors import NotFoundError, ReconcilerError, VerificationError
 from reconciler.failpoint import failpoint
 from reconciler.spec.reference import Digest, Reference
 from reconciler.state.image import Layer
 
 _REPORT_EVERY: Final = 1 << 20
+_NEWS_EVERY: Final = 0.5  # seconds between looks for a bundle, while a registry is waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,6 @@ class Adder:
     def _extract(self, place: "_Workplace", wanted: Addition, job: Job[Digest]) -> str:
         """Unpack from the first source that has the layer whole, and return which; nothing stays of earlier ones."""
         layer = wanted.layer
-        complaint = ""
         if self._store.has_blob(layer.digest):  # kept, or brought before it was wanted
             try:
                 meter = Meter(source="store")
@@ -178,24 +178,29 @@ class Adder:
                 place.clear()
             else:
                 return "store"
-        if self._bundles.has(layer.digest):
-            meter = Meter()
+        while True:
+            bad: ReconcilerError | None = None
+            news = self._bundles.news
+            for file in self._bundles.copies(layer.digest):
+                meter = Meter()
+                try:
+                    self._stream(place, wanted, fetch.from_bundle(file, layer, meter), meter, job)
+                except (VerificationError, BundleError) as error:
+                    if isinstance(error, InvalidLayerError):
+                        raise  # its digest is right, so that nobody has another
+                    bad = error
+                    place.clear()
+                else:
+                    return meter.source
+            if self._registry is None:
+                raise bad or NotFoundError(f"layer {layer.digest}: not there")
             try:
-                self._stream(place, wanted, fetch.from_bundle(self._bundles, layer, meter), meter, job)
-            except (VerificationError, FileNotFoundError) as error:
-                if self._registry is None or isinstance(error, InvalidLayerError):
-                    raise  # the second: its digest is right, so that nobody has another
-                complaint = f"the bundle's copy: {error}"
+                return self._download(place, wanted, job, self._registry, news)
+            except _BundleAppeared:
                 place.clear()
-            else:
-                return meter.source
-        if self._registry is None:
-            raise NotFoundError(f"layer {layer.digest}: not there")
-        try:
-            return self._download(place, wanted, job, self._registry)
-        except RegistryError as error:
-            error.hint = error.hint or complaint
-            raise
+            except RegistryError as error:
+                error.hint = error.hint or (f"the bundle's copy: {bad}" if bad is not None else "")
+                raise
 
     def _kept(self, layer: Layer, meter: Meter) -> Iterator[bytes]:
         with self._store.open_blob(layer.digest) as file:
@@ -203,7 +208,9 @@ class Adder:
                 meter.done += len(chunk)
                 yield chunk
 
-    def _download(self, place: "_Workplace", wanted: Addition, job: Job[Digest], registry: Registry) -> str:
+    def _download(
+        self, place: "_Workplace", wanted: Addition, job: Job[Digest], registry: Registry, news: int
+    ) -> str:
         """The same from mirrors and the registry, which the digest at the end may prove to have lied."""
         layer = wanted.layer
         bad: set[Place] = set()
@@ -211,7 +218,7 @@ class Adder:
         with self._downloads.of(layer.digest, layer.size) as kept:
             while True:
                 meter = Meter()
-                source = Source(registry, wanted.reference, layer, _pause(wanted, meter, job), bad)
+                source = Source(registry, wanted.reference, layer, self._pause(wanted, meter, job, news), bad)
                 try:
                     self._stream(place, wanted, fetch.from_registry(source, meter, kept), meter, job)
                 except VerificationError as error:
@@ -254,6 +261,42 @@ class Adder:
                 for (place_of, kind), count in meter.arrived.items():
                     self.received[wanted.reference.registry, place_of, kind] += count
 
+    def _pause(
+        self, wanted: Addition, meter: Meter, job: Job[Digest], news: int
+    ) -> Callable[[float], object]:
+        """Wait before the next try, telling until when, and why; cut short when nobody wants the layer any more.
+
+        Raises _BundleAppeared once there are other news than `news`, and they have the layer.
+        """
+        layer = wanted.layer
+
+        def pause(seconds: float) -> object:
+            done = min(meter.done, layer.size)
+            until = time.clock_gettime(time.CLOCK_BOOTTIME) + seconds
+            wanted.progress(
+                Progress(
+                    layer.digest,
+                    done,
+                    layer.size,
+                    Phase.WAITING,
+                    meter.resumed,
+                    until,
+                    meter.trouble,
+                    meter.source,
+                )
+            )
+            end = time.monotonic() + seconds
+            while (left := end - time.monotonic()) > 0 and not job.stop.wait(min(left, _NEWS_EVERY)):
+                if self._bundles.news != news and self._bundles.has(layer.digest):
+                    raise _BundleAppeared
+            return None
+
+        return pause
+
+
+class _BundleAppeared(Exception):
+    """What is waited for is somewhere else now."""
+
 
 def _record(wanted: Addition, totals: Totals) -> LayerRecord:
     layer = wanted.layer
@@ -293,29 +336,6 @@ def _watched(source: Iterator[bytes], wanted: Addition, meter: Meter, job: Job[D
         close = getattr(source, "close", None)
         if close is not None:
             close()
-
-
-def _pause(wanted: Addition, meter: Meter, job: Job[Digest]) -> Callable[[float], object]:
-    """Wait before the next try, telling until when, and why; cut short when nobody wants the layer any more."""
-
-    def pause(seconds: float) -> object:
-        layer = wanted.layer
-        until = time.clock_gettime(time.CLOCK_BOOTTIME) + seconds
-        wanted.progress(
-            Progress(
-                layer.digest,
-                min(meter.done, layer.size),
-                layer.size,
-                Phase.WAITING,
-                meter.resumed,
-                until,
-                meter.trouble,
-                meter.source,
-            )
-        )
-        return job.stop.wait(seconds)
-
-    return pause
 
 
 def _copied(chunks: Iterator[bytes], path: Path) -> Iterator[bytes]:

@@ -43,8 +43,8 @@ class Estimate:
             if self._store.has_blob(layer.digest):
                 with self._store.open_blob(layer.digest) as file:
                     return _part(file, offset, count)
-            with self._bundles.open(layer.digest) as found:
-                if found is not None:
+            for found in self._bundles.copies(layer.digest):
+                with found:
                     return _part(found, offset, count)
             return self._ask(layer, reference, offset, count)
         except (OSError, ReconcilerError):

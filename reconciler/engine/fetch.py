@@ -10,10 +10,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import IO
 
 from reconciler.engine import oci_layout
 from reconciler.engine.downloads import Kept
-from reconciler.engine.oci_layout import Bundles
 from reconciler.engine.registry.client import Registry
 from reconciler.engine.registry.errors import RefusedError, RegistryError
 from reconciler.engine.registry.places import Place
@@ -69,13 +69,26 @@ def verified(chunks: Iterable[bytes], layer: Layer) -> Iterator[bytes]:
         )
 
 
-def from_bundle(bundles: Bundles, layer: Layer, meter: Meter) -> Iterator[bytes]:
-    """Yield the packed layer from a bundle; raises FileNotFoundError if it has gone from there."""
+class BundleError(ReconcilerError):
+    """A bundle's copy can't be read to its end: the stick was pulled out, or is worn out."""
+
+    transient = True
+
+
+def from_bundle(file: IO[bytes], layer: Layer, meter: Meter) -> Iterator[bytes]:
+    """Yield the packed layer from a bundle's copy of it, and close that.
+
+    BundleError where reading fails (EIO, ESTALE).
+    """
     meter.source = "bundle"
-    with bundles.open(layer.digest) as file:
-        if file is None:
-            raise FileNotFoundError(str(layer.digest))
-        for chunk in oci_layout.chunks(file):
+    with file:
+        while True:
+            try:
+                chunk = file.read(oci_layout.CHUNK)
+            except OSError as error:
+                raise BundleError(f"layer {layer.digest.short}: bundle: {error.strerror}") from error
+            if not chunk:
+                return
             meter.take(len(chunk))
             yield chunk
 

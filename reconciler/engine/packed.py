@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from reconciler.engine import fetch, oci_layout
-from reconciler.engine.fetch import Meter
+from reconciler.engine.fetch import BundleError, Meter
 from reconciler.engine.oci_layout import Bundles
 from reconciler.engine.progress import Listener, Phase, Progress
 from reconciler.engine.registry.client import Registry
@@ -45,8 +45,8 @@ class Packed:
         """The places to ask for a layer, best first."""
         if self._store.has_blob(layer.digest):
             yield Source("the store", lambda: self._from_store(layer))
-        if self._bundles.has(layer.digest):
-            yield Source("a bundle", lambda: fetch.from_bundle(self._bundles, layer, Meter()))
+        for file in self._bundles.copies(layer.digest):
+            yield Source("a bundle", partial(fetch.from_bundle, file, layer, Meter()))
         registry = self._registry
         if registry is None:
             return
@@ -79,7 +79,7 @@ class Packed:
                 with into.open("wb") as file:
                     for chunk in _heard(fetch.verified(source.open(), layer), layer, progress):
                         file.write(chunk)
-            except (RegistryError, VerificationError, FileNotFoundError) as error:
+            except (RegistryError, VerificationError, BundleError, FileNotFoundError) as error:
                 said.append(f"{source.name}: {error}")
                 continue
             progress(Progress(layer.digest, layer.size, layer.size, Phase.DONE))

@@ -17,6 +17,7 @@ from typing import Final
 from reconciler.config import TrustRule
 from reconciler.engine import doubt, downloads
 from reconciler.engine.addition import Adder, Addition
+from reconciler.engine.bundlepath import BundlePath
 from reconciler.engine.estimate import DOUBT, Estimate
 from reconciler.engine.jobs import Job, Jobs
 from reconciler.engine.layout import Layout
@@ -60,7 +61,7 @@ class Images:
         layout: Layout,
         *,
         registry: Registry | None = None,
-        bundles: Sequence[Path | Holder] = (),
+        bundles: Sequence[Path | BundlePath | Holder] = (),
         offline: bool = False,
         platform: Platform,
         limits: Limits | None = None,
@@ -93,6 +94,10 @@ class Images:
     def add_bundle(self, directory: Path) -> None:
         """Look into one more OCI layout from now on."""
         self._bundles.add(directory)
+
+    def look_again(self) -> None:
+        """A bundle has appeared: whoever waits for a registry between two tries looks there first."""
+        self._bundles.news += 1
 
     @property
     def requests(self) -> Counter[tuple[str, str]]:

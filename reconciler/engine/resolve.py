@@ -92,9 +92,9 @@ class Resolver:
             return self._store.read_blob(digest)
         except (FileNotFoundError, VerificationError):
             pass  # a damaged one was discarded: fetch it anew
-        data = self._bundles.read(digest, self._limits.document)
-        if data is not None and digest_of(data, digest.algorithm) == digest:
-            return data
+        for data in self._bundles.contents(digest, self._limits.document):
+            if digest_of(data, digest.algorithm) == digest:
+                return data
         return None
 
     def _manifest(

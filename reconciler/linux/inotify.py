@@ -5,6 +5,8 @@ One function per call; the events themselves are read with os.read, which the de
 
 import ctypes
 import os
+import struct
+from collections.abc import Iterator
 
 from reconciler.linux.syscall import bind_libc, check
 
@@ -16,7 +18,9 @@ IN_CREATE = 0x00000100
 IN_DELETE = 0x00000200
 IN_DELETE_SELF = 0x00000400
 IN_MOVE_SELF = 0x00000800
+IN_IGNORED = 0x00008000
 IN_ONLYDIR = 0x01000000
+IN_MASK_ADD = 0x20000000
 
 _init1 = bind_libc("inotify_init1", ctypes.c_int)
 _add_watch = bind_libc("inotify_add_watch", ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
@@ -30,3 +34,12 @@ def inotify_init() -> int:
 def inotify_add_watch(fd: int, path: str, mask: int) -> int:
     """Report events of `mask` on `path`; ENOSPC when the user's watches are used up."""
     return check(_add_watch(fd, os.fsencode(path), mask), "inotify_add_watch", path)
+
+
+def inotify_events(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the watch and the mask of each event in `data`, what one read(2) has given."""
+    at = 0
+    while at < len(data):
+        watch, mask, _, length = struct.unpack_from("iIII", data, at)
+        yield watch, mask
+        at += 16 + length

@@ -29,6 +29,7 @@ from reconciler.spec.values import (
     PositiveDuration,
     Whole,
     hostname,
+    path,
     size,
     text,
 )
@@ -53,8 +54,19 @@ def _is_address(found: str) -> bool:
     return True
 
 
+def _bundle(value: object) -> str:
+    """Return a path, perhaps with wildcards; not in its first part, since the whole root would be looked through."""
+    found = path(value)
+    if any(letter in found.split("/")[1] for letter in "*?["):
+        raise Fault(f"must not begin with a wildcard: {quote(found)}", hint="for example /media/*/images")
+    return found
+
+
 _STRING: Final = WithJsonSchema({"type": "string"})
 Listen = Annotated[str, PlainValidator(_listen), _STRING]
+BundlePattern = Annotated[
+    str, PlainValidator(_bundle), WithJsonSchema({"type": "string", "pattern": "^/[^*?[]"})
+]
 DeviceName = Annotated[str | None, PlainValidator(hostname), _STRING]
 
 
@@ -240,11 +252,12 @@ class DeviceFile(Part):
         ),
     ] = ()
     bundles: Annotated[
-        tuple[AbsolutePath, ...],
+        tuple[BundlePattern, ...],
         Doc(
-            "OCI layout directories that images are taken from before any registry is asked.",
+            "OCI layout directories that images are taken from before any registry is asked; they may come and go. "
+            "`*`, `?` and `[0-9]` match within a name.",
             "list",
-            "[/media/usb]",
+            '[/srv/images, "/media/*/images"]',
             "`[]`",
         ),
     ] = ()

@@ -180,7 +180,7 @@ registries:
 trust: # cosign's signatures; the first rule that matches an image counts
   - {match: "*.lan", keys: [/etc/reconciler/lab.pub], mode: warn}
   - {match: ghcr.io/acme, keys: [/etc/reconciler/ci.pub, /etc/reconciler/release.pub]}
-bundles: [/media/usb/images] # OCI layouts, asked before any registry
+bundles: [/srv/images, "/media/*/images"] # OCI layouts, asked before any registry; they may come later
 allowed_binds: [/srv, /run/dbus/system_bus_socket]
 allowed_devices: ["/dev/ttyUSB*", /dev/dri]
 allowed_caps: [NET_ADMIN]

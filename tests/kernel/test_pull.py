@@ -13,12 +13,14 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from reconciler.config import Registries
 from reconciler.engine.layout import Layout
 from reconciler.engine.limits import Limits
+from reconciler.engine.oci_layout import Holder
 from reconciler.engine.platform import PlatformError, host_platform
 from reconciler.engine.pull import Images, Phase, Progress
 from reconciler.engine.registry.client import Registry
@@ -52,7 +54,7 @@ class Place:
 
     path: Path
     insecure: tuple[str, ...] = ()
-    bundles: tuple[Path, ...] = ()
+    bundles: tuple[Path | Holder, ...] = ()
     limits: Limits | None = None
     keep_blobs: bool = False
 
@@ -332,6 +334,27 @@ def test_a_damaged_bundle_gives_way_to_the_registry(registry: DockerRegistry, pl
     image = place.pull(reference)
     place.check_whole(image)
     assert place.images.received[registry.name, "origin", "full"] == image.download_size
+
+
+class WornOut:
+    """A bundle that opens everything and can read nothing: the kernel answers with EIO."""
+
+    def blob(self, _: Digest) -> IO[bytes]:
+        return open("/proc/self/mem", "rb", buffering=0)
+
+
+@pytest.mark.parametrize("damage", ["other bytes", "EIO"])
+def test_of_two_bundles_the_one_whose_copy_is_whole_is_taken(place: Place, damage: str) -> None:
+    good = busybox(place.path / "good")
+    if damage == "EIO":
+        place.bundles = (WornOut(), place.path / "good")
+    else:
+        shutil.copytree(good.layout / "blobs", place.path / "bad/blobs")
+        for path in (place.path / "bad/blobs/sha256").iterdir():
+            path.write_bytes(path.read_bytes()[:-1] + b"~")
+        place.bundles = (place.path / "bad", place.path / "good")
+    place.open()
+    place.check_whole(place.pull(f"registry.invalid/app@{good.digest}"))
 
 
 def test_a_bundle_leads_nowhere_outside_itself(place: Place) -> None:
