@@ -544,7 +544,7 @@ def test_damage_in_the_store_is_noticed_and_repaired_by_the_next_pull(
     state = place.layout.state
     files = [path for path in state.rglob("*.json") if path.name != "index.json"]
     files += [path for path in (state / "blobs").rglob("*") if path.is_file()]
-    assert len(files) == 5
+    assert len(files) == 6
     for path in files:
         original = path.read_bytes()
         for damage in ("flip", "truncate", "delete", "directory"):
