@@ -3,6 +3,7 @@
 That no agent ever prints one is asserted by every device at its end.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -277,13 +278,9 @@ def test_a_full_disk_is_named_and_touches_nothing_that_runs(
 
     # Not a block is left: what runs, runs; what would have to be written is refused before anything stops.
     filler = small_disk / "filler"
-    with filler.open("wb") as out:
-        try:
-            while True:
-                out.write(bytes(1 << 16))
-                out.flush()
-        except OSError:
-            pass
+    with filler.open("wb", buffering=0) as out, contextlib.suppress(OSError):
+        while True:
+            out.write(bytes(1 << 16))
     device.spec("new", app("new", reference(box)))
     device.spec("changing", app("changing", reference(box), extra="    environment: {A: b}\n"))
     full = "disk full: less than 1 MiB is free for the state directory; make room, or run: reconciler gc"
