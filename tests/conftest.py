@@ -6,11 +6,13 @@ lacks": a test that silently never runs is worse than none.
 """
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
 from hypothesis import settings
 
+from tests.e2e import killed
 from tests.probes import KERNEL_LACKS, PROBES
 
 # Two busy cores and an emulated guest: a deadline per example would measure the machine, not the code.
@@ -27,6 +29,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("CI") == "true",
         help="fail what would be skipped, unless the kernel itself lacks something (default where CI=true)",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """End in order on SIGTERM too, fixtures torn down, and remove what a run has left that could not."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not hasattr(config, "workerinput") and not config.option.collectonly:
+        killed.finish()
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,12 @@
 """Devices and images for end-to-end tests. A device that leaves anything on the machine fails its test."""
 
 import secrets
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.e2e.device import Device
+from tests.e2e.killed import make_root
 from tests.images import Built, busybox
 from tests.kernel.leaks import LeakCheck
 
@@ -17,7 +16,7 @@ def device(patience: float) -> Iterator[Device]:
     """A fresh device on a tmpfs, with no agent running yet."""
     name = secrets.token_hex(4)
     check = LeakCheck(name)
-    root = Path(tempfile.mkdtemp(prefix=f"rct-{name}-", dir="/dev/shm"))
+    root = make_root(name)
     made = Device(root, name)
     try:
         yield made

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.e2e import killed
+
 PROGRAM = [sys.executable, "-m", "reconciler"]
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 10.0 if os.environ.get("IN_VM") else 1.0
@@ -275,6 +277,7 @@ class Device:
                 subprocess.run(["ip", "netns", "del", self.namespace], check=False)
             said = self.output
             left = self._processes()
+            killed.let_go(self.root)
             shutil.rmtree(self.root, ignore_errors=True)
         assert not left
         assert not self.state.exists()

@@ -6,13 +6,13 @@ import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.e2e import killed
 from tests.e2e.device import PATIENCE, REPOSITORY
 from tests.kernel.leaks import LeakCheck
 
@@ -50,7 +50,7 @@ class Clone:
 @pytest.fixture
 def clone() -> Iterator[Clone]:
     token = secrets.token_hex(4)
-    root = Path(tempfile.mkdtemp(prefix=f"rct-{token}-", dir="/dev/shm"))
+    root = killed.make_root(token)
     path = root / "clone"
     check = LeakCheck(token)
     subprocess.run(["git", "clone", "-q", str(REPOSITORY), str(path)], check=True)
@@ -79,6 +79,7 @@ def clone() -> Iterator[Clone]:
     finally:
         made.inside("make", "clean-run")
         subprocess.run(["ip", "netns", "del", namespace], check=True)
+        killed.let_go(root)
         shutil.rmtree(root)
     assert not Path(run).exists()
     assert check.leaks(3.0 * PATIENCE) == []

@@ -5,14 +5,13 @@ What is left of anything is what the leak check of every device finds at its end
 
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import reference
 from tests.e2e.device import Device
+from tests.e2e.killed import make_root
 from tests.images import Built
 from tests.kernel.leaks import LeakCheck
 
@@ -39,7 +38,7 @@ def neighbour(device: Device, patience: float) -> Iterator[Device]:
     """Another device, with directories of its own, in the network namespace of `device`."""
     name = secrets.token_hex(4)
     check = LeakCheck(name)
-    root = Path(tempfile.mkdtemp(prefix=f"rct-{name}-", dir="/dev/shm"))
+    root = make_root(name)
     made = Device(root, name, namespace=device.namespace)
     try:
         yield made

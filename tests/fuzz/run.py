@@ -3,6 +3,7 @@
 It ends with 0 after that time, and with a traceback and the input in a file `crash-*` at a finding.
 """
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -19,9 +20,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as corpus:
         for number, seed in enumerate(target.seeds):
             (Path(corpus) / str(number)).write_bytes(seed)
-        options = [f"-max_total_time={seconds}", "-max_len=8192", "-timeout=10", "-verbosity=0", corpus]
-        atheris.Setup([sys.argv[0], *options], target.run)
-        atheris.Fuzz()
+        child = os.fork()  # libFuzzer ends its process by _exit: somebody has to be left to remove the corpus
+        if child == 0:
+            options = [f"-max_total_time={seconds}", "-max_len=8192", "-timeout=10", "-verbosity=0", corpus]
+            atheris.Setup([sys.argv[0], *options], target.run)
+            atheris.Fuzz()
+        _, status = os.waitpid(child, 0)
+    sys.exit(os.waitstatus_to_exitcode(status) and 1)
 
 
 if __name__ == "__main__":
