@@ -90,7 +90,10 @@ class Table:
 
     def __bool__(self) -> bool:
         """Tell whether anything is in it."""
-        return any(True for _ in self.items())
+        if self._file is None:
+            return bool(self._memory)
+        with _as_os_error():
+            return self._file.execute(f"select 1 from {self._name} limit 1").fetchone() is not None
 
     def __contains__(self, key: bytes) -> bool:
         if self._file is None:
