@@ -368,3 +368,14 @@ def test_which_variable_counts() -> None:
     assert "p:q" not in repr(proxies.of("https://r.example/"))
     assert "%3A" not in repr(proxies)
     assert Proxies.of_environment({"http_proxy": ""}).of("http://r.example/") is None
+
+
+def test_all_proxy_stands_in_for_what_is_not_set_and_socks_is_refused_by_name() -> None:
+    proxies = Proxies.of_environment(
+        {"ALL_PROXY": "http://a:1", "https_proxy": "http://b:2", "NO_PROXY": "in.lan"}
+    )
+    assert proxies.of("http://r.example/") == Proxy("http://a:1", "ALL_PROXY")
+    assert proxies.of("https://r.example/") == Proxy("http://b:2", "HTTPS_PROXY")
+    assert proxies.of("http://r.in.lan/") is None
+    with pytest.raises(RefusedError, match="ALL_PROXY: not of the form http://HOST:PORT"):
+        Proxies.of_environment({"all_proxy": "socks5h://a:1"}).of("https://r.example/")

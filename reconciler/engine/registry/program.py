@@ -20,7 +20,16 @@ _TIMEOUT: Final = 30.0
 _LIMIT: Final = 64 * 1024
 _SEARCH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Where it looks for its own files, and how it gets out of the house; everything else stays outside.
-_PASSED: Final = ("PATH", "HOME", "http_proxy", "https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY")
+_PROXIES: Final = (
+    "http_proxy",
+    "https_proxy",
+    "HTTPS_PROXY",
+    "all_proxy",
+    "ALL_PROXY",
+    "no_proxy",
+    "NO_PROXY",
+)
+_PASSED: Final = ("PATH", "HOME", *_PROXIES)
 # How helpers say that they have none, which is no failure (docker-credential-helpers, credentials/error.go).
 _NOT_FOUND: Final = b"credentials not found in native keychain"
 

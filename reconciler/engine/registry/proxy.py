@@ -1,7 +1,7 @@
-"""Proxies, as the environment names them: HTTP_PROXY, HTTPS_PROXY and NO_PROXY, in small letters too.
+"""Proxies, as the environment names them: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in small letters too.
 
 The rules are those that Docker and containerd go by (golang.org/x/net/http/httpproxy), but that small letters go first
-where both are there. What a variable holds may have a password in it and is never shown. Pure.
+where both are there, and that ALL_PROXY stands in for the first two, as it does for curl and git. What a variable holds may have a password in it and is never shown. Pure.
 """
 
 import ipaddress
@@ -34,7 +34,7 @@ class Proxies:
     @classmethod
     def of_environment(cls, environment: Mapping[str, str]) -> "Proxies":
         """Those variables of `environment` that are about proxies."""
-        names = ("http_proxy", "https_proxy", "no_proxy")
+        names = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
         found = {name: environment.get(name) or environment.get(name.upper(), "") for name in names}
         return cls({name: value for name, value in found.items() if value})
 
@@ -43,6 +43,8 @@ class Proxies:
         parts = urlsplit(url)
         host = (parts.hostname or "").rstrip(".")
         variable = f"{parts.scheme}_proxy"
+        if variable not in self.values:
+            variable = "all_proxy"
         value = self.values.get(variable)
         if not value or self._excepted(host, parts.port or _PORTS.get(parts.scheme, 0)):
             return None
