@@ -104,8 +104,29 @@ class Metrics:
     @property
     def address(self) -> tuple[str, int] | None:
         """Host and port to bind, or None."""
-        host, _, port = self.listen.rpartition(":")
-        return (host.strip("[]"), int(port)) if self.listen else None
+        return _address(self.listen)
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """Devices (host:port) to `ask` for images, and where this one answers such: ADDRESS:PORT, or empty for nowhere.
+
+    `everything`: it gives what it has, not only what anybody can have from a registry.
+    """
+
+    ask: tuple[str, ...] = ()
+    listen: str = ""
+    everything: bool = False
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port to bind, or None."""
+        return _address(self.listen)
+
+
+def _address(listen: str) -> tuple[str, int] | None:
+    host, _, port = listen.rpartition(":")
+    return (host.strip("[]"), int(port)) if listen else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +147,7 @@ class Device:
     gc: Gc = Gc()
     limits: ImageLimits = ImageLimits()
     store: StoreCare = StoreCare()
+    peers: Peers = Peers()
     reserve: int = file.Disk().reserve  # bytes that a pull leaves free
     shrink_guard: ShrinkGuard = ShrinkGuard()
     metrics: Metrics = Metrics()
@@ -192,10 +214,15 @@ def _device(path: str, given: DeviceFile, places: list[str]) -> Device:
         reserve=given.disk.reserve,
         store=StoreCare(given.store.scrub, given.store.repair),
         shrink_guard=ShrinkGuard(given.shrink_guard.max_removed, given.shrink_guard.min_apps),
-        metrics=Metrics("" if given.metrics.listen == "none" else given.metrics.listen),
+        metrics=Metrics(_listen(given.metrics.listen)),
+        peers=Peers(given.peers.ask, _listen(given.peers.listen), given.peers.share == "all"),
         interval=given.interval,
         file=path,
     )
+
+
+def _listen(given: str) -> str:
+    return "" if given == "none" else given
 
 
 def _registries(given: registries.Registries) -> Registries:

@@ -69,4 +69,9 @@ def open_keyring(layout: Layout, device: Device) -> Keyring:
 def open_registry(layout: Layout, device: Device) -> Registry:
     """The registry client alone, for who has no images to fetch."""
     proxies = Proxies.of_environment(os.environ)
-    return Registry(device.registries, credentials=open_keyring(layout, device), proxies=proxies)
+    return Registry(
+        device.registries,
+        credentials=open_keyring(layout, device),
+        proxies=proxies,
+        peers=device.peers.ask,
+    )

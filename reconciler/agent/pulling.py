@@ -5,9 +5,10 @@ people on this device, unless a spec pins that name to something else: what a sp
 """
 
 import glob
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from reconciler.agent.images import open_images
 from reconciler.agent.pinning import pinned
@@ -24,14 +25,18 @@ from reconciler.state.image import Image
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """What came: the reference with its digest, the image, the name it got by hand ("" for none), and why not."""
+    """What came: the reference with its digest, the image, the name it got by hand ("" for none), and why not.
+
+    `shares` are the packed bytes that were fetched, by where they came from, in words.
+    """
 
     reference: Reference
     image: Image
     name: str = ""
     warning: str = ""
+    shares: Mapping[str, int] = field(default_factory=dict)
 
-    def document(self) -> dict[str, str]:
+    def document(self) -> dict[str, object]:
         """The same as plain values."""
         return {
             "reference": str(self.reference),
@@ -40,6 +45,7 @@ class Pulled:
             "platform": self.image.platform,
             "name": self.name,
             "warning": self.warning,
+            "bytes": dict(self.shares),
         }
 
 
@@ -57,6 +63,12 @@ def pull(
     place: Place, text: str, progress: Callable[[Progress], None], *, bundle: str = "", platform: str = ""
 ) -> Pulled:
     """Bring the image that `text` means here, verified and unpacked, and give it the name that was asked for."""
+    shares: Counter[str] = Counter()
+
+    def hear(layer: Progress) -> None:
+        shares.update(dict(layer.shares))
+        progress(layer)
+
     for_platform = Platform.parse(platform) if platform else host_platform()
     with ExitStack() as stack:
         images = place.images
@@ -74,20 +86,19 @@ def pull(
             found = images.resolve_without_storing(reference)
             reference = replace(reference, digest=found.manifest)
         image = images.resolve(reference, vouched=foreign)
-        images.pull(image, reference, progress, vouched=foreign)
+        images.pull(image, reference, hear, vouched=foreign)
         verdict = images.trust.verdict(asked_for)
     if not name:
-        return Pulled(reference, image, warning=verdict.problem)
+        return Pulled(reference, image, warning=verdict.problem, shares=shares)
     from reconciler.agent import stock  # reads specs: only a name that is given has to be compared with them
 
     with place.store.adding(), place.store.claims:
         reason = stock.pinned_elsewhere(stock.Stock(place.layout, place.device, place.store), name, image)
         if reason:
-            return Pulled(
-                reference, image, warning=_joined(verdict.problem, f"{name}: not renamed: {reason}")
-            )
+            warning = _joined(verdict.problem, f"{name}: not renamed: {reason}")
+            return Pulled(reference, image, warning=warning, shares=shares)
         tags.give(place.layout, name, image.index)
-    return Pulled(reference, image, name, verdict.problem)
+    return Pulled(reference, image, name, verdict.problem, shares)
 
 
 def _joined(*sentences: str) -> str:

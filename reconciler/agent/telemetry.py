@@ -30,6 +30,7 @@ from reconciler.report import status
 from reconciler.report.action import action_of
 from reconciler.report.container import rfc3339
 from reconciler.report.events import Ends, EventLog, append_end, attributes
+from reconciler.report.peer import PeerApplication
 from reconciler.report.server import serve_tcp, serve_unix
 from reconciler.report.status import NOTHING_LIVE, Live
 from reconciler.report.tally import Tally
@@ -86,6 +87,7 @@ class Telemetry:
         self._began = time.time()
         parts.images.trust.listener = self._trusted
         self.scrub: Scrub | None = None
+        self.peers: PeerApplication | None = None
 
     # --- from the loop and its lanes ---------------------------------------------------------------------------------
 
@@ -232,6 +234,7 @@ class Telemetry:
                 registries=told.registries,
                 requests=dict(images.requests),
                 pulled=dict(images.received),
+                peer_bytes=self.peers.sent if self.peers is not None else None,
                 clock_synchronized=clock.synchronized(),
                 process=self._process(),
             )

@@ -17,6 +17,7 @@ from reconciler.agent.bundlewatch import BundleWatch
 from reconciler.agent.loop import Agent
 from reconciler.agent.notify import Notify
 from reconciler.agent.parts import open_parts
+from reconciler.agent.peering import serve_peers
 from reconciler.agent.requests import Requests
 from reconciler.agent.scrub import Scrub
 from reconciler.agent.telemetry import Telemetry
@@ -62,6 +63,7 @@ def agent(args: argparse.Namespace) -> int:
             return telemetry.status(turn, loop.doing(), loop.retries(turn))
 
         metrics = telemetry.serve(stack, Requests(loop, parts, status).routes())
+        peers, telemetry.peers = serve_peers(parts, stack)
         stack.callback(reading.watch(source, loop.wake, duration(args.poll, "--poll"), console.say))
         replace_json(
             layout.agent_record,
@@ -70,6 +72,7 @@ def agent(args: argparse.Namespace) -> int:
                 "pid": os.getpid(),
                 "started": time.time(),
                 "metrics": metrics,
+                "peers": peers,
                 "source": described,
             },
             durable=False,
@@ -81,6 +84,8 @@ def agent(args: argparse.Namespace) -> int:
         console.say(f"reconciling {described['git'] or described['path']} with {layout.state}")
         if metrics:
             console.say(f"metrics: http://{metrics}/metrics")
+        if peers:
+            console.say(f"peers: http://{peers}/v2/")
         loop.run(alive=notify)
         notify.stopping()
     console.say("stopped; containers keep running")

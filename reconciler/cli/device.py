@@ -3,17 +3,23 @@
 import argparse
 import platform
 import sys
+from typing import TYPE_CHECKING
 
 from reconciler.cli.common import device_of, layout_of, print_json
-from reconciler.errors import BlockedError, NotFoundError
+from reconciler.errors import BlockedError, InvalidSpecError, NotFoundError
 from reconciler.report.tables import listing
+
+if TYPE_CHECKING:
+    from reconciler.engine.enforcing import Check
 
 
 def doctor(args: argparse.Namespace) -> int:
     """Print a line per check; exit 1 if something that containers need is missing."""
     from reconciler.engine.doctor import checks
 
-    found = checks(layout_of(args), quick=args.quick)
+    found = [*checks(layout_of(args), quick=args.quick)]
+    if not args.quick:
+        found += _file(args)
     missing = [check for check in found if check.ok is False]
     if args.output != "table":
         items = [
@@ -28,6 +34,17 @@ def doctor(args: argparse.Namespace) -> int:
         remedy = f"; {check.remedy}" if check.remedy and check.ok is not True else ""
         print(line + remedy)
     return 1 if missing else 0
+
+
+def _file(args: argparse.Namespace) -> "list[Check]":
+    """What the device's own file names, or what is wrong with that file."""
+    from reconciler.engine import sources
+    from reconciler.engine.enforcing import Check
+
+    try:
+        return [*sources.checks(layout_of(args), device_of(args))]
+    except InvalidSpecError as error:
+        return [Check("device file", False, str(error), error.hint)]
 
 
 def schema(args: argparse.Namespace) -> int:

@@ -143,8 +143,8 @@ Instances with different state directories never meet: their bridges, cgroups an
 
 `NO_COLOR` and `TERM=dumb` turn colours off. `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` are used as systemd
 sets them. git is given what a person may have set for a proxy, a private certificate authority or an ssh agent, and
-nothing else; helpers that keep credentials are given PATH, HOME and the proxy. `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and
-`NO_PROXY`, in small letters too, say the way to registries. `RECONCILER_FAILPOINT` is for tests.
+nothing else; helpers that keep credentials are given PATH, HOME and the proxy. `HTTP_PROXY`, `HTTPS_PROXY`,
+`ALL_PROXY` and `NO_PROXY`, in small letters too, say the way to registries. `RECONCILER_FAILPOINT` is for tests.
 
 ## SIGNALS
 

@@ -12,6 +12,7 @@ from reconciler.cli.common import device_of, layout_of, print_json
 from reconciler.engine.layout import Layout
 from reconciler.errors import ReconcilerError, UsageError
 from reconciler.report.progress import PullProgress, heard
+from reconciler.report.tables import size
 from reconciler.spec.reference import InvalidReferenceError, Reference
 
 
@@ -31,6 +32,9 @@ def pull(args: argparse.Namespace) -> int:
     if args.output == "json":
         print_json({"apiVersion": "reconciler/v1", "kind": "PulledImage", **pulled})
     else:
+        if shares := pulled["bytes"]:
+            parts = ", ".join(f"{size(count)} {name}" for name, count in sorted(shares.items()))
+            print(f"pulled {size(sum(shares.values()))}: {parts}", file=sys.stderr)
         by_tag = "@" not in args.reference
         print(pulled["digest"] if by_tag else pulled["manifest"])
     return 0

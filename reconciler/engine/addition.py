@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from reconciler.engine import fetch, oci_layout
+from reconciler.engine import fetch, oci_layout, shared
 from reconciler.engine.downloads import Downloads
 from reconciler.engine.fetch import AbandonedError, BundleError, Meter, Source
 from reconciler.engine.image import compression
@@ -65,7 +65,8 @@ class Addition:
 class Adder:
     """Adds layers to one store. Thread-safe.
 
-    `received` counts packed bytes by (registry, source, kind): source origin, mirror or bundle, kind full or resumed.
+    `received` counts packed bytes by (registry, source, kind): source origin, mirror, peer or bundle, kind full or
+    resumed.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class Adder:
             partial.mkdir(mode=0o700)
             failpoint("pull.begun")
             with _Workplace(partial, self._limits, self._room, self._turn) as place:
-                source = self._extract(place, wanted, job)
+                meter = self._extract(place, wanted, job)
                 failpoint("pull.unpacked")
                 needed = place.unpacker.size
                 if wanted.below is not None:
@@ -128,6 +129,8 @@ class Adder:
                     raise AbandonedError(f"layer {layer.digest.short}: given up")
                 failpoint("pull.finished")
                 if place.packed.exists():
+                    if meter.public:
+                        shared.mark(place.packed)
                     self._store.adopt_blob(layer.digest, place.packed)
                 commit(_record(wanted, totals), place.root, place.index)
         except BaseException as error:
@@ -148,7 +151,10 @@ class Adder:
             partial.rmdir()
         except OSError:  # the layer replaced some of its own directories, or a source had to be tried twice
             self._store.discard(partial)
-        wanted.progress(Progress(layer.digest, layer.size, layer.size, Phase.DONE, source=source))
+        shares = tuple(sorted(meter.shares.items()))
+        wanted.progress(
+            Progress(layer.digest, layer.size, layer.size, Phase.DONE, source=meter.source, shares=shares)
+        )
 
     def _within(self, wanted: Addition, totals: Totals) -> None:
         """Raise LimitError where the layer and all below it, which are here by now, are more than an image may be."""
@@ -166,8 +172,8 @@ class Adder:
                 "limits.entries",
             )
 
-    def _extract(self, place: "_Workplace", wanted: Addition, job: Job[Digest]) -> str:
-        """Unpack from the first source that has the layer whole, and return which; nothing stays of earlier ones."""
+    def _extract(self, place: "_Workplace", wanted: Addition, job: Job[Digest]) -> Meter:
+        """Unpack from the first source that has the layer whole, and tell of it; nothing stays of earlier ones."""
         layer = wanted.layer
         if self._store.has_blob(layer.digest):  # kept, or brought before it was wanted
             try:
@@ -177,7 +183,7 @@ class Adder:
                 self._store.discard(self._layout.blob(layer.digest))
                 place.clear()
             else:
-                return "store"
+                return meter
         while True:
             bad: ReconcilerError | None = None
             news = self._bundles.news
@@ -191,7 +197,7 @@ class Adder:
                     bad = error
                     place.clear()
                 else:
-                    return meter.source
+                    return meter
             if self._registry is None:
                 raise bad or NotFoundError(f"layer {layer.digest}: not there")
             try:
@@ -210,8 +216,8 @@ class Adder:
 
     def _download(
         self, place: "_Workplace", wanted: Addition, job: Job[Digest], registry: Registry, news: int
-    ) -> str:
-        """The same from mirrors and the registry, which the digest at the end may prove to have lied."""
+    ) -> Meter:
+        """The same from peers, mirrors and the registry, which the digest at the end may prove to have lied."""
         layer = wanted.layer
         bad: set[Place] = set()
         again = True
@@ -226,18 +232,18 @@ class Adder:
                     if meter.kept:
                         pass  # the first to be suspected: once more, without it
                     elif (
-                        meter.mirrors - bad
+                        meter.others - bad
                     ):  # one of them, and nobody can tell which: once more, without them
-                        for mirror in meter.mirrors:
-                            registry.failed(mirror, error)
-                        bad |= meter.mirrors
+                        for other in meter.others:
+                            registry.failed(other, error)
+                        bad |= meter.others
                     elif meter.resumes and again:  # it may have changed between two transfers (G7): once more
                         again = False
                     else:
                         raise
                     place.clear()
                 else:
-                    return meter.source
+                    return meter
 
     def _stream(
         self,

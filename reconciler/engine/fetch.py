@@ -1,6 +1,6 @@
 """The packed bytes of one layer, from wherever they are, each byte once and in order.
 
-Sources are tried in order: bundles, mirrors, then the registry. A transfer that breaks off goes on where it was
+Sources are tried in order: bundles, peers, mirrors, then the registry. A transfer that breaks off goes on where it was
 (Range), as often as it makes progress, also at the next place; the digest at the end is that of the whole, whatever
 the pieces were, also those that an earlier agent has kept. Verifying happens in the stream, so that nothing is read
 beyond the size that the manifest gives.
@@ -34,18 +34,21 @@ class Meter:
 
     done: int = 0  # of the layer, from its start
     resumed: int = 0  # of them, after the transfer had broken off
-    source: str = ""  # where they come from now: bundle, mirror or origin
+    source: str = ""  # where they come from now: bundle, peer, mirror or origin
     resumes: int = 0  # times that it had broken off
     trouble: str = ""  # why it is waiting, or waited last
     arrived: Counter[tuple[str, str]] = field(default_factory=Counter)  # by source and kind: full or resumed
     kept: bool = False  # whether some of it was here from an earlier transfer
-    mirrors: set[Place] = field(default_factory=set)  # that some of them came from
+    others: set[Place] = field(default_factory=set)  # peers and mirrors that some of them came from
+    shares: Counter[str] = field(default_factory=Counter)  # by the words for the place
+    public: bool = False  # whether somebody gave some of them without being told who asks
 
-    def take(self, count: int) -> None:
-        """Count `count` bytes more."""
+    def take(self, count: int, place: str = "") -> None:
+        """Count `count` bytes more, from `place`, or from what `source` says."""
         self.done += count
         self.resumed += count if self.resumes else 0
         self.arrived[self.source, "resumed" if self.resumes else "full"] += count
+        self.shares[place or self.source] += count
 
 
 def verified(chunks: Iterable[bytes], layer: Layer) -> Iterator[bytes]:
@@ -95,7 +98,7 @@ def from_bundle(file: IO[bytes], layer: Layer, meter: Meter) -> Iterator[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A layer at its registry and the mirrors of it but those in `without`; `pause` waits before the next try."""
+    """A layer at its registry, its mirrors and peers but those in `without`; `pause` waits before the next try."""
 
     registry: Registry
     reference: Reference
@@ -105,7 +108,7 @@ class Source:
 
 
 def from_registry(source: Source, meter: Meter, kept: Kept | None = None) -> Iterator[bytes]:
-    """Yield the packed layer: what is `kept` from there, the rest from mirrors and at last from the registry itself.
+    """Yield the packed layer: what is `kept` from there, the rest from others and at last from the registry itself.
 
     Where one place fails the next goes on from there. Raises RegistryError, of the registry itself.
     """
@@ -123,8 +126,8 @@ def _from_anywhere(source: Source, meter: Meter, kept: Kept | None, until: int) 
     if meter.done >= until:
         return
     registry, reference, layer = source.registry, source.reference, source.layer
-    *mirrors, origin = registry.places(reference.registry, reference.repository)
-    for place in mirrors:
+    *others, origin = registry.places(reference.registry, reference.repository)
+    for place in others:
         if place in source.without:
             continue
         try:
@@ -145,7 +148,8 @@ def _from_place(source: Source, place: Place, meter: Meter, kept: Kept | None, u
     """Yield the packed layer up to byte `until` from one place, going on with Range where a transfer breaks off.
 
     A transient failure is tried again after a pause, from where it was; the count starts anew with every progress, up
-    to the client's limit of resumptions. A mirror that makes no progress is not tried again. Raises RegistryError.
+    to the client's limit of resumptions. What is not the registry itself is not tried again where it makes no
+    progress. Raises RegistryError.
     """
     layer, patience = source.layer, source.registry.patience
     attempt = 0
@@ -155,6 +159,7 @@ def _from_place(source: Source, place: Place, meter: Meter, kept: Kept | None, u
             last = until if until < layer.size else None
             with source.registry.blob(place, layer.digest, offset=begun, until=last) as transfer:
                 meter.source = place.source
+                shown = str(place)
                 skip = (
                     begun - transfer.offset
                 )  # a server that ignores Range starts over: read past what we have
@@ -165,11 +170,12 @@ def _from_place(source: Source, place: Place, meter: Meter, kept: Kept | None, u
                         fresh = fresh[: last - meter.done]
                     if not fresh:
                         continue
-                    if place.is_mirror:
-                        meter.mirrors.add(place)
+                    if not place.is_origin:
+                        meter.others.add(place)
+                    meter.public |= transfer.public
                     if kept is not None:
                         kept.take(fresh, meter.done)
-                    meter.take(len(fresh))
+                    meter.take(len(fresh), shown)
                     yield fresh
                     if meter.done == last:
                         return
@@ -177,12 +183,12 @@ def _from_place(source: Source, place: Place, meter: Meter, kept: Kept | None, u
                 return  # complete, or as much as the server says there is: `verified` decides
             meter.resumes += 1
         except RegistryError as error:
-            if not place.is_mirror and (error.status == 416 or (isinstance(error, RefusedError) and begun)):
+            if place.is_origin and (error.status == 416 or (isinstance(error, RefusedError) and begun)):
                 raise VerificationError(f"layer {layer.digest.short}: can't be resumed: {error}") from error
             if meter.done > begun:
                 attempt = 0
                 meter.resumes += 1
-            elif place.is_mirror:
+            elif not place.is_origin:
                 raise
             if not error.transient or attempt >= len(patience.retries) or meter.resumes > patience.resumes:
                 raise

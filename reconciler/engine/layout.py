@@ -8,7 +8,8 @@ STATE  (/var/lib/reconciler, 0700)
                              rename under flock of auth.lock
   oci-layout  index.json     an OCI image layout; index.json is replaced (rename) under `store.lock`
   store.lock                 flock, shared while content is being added, exclusive while garbage is swept
-  blobs/<algorithm>/<hex>    complete by rename from partial/; named by content, so never rewritten
+  blobs/<algorithm>/<hex>    complete by rename from partial/; named by content, so never rewritten; the attribute
+                             user.reconciler.public says that a registry gave it without being told who asks
   partial/                   downloads and unpacking in progress; anything here may be deleted when store.lock is free
   downloads/<alg>-<hex>-<n>  packed bytes of a layer from byte n on, of a transfer that takes long, under flock;
                              appended to and never believed, may be deleted at any time

@@ -60,8 +60,8 @@ class Packed:
             yield Source(name, partial(fetch.from_registry, asked, meter))
             if not meter.done:
                 self._silent.add(name)  # no more of its patience for each further layer
-            elif meter.mirrors:  # one of them may have lied: once more without those
-                again = replace(asked, without=frozenset(meter.mirrors))
+            elif meter.others:  # one of them may have lied: once more without those
+                again = replace(asked, without=frozenset(meter.others))
                 yield Source(name, partial(fetch.from_registry, again, Meter()))
 
     def _from_store(self, layer: Layer) -> Iterator[bytes]:

@@ -24,7 +24,7 @@ class Progress:
     """One layer's progress: packed bytes, of them `resumed` after a transfer had broken off.
 
     While it waits: `until` which moment of the boot clock, and what went wrong in `trouble`. `source` is where the
-    bytes come from now: origin, mirror or bundle.
+    bytes come from now: origin, mirror, peer or bundle. At the end `shares` are the bytes from each place, in words.
     """
 
     layer: Digest
@@ -35,6 +35,7 @@ class Progress:
     until: float = 0.0
     trouble: str = ""
     source: str = ""
+    shares: tuple[tuple[str, int], ...] = ()
 
 
 Listener = Callable[[Progress], None]

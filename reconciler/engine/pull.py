@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from reconciler.config import TrustRule
-from reconciler.engine import doubt, downloads
+from reconciler.engine import doubt, downloads, shared
 from reconciler.engine.addition import Adder, Addition
 from reconciler.engine.bundlepath import BundlePath
 from reconciler.engine.estimate import DOUBT, Estimate
@@ -52,7 +52,7 @@ class Images:
     """The images of one state directory. Thread-safe: several lanes pull at once.
 
     `requests` counts registry answers by (registry, code class), `received` packed bytes by (registry, source, kind),
-    source being origin, mirror or bundle and kind full or resumed: for metrics.
+    source being origin, mirror, peer or bundle and kind full or resumed: for metrics.
     """
 
     def __init__(
@@ -128,14 +128,16 @@ class Images:
             if not vouched:
                 self.admit(reference)
             return known
-        image, documents = self._resolver.resolve(reference, time.sleep)
+        image, documents, public = self._resolver.resolve(reference, time.sleep)
         if not vouched:
             self.admit(reference, documents)
         try:
             with self._store.adding():
                 for digest, data in documents.items():
                     if not self._store.has_blob(digest):
-                        self._store.ingest([data], digest, len(data))
+                        path = self._store.ingest([data], digest, len(data))
+                        if digest in public:
+                            shared.mark(path)
                 self._store.remember(image)
         except OSError as error:
             raise self._room.explain(
@@ -145,7 +147,8 @@ class Images:
 
     def documents(self, reference: Reference) -> tuple[Image, dict[Digest, bytes]]:
         """Return the image and the documents that make it, verified, for who gives them to others; writes nothing."""
-        return self._resolver.resolve(reference, time.sleep)
+        image, documents, _ = self._resolver.resolve(reference, time.sleep)
+        return image, documents
 
     @property
     def packed(self) -> Packed:
@@ -156,7 +159,7 @@ class Images:
         """Return the same, and write nothing; what was found is remembered in memory only. For `plan`."""
         known, documents = self._known(reference), None
         if known is None:
-            known, documents = self._resolver.resolve(reference, time.sleep)
+            known, documents, _ = self._resolver.resolve(reference, time.sleep)
         self.admit(reference, documents, keep=False)
         with self._lock:
             self._seen[known.index] = known
@@ -209,7 +212,7 @@ class Images:
         yield from self._layouts()
         if self._offline:
             return
-        for place in self._registry.places(reference.registry, reference.repository):
+        for place in self._registry.places(reference.registry, reference.repository, by_digest=False):
             yield RegistryShelf(self._registry, place)
 
     def _known(self, reference: Reference) -> Image | None:

@@ -5,6 +5,7 @@ from makes no difference to what is believed: the digest decides.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from reconciler.engine.image import (
     assemble,
@@ -26,6 +27,14 @@ from reconciler.spec.reference import Digest, InvalidReferenceError, Reference
 from reconciler.state.image import Image
 
 
+class Resolved(NamedTuple):
+    """An image, the verified documents that it was made from, and which of them a registry gives to anybody."""
+
+    image: Image
+    documents: dict[Digest, bytes]
+    public: frozenset[Digest]
+
+
 class Resolver:
     """Resolves references for one platform. Reads the store, writes nothing."""
 
@@ -39,23 +48,24 @@ class Resolver:
         self._platform = platform
         self._limits = limits
 
-    def resolve(
-        self, reference: Reference, pause: Callable[[float], object]
-    ) -> tuple[Image, dict[Digest, bytes]]:
-        """Return the image that `reference` pins, and the verified documents it was made from.
+    def resolve(self, reference: Reference, pause: Callable[[float], object]) -> Resolved:
+        """Return the image that `reference` pins, with its documents.
 
         Raises VerificationError, PlatformError or RegistryError.
         """
         if reference.digest is None:
             raise UsageError(f"image {reference}: no digest", hint=f"run: reconciler digest {reference}")
         documents: dict[Digest, bytes] = {}
+        public: set[Digest] = set()
         digest, declared, size = reference.digest, "", None
         for _ in range(self._limits.nesting):
-            data, sent = self._manifest(reference, digest, pause)
+            found = self._manifest(reference, digest, pause)
+            data, sent = found.data, found.media_type
             subject = f"image {reference}"
             if size is not None and len(data) != size:
                 raise VerificationError(f"{subject}: manifest of {len(data)} bytes, expected {size}")
             documents[digest] = data
+            public |= {digest} if found.public else set()
             declarations = (declared, sent)
             if not is_index(data, subject=subject, limits=self._limits):
                 break
@@ -69,22 +79,23 @@ class Resolver:
             )
         manifest = parse_manifest(data, subject=subject, declared=declarations, limits=self._limits)
         config = self._config(reference, manifest.config.digest, manifest.config.size, pause)
-        documents[manifest.config.digest] = config
+        documents[manifest.config.digest] = config.data
+        public |= {manifest.config.digest} if config.public else set()
         image = assemble(
             reference.digest,
             data,
-            config,
+            config.data,
             platform=self._platform,
             manifest_digest=digest,
             limits=self._limits,
         )
-        return image, documents
+        return Resolved(image, documents, frozenset(public))
 
     def document(self, reference: Reference, pause: Callable[[float], object]) -> bytes:
         """Return the document that `reference` pins, verified; raises what `resolve` raises."""
         if reference.digest is None:
             raise UsageError(f"image {reference}: no digest", hint=f"run: reconciler digest {reference}")
-        return self._manifest(reference, reference.digest, pause)[0]
+        return self._manifest(reference, reference.digest, pause).data
 
     def _local(self, digest: Digest) -> bytes | None:
         """Return a document from the store or a bundle if an undamaged copy is there."""
@@ -97,16 +108,14 @@ class Resolver:
                 return data
         return None
 
-    def _manifest(
-        self, reference: Reference, digest: Digest, pause: Callable[[float], object]
-    ) -> tuple[bytes, str]:
+    def _manifest(self, reference: Reference, digest: Digest, pause: Callable[[float], object]) -> Document:
         data = self._local(digest)
         if data is not None:
-            return data, ""
+            return Document(data, "", "", "")
         if self._registry is None:
             raise self._absent(reference, "manifest", digest)
         try:
-            found = self._registry.manifest(
+            return self._registry.manifest(
                 reference.registry,
                 reference.repository,
                 digest,
@@ -118,27 +127,26 @@ class Resolver:
             )
         except RegistryError as error:
             raise self._with_bundle(error, digest) from error
-        return found.data, found.media_type
 
     def _config(
         self, reference: Reference, digest: Digest, size: int, pause: Callable[[float], object]
-    ) -> bytes:
+    ) -> Document:
         data = self._local(digest)
-        if data is None:
-            if self._registry is None:
-                raise self._absent(reference, "config", digest)
-            try:
-                data = self._registry.document(
-                    reference.registry,
-                    reference.repository,
-                    digest,
-                    limit=size,
-                    accept=lambda one: check(one, digest, subject=f"image {reference}: config"),
-                    pause=pause,
-                )
-            except RegistryError as error:
-                raise self._with_bundle(error, digest) from error
-        return data
+        if data is not None:
+            return Document(data, "", "", "")
+        if self._registry is None:
+            raise self._absent(reference, "config", digest)
+        try:
+            return self._registry.document(
+                reference.registry,
+                reference.repository,
+                digest,
+                limit=size,
+                accept=lambda one: check(one, digest, subject=f"image {reference}: config"),
+                pause=pause,
+            )
+        except RegistryError as error:
+            raise self._with_bundle(error, digest) from error
 
     def _absent(self, reference: Reference, what: str, digest: Digest) -> ReconcilerError:
         if self._bundles.has(digest):

@@ -29,6 +29,8 @@ _ARRIVALS = (
     ("origin", "resumed"),
     ("mirror", "full"),
     ("mirror", "resumed"),
+    ("peer", "full"),
+    ("peer", "resumed"),
     ("bundle", "full"),
 )
 _CODES = ("2xx", "401", "404", "429", "4xx", "5xx", "none")  # none: there was no answer
@@ -288,6 +290,10 @@ def _images(t: Telemetry) -> Iterator[Family]:
         "Answers of registries by status.",
         [((("registry", g), ("code", code)), count) for (g, code), count in sorted(requests.items())],
     )
+    if t.peer_bytes is not None:
+        yield counter(
+            "reconciler_peer_sent_bytes_total", "Packed bytes given to other devices.", [((), t.peer_bytes)]
+        )
     yield counter(
         "reconciler_image_verify_total",
         "Images whose content was checked.",

@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from waitress import wasyncore
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
 from waitress.server import create_server
+from waitress.utilities import BadRequest
 
 from reconciler.errors import BlockedError, ReconcilerError
 from reconciler.report.wsgi import Application
@@ -26,8 +29,8 @@ from reconciler.report.wsgi import Application
 GROUP: Final = "reconciler"
 _SO_PEERGROUPS: Final = 59  # Linux 4.13; not in the socket module
 _MAX_PATH: Final = 107  # bytes of sun_path without its NUL
+_CONNECTIONS: Final = 1100
 _LIMITS: Final[Mapping[str, Any]] = {
-    "connection_limit": 1100,
     "backlog": 1024,
     "channel_timeout": 30,
     "cleanup_interval": 10,
@@ -47,24 +50,37 @@ class Server:
     """A running server; `address` is where it listens: host:port or a path."""
 
     def __init__(
-        self, listener: socket.socket, application: Application, *, name: str, threads: int, address: str
+        self,
+        listener: socket.socket,
+        application: Application,
+        *,
+        name: str,
+        threads: int,
+        address: str,
+        connections: int = _CONNECTIONS,
     ) -> None:
         # waitress warns when all threads are busy; that is what the limits are for, and nobody's log file
         logging.getLogger("waitress").setLevel(logging.ERROR)
         self.address = address
         self._map: dict[int, Any] = {}
         self._server = create_server(
-            application, map=self._map, sockets=[listener], threads=threads, **_LIMITS
+            application,
+            map=self._map,
+            sockets=[listener],
+            threads=threads,
+            connection_limit=connections,
+            **_LIMITS,
         )
+        self._server.channel_class = _Channel
         self._thread = threading.Thread(target=self._server.run, name=name, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Stop serving; requests that are being answered have five seconds to end."""
+        self._server.task_dispatcher.shutdown()  # first: who answers wakes the loop, which has to be there
         # From the loop's own thread: closing its sockets under its poll would be a race.
         self._server.trigger.pull_trigger(self._end)
         self._thread.join(10)
-        self._server.task_dispatcher.shutdown()
 
     def _end(self) -> None:
         self._server.accepting = False
@@ -77,8 +93,19 @@ class Server:
         self.close()
 
 
-def serve_tcp(host: str, port: int, application: Application, *, threads: int = 2) -> Server:
-    """Serve on an address (port 0 takes a free one), or raise BlockedError where that is taken."""
+def serve_tcp(
+    host: str,
+    port: int,
+    application: Application,
+    *,
+    name: str = "metrics",
+    threads: int = 2,
+    connections: int = _CONNECTIONS,
+) -> Server:
+    """Serve on an address (port 0 takes a free one), or raise BlockedError where that is taken.
+
+    `name` is the section of device.yaml whose `listen` it is.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -87,15 +114,17 @@ def serve_tcp(host: str, port: int, application: Application, *, threads: int = 
         listener.setblocking(False)
         found, number = listener.getsockname()[:2]
         address = f"[{found}]:{number}" if family == socket.AF_INET6 else f"{found}:{number}"
-        return Server(listener, application, name="metrics", threads=threads, address=address)
+        return Server(
+            listener, application, name=name, threads=threads, address=address, connections=connections
+        )
     except OSError as error:
         listener.close()
         hint = (
-            "set metrics.listen in device.yaml"
+            f"set {name}.listen in device.yaml"
             if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
             else ""
         )
-        raise BlockedError(f"metrics address {host}:{port}: {error.strerror or error}", hint=hint) from error
+        raise BlockedError(f"{name} address {host}:{port}: {error.strerror or error}", hint=hint) from error
 
 
 def serve_unix(path: Path, application: Application, *, group: str = GROUP, threads: int = 8) -> Server:
@@ -128,6 +157,21 @@ def serve_unix(path: Path, application: Application, *, group: str = GROUP, thre
     except OSError as error:
         listener.close()
         raise ReconcilerError(f"{path}: {error.strerror or error}") from error
+
+
+class _Parser(HTTPRequestParser):  # type: ignore[misc]
+    """Refuses at once what is no HTTP from its first byte on: who tries TLS first would wait for an answer."""
+
+    def received(self, data: bytes) -> int:
+        if not self.header_plus and data and not (data[:1] in b"\r\n" or 0x20 <= data[0] < 0x7F):
+            self.error = BadRequest("this is plain HTTP")
+            self.completed = True
+            return len(data)
+        return int(super().received(data))
+
+
+class _Channel(HTTPChannel):  # type: ignore[misc]
+    parser_class = _Parser
 
 
 class _UnixServer(Server):

@@ -70,7 +70,7 @@ class Telemetry:
     (container, stream) to bytes, `volumes` (app, volume) to (bytes, orphaned), `volume_limits` to bytes.
     `download_bytes` is what is still to be fetched, `spec_errors` counts errors in the specs as they are now.
     `registries` are those that images are wanted from; `requests` is by (registry, code), `pulled` by (registry,
-    source, kind). None: not known, and then the series is left out.
+    source, kind), `peer_bytes` what other devices were given. None: not known, and then the series is left out.
     """
 
     version: str
@@ -97,5 +97,6 @@ class Telemetry:
     registries: frozenset[str] = frozenset()
     requests: Mapping[tuple[str, str], int] = field(default_factory=dict)
     pulled: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    peer_bytes: int | None = None
     clock_synchronized: bool | None = None
     process: Process | None = None

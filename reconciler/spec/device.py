@@ -17,7 +17,7 @@ from reconciler.spec.kernel import Capability, DevicePattern
 from reconciler.spec.marks import quote
 from reconciler.spec.parts import Logging, RestartPolicy
 from reconciler.spec.parts import Restart as RestartModel
-from reconciler.spec.registries import Registries
+from reconciler.spec.registries import Registries, Registry
 from reconciler.spec.trust import TrustRule
 from reconciler.spec.values import (
     AbsolutePath,
@@ -221,6 +221,40 @@ class Metrics(Part):
     ] = "127.0.0.1:9470"
 
 
+class Peers(Part):
+    """Other devices on the same network, which give each other what each of them would have to fetch."""
+
+    ask: Annotated[
+        tuple[Registry, ...],
+        Doc(
+            "Devices that are asked, in this order, before any mirror or registry: HOST:PORT of their `listen`. What "
+            "they send counts by its digest alone. They are told no names and shown no credentials.",
+            "list",
+            '["192.168.1.8:5080", "kiosk-8.lan:5080"]',
+            "`[]`: none",
+        ),
+    ] = ()
+    listen: Annotated[
+        Listen,
+        Doc(
+            "Where this device gives what it has kept to whoever asks by digest, read-only, over plain HTTP in the "
+            "protocol of registries. Needs `gc.keep_blobs: used`.",
+            "ADDRESS:PORT",
+            "192.168.1.7:5080",
+            "none",
+        ),
+    ] = "none"
+    share: Annotated[
+        Literal["public", "all"],
+        Doc(
+            "What it gives: what a registry gave without asking who is there, or all, also what came from bundles or "
+            "by credentials.",
+            "public, all",
+            "all",
+        ),
+    ] = "public"
+
+
 class DeviceFile(Part):
     """The device's own file."""
 
@@ -310,6 +344,10 @@ class DeviceFile(Part):
     limits: Annotated[ImageLimits, Doc("What an image may cost at most.", "map", "{unpacked: 8Gi}")] = (
         ImageLimits()
     )
+    peers: Annotated[
+        Peers,
+        Doc("Other devices to have images from, and to give them to.", "map", '{ask: ["192.168.1.8:5080"]}'),
+    ] = Peers()
     disk: Annotated[Disk, Doc("What is kept free on the disk.", "map", "{reserve: 64Mi}")] = Disk()
     store: Annotated[StoreCare, Doc("How the store is looked after.", "map", "{scrub: 4Gi}")] = StoreCare()
     shrink_guard: Annotated[
@@ -322,6 +360,16 @@ class DeviceFile(Part):
     interval: Annotated[
         PositiveDuration, Doc("The longest time between two looks at everything.", "duration", "10s", "30s")
     ] = 30.0
+
+    @model_validator(mode="after")
+    def _has_what_to_give(self) -> Self:
+        if self.peers.listen != "none" and self.gc.keep_blobs == "none":
+            raise Fault(
+                "needs packed layers, and this device keeps none",
+                path=("peers", "listen"),
+                hint="add 'gc: {keep_blobs: used}'",
+            )
+        return self
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:

@@ -17,7 +17,7 @@ NOT_YET: Final[dict[str, frozenset[str]]] = {
     ),
     "DeviceFile": frozenset(
         {
-            "sources", "windows", "locks", "network", "notify", "peers",
+            "sources", "windows", "locks", "network", "notify",
         }
     ),
     "DeviceDefaults": frozenset({"update"}),

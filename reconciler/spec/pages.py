@@ -181,6 +181,7 @@ trust: # cosign's signatures; the first rule that matches an image counts
   - {match: "*.lan", keys: [/etc/reconciler/lab.pub], mode: warn}
   - {match: ghcr.io/acme, keys: [/etc/reconciler/ci.pub, /etc/reconciler/release.pub]}
 bundles: [/srv/images, "/media/*/images"] # OCI layouts, asked before any registry; they may come later
+peers: {ask: ["192.168.1.8:5080"]} # devices next door, asked by digest before any registry
 allowed_binds: [/srv, /run/dbus/system_bus_socket]
 allowed_devices: ["/dev/ttyUSB*", /dev/dri]
 allowed_caps: [NET_ADMIN]

@@ -27,6 +27,23 @@ def device(patience: float) -> Iterator[Device]:
     assert check.leaks(3.0 * patience) == []
 
 
+@pytest.fixture
+def neighbour(device: Device, patience: float) -> Iterator[Device]:
+    """Another device, with directories of its own, in the network namespace of `device`."""
+    name = secrets.token_hex(4)
+    check = LeakCheck(name)
+    root = make_root(name)
+    made = Device(root, name, namespace=device.namespace)
+    try:
+        yield made
+        if (made.state / "instance").exists():
+            check.own(made.instance[:8])
+    finally:
+        made.close()
+    # The device that it is a neighbour of still runs, and has processes and helpers
+    assert check.leaks(3.0 * patience, without=("processes", "descriptors")) == []
+
+
 @pytest.fixture(scope="session")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A busybox image in an OCI layout, to be given as a bundle."""

@@ -4,16 +4,12 @@ What is left of anything is what the leak check of every device finds at its end
 """
 
 import os
-import secrets
-from collections.abc import Iterator
 
 import pytest
 
 from tests.e2e.conftest import reference
 from tests.e2e.device import Device
-from tests.e2e.killed import make_root
 from tests.images import Built
-from tests.kernel.leaks import LeakCheck
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.network]
 
@@ -31,21 +27,6 @@ containers:
     limits: {{memory: 16Mi}}
     stop_grace_period: 0s
 """
-
-
-@pytest.fixture
-def neighbour(device: Device, patience: float) -> Iterator[Device]:
-    """Another device, with directories of its own, in the network namespace of `device`."""
-    name = secrets.token_hex(4)
-    check = LeakCheck(name)
-    root = make_root(name)
-    made = Device(root, name, namespace=device.namespace)
-    try:
-        yield made
-        check.own(made.instance[:8])
-    finally:
-        made.close()
-    assert check.leaks(3.0 * patience) == []
 
 
 def running(device: Device) -> int:

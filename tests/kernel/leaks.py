@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -53,14 +53,18 @@ class LeakCheck:
         self._names.append(name)
         return name
 
-    def leaks(self, patience: float = 3.0) -> list[str]:
-        """Give what is left over; what the kernel takes apart in the background has `patience` seconds for it."""
+    def leaks(self, patience: float = 3.0, *, without: Collection[str] = ()) -> list[str]:
+        """Give what is left over; what the kernel takes apart in the background has `patience` seconds for it.
+
+        Kinds in `without` are not looked at.
+        """
         everything = os.environ.get("LEAK_CHECK") == "all" or (
             os.environ.get("CI") == "true" and "PYTEST_XDIST_WORKER" not in os.environ
         )
         deadline = time.monotonic() + patience
         while True:
-            found = compare(self._before, snapshot(), None if everything else tuple(self._names))
+            after = {kind: things for kind, things in snapshot().items() if kind not in without}
+            found = compare(self._before, after, None if everything else tuple(self._names))
             if not found or time.monotonic() > deadline:
                 return found
             time.sleep(0.05)

@@ -9,6 +9,7 @@ from reconciler.config import (
     Gc,
     ImageLimits,
     Metrics,
+    Peers,
     Registries,
     ShrinkGuard,
     StoreCare,
@@ -75,6 +76,7 @@ disk: {reserve: 1Mi}
 store: {scrub: off, repair: false}
 gc: {keep_generations: 0, min_age: 0s, keep_blobs: used, high: 90%, low: 90%, min_free: 1G}
 shrink_guard: {max_removed: 100%, min_apps: 0}
+peers: {ask: ["10.0.0.8:5080", edge.lan], listen: "10.0.0.7:5080", share: all}
 metrics: {listen: "[::1]:0"}
 interval: 1m30s
 """
@@ -105,6 +107,7 @@ interval: 1m30s
         reserve=1 << 20,
         store=StoreCare(0, False),
         shrink_guard=ShrinkGuard(100, 0),
+        peers=Peers(("10.0.0.8:5080", "edge.lan"), "10.0.0.7:5080", everything=True),
         metrics=Metrics("[::1]:0"),
         interval=90.0,
     )
@@ -120,6 +123,17 @@ def test_the_address_of_the_metrics() -> None:
     assert Metrics().address == ("127.0.0.1", 9470)
     assert Metrics("[::1]:0").address == ("::1", 0)
     assert load_device(PATH, b"metrics: {listen: none}").metrics.address is None
+
+
+def test_a_device_that_keeps_nothing_has_nothing_to_give() -> None:
+    with pytest.raises(InvalidSpecError) as caught:
+        load_device(PATH, b'peers:\n  listen: "10.0.0.7:5080"\n')
+    said = str(caught.value)
+    assert said.startswith(
+        f"{PATH}:2:11: error: peers.listen needs packed layers, and this device keeps none"
+    )
+    assert "gc: {keep_blobs: used}" in said
+    assert load_device(PATH, b"peers: {ask: [a.lan]}").peers == Peers(("a.lan",))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +159,7 @@ def test_all_problems_come_at_once_with_their_places() -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        "sources", "windows", "locks", "network", "notify", "peers",
+        "sources", "windows", "locks", "network", "notify",
     ],
 )  # fmt: skip
 def test_what_comes_later_is_refused_by_name(key: str) -> None:

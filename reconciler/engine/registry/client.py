@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -19,7 +19,7 @@ from reconciler.engine.registry.credentials import Credential
 from reconciler.engine.registry.errors import RefusedError, RegistryError, UnreachableRegistryError
 from reconciler.engine.registry.keyring import Credentials, Given, Nobody
 from reconciler.engine.registry.patience import Patience
-from reconciler.engine.registry.places import Place, Places
+from reconciler.engine.registry.places import ANYTHING, PEER, Place, Places
 from reconciler.engine.registry.proxy import Proxies
 from reconciler.errors import VerificationError
 from reconciler.spec.reference import Digest
@@ -35,9 +35,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A manifest or index as sent: its bytes, the Content-Type, the digest that the header claims if any, by whom.
+    """A document as sent: its bytes, the Content-Type, the digest that the header claims if any, by whom.
 
-    `next` is where the header Link says that more of a list is; "" where it does not.
+    `next` is where the header Link says that more of a list is; "" where it does not. `public`: it was given without
+    being told who asks.
     """
 
     data: bytes
@@ -45,22 +46,28 @@ class Document:
     claimed: str
     registry: str
     next: str = ""
+    public: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A blob on its way: `chunks` begin at byte `offset` of the blob, perhaps before the one that was asked for."""
+    """A blob on its way: `chunks` begin at byte `offset` of the blob, perhaps before the one that was asked for.
+
+    `public`: it is given without being told who asks.
+    """
 
     offset: int
     chunks: Iterator[bytes]
+    public: bool = False
 
 
 class Registry:
     """All registries this device talks to. Thread-safe.
 
     `settings` are device.yaml's, `credentials` what this device knows to say of itself, `proxies` the ways out that its
-    environment names. `requests` counts answers by
-    (registry, code): 2xx, 3xx, 401, 404, 429, 4xx, 5xx, or `none`.
+    environment names. `peers` are other devices (host:port) that are asked first for what is asked for by digest: over
+    plain http, by no proxy, told nothing of who asks and for which repository, and led on by no redirect. `requests`
+    counts answers by (registry, code): 2xx, 3xx, 401, 404, 429, 4xx, 5xx, or `none`.
     """
 
     def __init__(
@@ -70,14 +77,15 @@ class Registry:
         credentials: Credentials | None = None,
         proxies: Proxies | None = None,
         patience: Patience | None = None,
+        peers: Sequence[str] = (),
     ) -> None:
         self.patience = patience or Patience()
         self.requests: Counter[tuple[str, str]] = Counter()
         self._settings = settings or Registries()
         self._credentials = credentials or Nobody()
         self._proxies = proxies or Proxies()
-        self._places = Places(self._settings.mirrors)
-        self._endpoints: dict[str, Endpoint] = {}
+        self._places = Places(self._settings.mirrors, peers)
+        self._endpoints: dict[tuple[bool, str], Endpoint] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -87,12 +95,27 @@ class Registry:
                 endpoint.close()
             self._endpoints.clear()
 
-    def _endpoint(self, registry: str) -> "Endpoint":
+    def _endpoint(self, place: Place) -> "Endpoint":
+        key = place.is_peer, place.registry
         with self._lock:
-            found = self._endpoints.get(registry)
+            found = self._endpoints.get(key)
             if found is None:
-                found = self._endpoints[registry] = self._connect(registry, self._credentials)
+                make = self._connect_peer if place.is_peer else self._connect
+                found = self._endpoints[key] = make(place.registry, self._credentials)
             return found
+
+    def _connect_peer(self, peer: str, _: Credentials) -> "Endpoint":
+        from reconciler.engine.registry.endpoint import Endpoint
+
+        return Endpoint(
+            peer,
+            settings=Registries(insecure=(peer,)),
+            proxies=Proxies(),
+            patience=Patience.with_peers(),
+            credentials=Nobody(),
+            count=lambda status: self._count(peer, status),
+            redirects=0,
+        )
 
     def _connect(self, registry: str, credentials: Credentials) -> "Endpoint":
         from reconciler.engine.registry.endpoint import Endpoint
@@ -119,6 +142,10 @@ class Registry:
         finally:
             endpoint.close()
 
+    def greet(self, peer: str) -> None:
+        """Ask a peer whether it is one; RegistryError where it does not answer as such."""
+        self._endpoint(Place(peer, ANYTHING, PEER)).get("/v2/", "", {}).response.close()
+
     def _count(self, registry: str, status: int) -> None:
         code = str(status) if status in (401, 404, 429) else f"{status // 100}xx" if status else "none"
         with self._lock:
@@ -143,16 +170,16 @@ class Registry:
 
         def fetch(place: Place) -> Document:
             path = f"/v2/{place.repository}/manifests/{reference}"
-            endpoint = self._endpoint(place.registry)
+            endpoint = self._endpoint(place)
             answer = endpoint.get(path, place.repository, {"Accept": _ACCEPT})
             headers = answer.response.headers
             data = endpoint.document(answer, f"{place.registry}: GET {path}", limit)
             kind, claimed = headers.get("content-type", ""), headers.get("docker-content-digest", "")
-            found = Document(data, kind, claimed, place.registry)
+            found = Document(data, kind, claimed, place.registry, public=answer.public)
             accept(found)
             return found
 
-        return self._anywhere(registry, repository, fetch, pause)
+        return self._anywhere(registry, repository, fetch, pause, by_digest=isinstance(reference, Digest))
 
     def document(
         self,
@@ -163,16 +190,16 @@ class Registry:
         limit: int,
         accept: Callable[[bytes], object],
         pause: Callable[[float], object] = time.sleep,
-    ) -> bytes:
+    ) -> Document:
         """Fetch a small blob (an image config) whole; as `manifest` does."""
 
-        def fetch(place: Place) -> bytes:
+        def fetch(place: Place) -> Document:
             path = f"/v2/{place.repository}/blobs/{digest}"
-            endpoint = self._endpoint(place.registry)
+            endpoint = self._endpoint(place)
             answer = endpoint.get(path, place.repository, {})
             data = endpoint.document(answer, f"{place.registry}: GET {path}", limit)
             accept(data)
-            return data
+            return Document(data, "", "", place.registry, public=answer.public)
 
         return self._anywhere(registry, repository, fetch, pause)
 
@@ -186,7 +213,7 @@ class Registry:
         whole = f"/v2/{place.repository}/{path}"
 
         def fetch() -> Document:
-            endpoint = self._endpoint(place.registry)
+            endpoint = self._endpoint(place)
             answer = endpoint.get(whole, place.repository, {"Accept": f"{_ACCEPT}, */*"})
             headers = answer.response.headers
             link = _NEXT.search(headers.get("link", "")[:8192])
@@ -194,16 +221,16 @@ class Registry:
             kind = headers.get("content-type", "")
             return Document(data, kind, "", place.registry, link[1] if link is not None else "")
 
-        return fetch() if place.is_mirror else self.patiently(fetch, pause)
+        return self.patiently(fetch, pause) if place.is_origin else fetch()
 
     # --- places ----------------------------------------------------------------------------------------------------
 
-    def places(self, registry: str, repository: str) -> list[Place]:
+    def places(self, registry: str, repository: str, *, by_digest: bool = True) -> list[Place]:
         """Where a repository is to be asked for now, first to last; the last is the registry itself."""
-        return self._places.of(registry, repository, time.monotonic())
+        return self._places.of(registry, repository, time.monotonic(), by_digest=by_digest)
 
     def failed(self, place: Place, error: Exception) -> None:
-        """Tell that a place has failed; a mirror is left alone for a while."""
+        """Tell that a place has failed; a peer or mirror is left alone for a while."""
         self._places.failed(place, error, time.monotonic())
 
     def worked(self, place: Place) -> None:
@@ -216,16 +243,18 @@ class Registry:
         repository: str,
         call: Callable[[Place], _T],
         pause: Callable[[float], object],
+        *,
+        by_digest: bool = True,
     ) -> _T:
         """What `call` returns for the first place that does it; only the registry itself is tried again."""
-        *mirrors, origin = self.places(registry, repository)
+        *others, origin = self.places(registry, repository, by_digest=by_digest)
         said = []
-        for place in mirrors:
+        for place in others:
             try:
                 found = call(place)
             except (RegistryError, VerificationError) as error:
                 self.failed(place, error)
-                said.append(f"mirror {error}")
+                said.append(f"{place.source} {error}")
             else:
                 self.worked(place)
                 return found
@@ -261,7 +290,7 @@ class Registry:
         """
         path = f"/v2/{place.repository}/blobs/{digest}"
         request = f"{place.registry}: GET {path}"
-        endpoint = self._endpoint(place.registry)
+        endpoint = self._endpoint(place)
         answer = endpoint.get(path, place.repository, _range(offset, until))
         try:
             start = 0
@@ -272,14 +301,14 @@ class Registry:
                 start = found
             elif answer.response.status_code != 200:
                 raise RefusedError(request, f"answered {answer.response.status_code} to a request for a blob")
-            yield Transfer(start, self._body(endpoint, answer, request))
+            yield Transfer(start, self._body(endpoint, answer, request), answer.public)
         finally:
             answer.response.close()
 
     def _body(self, endpoint: "Endpoint", answer: "Answer", request: str) -> Iterator[bytes]:
         import httpx
 
-        patience = self.patience
+        patience = endpoint.patience
         chunks = answer.response.iter_raw()
         waited, received = 0.0, 0
         try:

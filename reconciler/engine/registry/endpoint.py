@@ -11,7 +11,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
@@ -92,16 +92,18 @@ class _Transport(httpx.HTTPTransport):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An open response, its body not read yet; `close` it."""
+    """An open response, its body not read yet; `close` it. `public`: it was given to somebody without a name."""
 
     response: httpx.Response
     url: str
+    public: bool = False
 
 
 class Endpoint:
     """A registry as one host[:port]. Thread-safe.
 
-    `settings` are device.yaml's. `count` is told of every answer, by status, 0 for none.
+    `settings` are device.yaml's. `count` is told of every answer, by status, 0 for none. So many `redirects` are
+    followed.
     """
 
     def __init__(
@@ -113,16 +115,20 @@ class Endpoint:
         patience: Patience,
         credentials: Credentials,
         count: Callable[[int], None],
+        redirects: int = _MAX_REDIRECTS,
     ) -> None:
         self.registry = registry
+        self.patience = patience
         insecure, realms = frozenset(settings.insecure), settings.realms.get(registry, ())
         scheme = "http" if registry in insecure else "https"
         self._base = f"{scheme}://{_API_HOSTS.get(registry, registry)}"
-        self._patience = patience
         self._count = count
         self._clock = Clock()
         self._proxies = proxies
         self._certificates = settings.ca
+        mine = settings.ca.get(registry)
+        self._known = scheme == "https" and mine is not None and mine.cert is not None  # by its certificate
+        self._redirects = redirects
         self._session = Session(
             registry, self._base, credentials, self._token_answer, realms=realms, insecure=insecure
         )
@@ -147,7 +153,7 @@ class Endpoint:
             return found
 
     def _connect(self, ours: bool, proxy: Proxy | None) -> httpx.Client:
-        patience = self._patience
+        patience = self.patience
         if proxy is not None:
             dialler = Dialler(self._clock, lambda host, kind: True)  # to the proxy itself
         else:
@@ -176,16 +182,16 @@ class Endpoint:
     def get(self, path: str, repository: str, headers: "Mapping[str, str]") -> Answer:
         """Open GET `path` with a 2xx answer, or raise a RegistryError. Who asks is said, and said anew, if needed."""
         request = f"{self.registry}: GET {path.partition('?')[0]}"
-        known = self._session.header(repository)
+        sent = known = self._session.header(repository)
         answer = self._follow(request, path, headers, known)
         if answer.response.status_code == 401 and self._is_ours(answer.url):
             challenges = answer.response.headers.get_list("www-authenticate")
             answer.response.close()
-            fresh = self._session.answer(request, repository, challenges, known)
-            answer = self._follow(request, path, headers, fresh)
+            sent = self._session.answer(request, repository, challenges, known)
+            answer = self._follow(request, path, headers, sent)
         if answer.response.status_code // 100 != 2:
             raise self._refusal(request, answer, repository)
-        return answer
+        return replace(answer, public=not self._known and not self._session.names(sent))
 
     @property
     def asked(self) -> bool:
@@ -198,9 +204,9 @@ class Endpoint:
 
     def _follow(self, request: str, path: str, headers: "Mapping[str, str]", authorization: str) -> Answer:
         url = self._base + path
-        self._clock.deadline = time.monotonic() + self._patience.headers
+        self._clock.deadline = time.monotonic() + self.patience.headers
         try:
-            for _ in range(1 + _MAX_REDIRECTS):
+            for _ in range(1 + self._redirects):
                 # It goes to the registry's own scheme, host and port, and nowhere else (G3).
                 extra = {"Authorization": authorization} if self._is_ours(url) and authorization else {}
                 response = self._send(request, url, {**headers, **extra})
@@ -211,7 +217,7 @@ class Endpoint:
                 url = _next(request, url, location)
         finally:
             self._clock.deadline = None
-        raise RefusedError(request, f"more than {_MAX_REDIRECTS} redirects")
+        raise RefusedError(request, f"more than {self._redirects} redirects")
 
     def _send(
         self, request: str, url: str, headers: "Mapping[str, str]", form: bytes = b""
@@ -234,7 +240,7 @@ class Endpoint:
 
     def document(self, answer: Answer, request: str, limit: int) -> bytes:
         """Read a whole answer of at most `limit` bytes within the time for documents, and close it."""
-        self._clock.deadline = time.monotonic() + self._patience.document
+        self._clock.deadline = time.monotonic() + self.patience.document
         data = bytearray()
         try:
             for chunk in answer.response.iter_raw():
@@ -255,7 +261,7 @@ class Endpoint:
             headers["Authorization"] = wanted.authorization
         if wanted.form:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
-        self._clock.deadline = time.monotonic() + self._patience.headers
+        self._clock.deadline = time.monotonic() + self.patience.headers
         try:
             response = self._send(request, wanted.url, headers, wanted.form)
         finally:
@@ -283,7 +289,7 @@ class Endpoint:
             return CredentialsError(request, status, detail, hint=self._session.advice(repository, status))
         if not self._is_ours(answer.url) and "token from" not in request:
             request = f"{request}: redirected to {address(answer.url)}"
-        wait = retry_after(response.headers.get("retry-after", ""), self._patience.retry_after)
+        wait = retry_after(response.headers.get("retry-after", ""), self.patience.retry_after)
         return RegistryError(request, status, detail, retry_after=wait)
 
     def failure(self, request: str, error: Exception) -> RegistryError:

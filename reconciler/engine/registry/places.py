@@ -1,7 +1,7 @@
-"""Where a repository can be had: at its mirrors, in their order, and at last at its own registry.
+"""Where a repository can be had: at peers, at its mirrors, in their order, and at last at its own registry.
 
-A mirror that fails is left alone for a while, longer each time, so that one that is down costs a pull its time limit
-once and not for every layer. The registry itself is always asked in the end.
+A peer or mirror that fails is left alone for a while, longer each time, so that one that is down costs a pull its time
+limit once and not for every layer. The registry itself is always asked in the end.
 """
 
 import threading
@@ -13,54 +13,77 @@ from reconciler.engine.registry.errors import CredentialsError, RegistryError
 
 ORIGIN: Final = "origin"
 MIRROR: Final = "mirror"
+PEER: Final = "peer"
+ANYTHING: Final = "reconciler"  # the repository of a peer: it goes by digests, and is told no names
 _REST_FIRST: Final = 30.0
 _REST_LAST: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A repository at a registry; `source` says whether that is its own (origin) or a mirror."""
+    """A repository at a registry; `source` says whether that is its own (origin), a mirror or a peer."""
 
     registry: str
     repository: str
     source: str
 
     @property
-    def is_mirror(self) -> bool:
-        return self.source == MIRROR
+    def is_origin(self) -> bool:
+        return self.source == ORIGIN
+
+    @property
+    def is_peer(self) -> bool:
+        return self.source == PEER
+
+    def __str__(self) -> str:
+        """How people are told of it: `origin`, or which mirror or peer."""
+        return self.source if self.is_origin else f"{self.source} {self.registry}"
 
 
 class Places:
-    """The places of every repository. Thread-safe. `mirrors` are HOST or HOST/PREFIX by the host they stand for."""
+    """The places of every repository. Thread-safe.
 
-    def __init__(self, mirrors: Mapping[str, Sequence[str]]) -> None:
+    `mirrors` are HOST or HOST/PREFIX by the host they stand for, `peers` the hosts of devices that may have anything.
+    """
+
+    def __init__(self, mirrors: Mapping[str, Sequence[str]], peers: Sequence[str] = ()) -> None:
         self._mirrors = mirrors
-        self._resting: dict[str, tuple[int, float]] = {}  # failures in a row, and until when, by mirror
+        self._peers = peers
+        self._resting: dict[
+            tuple[str, str], tuple[int, float]
+        ] = {}  # failures in a row, until when, by place
         self._lock = threading.Lock()
 
-    def of(self, registry: str, repository: str, now: float) -> list[Place]:
-        """Where to ask at `now` (monotonic), first to last; the last one is the registry itself."""
-        found = []
+    def of(self, registry: str, repository: str, now: float, *, by_digest: bool = True) -> list[Place]:
+        """Where to ask at `now` (monotonic), first to last; the last one is the registry itself.
+
+        What is not asked for by digest, peers are not asked for: nobody could tell whether they are right.
+        """
+        asked = [Place(host, ANYTHING, PEER) for host in self._peers if by_digest and host != registry]
+        for name in self._mirrors.get(registry, ()):
+            host, _, prefix = name.partition("/")
+            asked.append(Place(host, f"{prefix}/{repository}" if prefix else repository, MIRROR))
         with self._lock:
-            for name in self._mirrors.get(registry, ()):
-                host, _, prefix = name.partition("/")
-                if self._resting.get(host, (0, 0.0))[1] <= now:
-                    found.append(Place(host, f"{prefix}/{repository}" if prefix else repository, MIRROR))
+            found = [place for place in asked if self._resting.get(_key(place), (0, 0.0))[1] <= now]
         return [*found, Place(registry, repository, ORIGIN)]
 
     def failed(self, place: Place, error: Exception, now: float) -> None:
-        """Leave a mirror alone for a while, unless it only does not have this, or does not give it to us."""
-        if not place.is_mirror or isinstance(error, CredentialsError):
+        """Leave a peer or mirror alone for a while, unless it only does not have this, or does not give it to us."""
+        if place.is_origin or isinstance(error, CredentialsError):
             return
         if isinstance(error, RegistryError) and 400 <= error.status < 500 and error.status != 429:
             return
         asked = error.retry_after if isinstance(error, RegistryError) else 0.0
         with self._lock:
-            failures = self._resting.get(place.registry, (0, 0.0))[0]
+            failures = self._resting.get(_key(place), (0, 0.0))[0]
             rest = max(asked, min(_REST_LAST, _REST_FIRST * 2.0**failures))
-            self._resting[place.registry] = failures + 1, now + rest
+            self._resting[_key(place)] = failures + 1, now + rest
 
     def worked(self, place: Place) -> None:
-        """A mirror has answered as it should: the next failure is its first."""
+        """It has answered as it should: the next failure is its first."""
         with self._lock:
-            self._resting.pop(place.registry, None)
+            self._resting.pop(_key(place), None)
+
+
+def _key(place: Place) -> tuple[str, str]:
+    return place.source, place.registry

@@ -1,7 +1,8 @@
 """Proxies, as the environment names them: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in small letters too.
 
 The rules are those that Docker and containerd go by (golang.org/x/net/http/httpproxy), but that small letters go first
-where both are there, and that ALL_PROXY stands in for the first two, as it does for curl and git. What a variable holds may have a password in it and is never shown. Pure.
+where both are there, and that ALL_PROXY stands in for the first two, as it does for curl and git. What a variable holds
+may have a password in it and is never shown. Pure.
 """
 
 import ipaddress

@@ -21,10 +21,14 @@ _MAX_GRANTS: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class _Grant:
-    """An Authorization header that a repository was content with, and until when (monotonic) it is used."""
+    """An Authorization header that a repository was content with, and until when (monotonic) it is used.
+
+    `named`: it says who asks; a token can be had for nothing.
+    """
 
     header: str = field(repr=False)
     expires: float
+    named: bool
 
 
 class Session:
@@ -64,6 +68,11 @@ class Session:
             grant = self._grants.get(repository)
         return grant.header if grant is not None and grant.expires > time.monotonic() else ""
 
+    def names(self, header: str) -> bool:
+        """Whether a header that was sent says who asks."""
+        with self._lock:
+            return any(grant.named for grant in self._grants.values() if grant.header == header)
+
     def answer(self, request: str, repository: str, headers: Sequence[str], refused: str) -> str:
         """Return the header that answers a 401 with WWW-Authenticate `headers`; `refused` is what was sent, if any.
 
@@ -76,7 +85,7 @@ class Session:
         match challenge:
             case Challenge():
                 token = self._token(request, repository, challenge, found)
-                return self._grant(repository, f"Bearer {token.text}", token.expires)
+                return self._grant(repository, f"Bearer {token.text}", token.expires, found is not None)
             case Basic() if found is not None and isinstance(found.credential, Password):
                 return self._keep(request, repository, found.credential.basic, found, refused)
             case Basic() if found is not None:
@@ -103,7 +112,7 @@ class Session:
             raise CredentialsError(
                 request, 401, f"the registry does not take the credentials of {found.origin}"
             )
-        return self._grant(repository, header, float("inf"))
+        return self._grant(repository, header, float("inf"), True)
 
     def _token(self, request: str, repository: str, challenge: Challenge, found: Found | None) -> auth.Token:
         where = f"{request}: token from {address(challenge.realm)}"
@@ -132,9 +141,9 @@ class Session:
             ) from error
         return auth.parse_token(data, now=time.monotonic(), request=where)
 
-    def _grant(self, repository: str, header: str, expires: float) -> str:
+    def _grant(self, repository: str, header: str, expires: float, named: bool) -> str:
         with self._lock:
             if len(self._grants) >= _MAX_GRANTS:
                 self._grants.clear()
-            self._grants[repository] = _Grant(header, expires)
+            self._grants[repository] = _Grant(header, expires, named)
         return header

@@ -1,0 +1,25 @@
+"""What this device gives to other devices: its blobs by digest, on an address that device.yaml names."""
+
+from contextlib import ExitStack
+
+from reconciler.agent.parts import Parts
+from reconciler.engine.shared import DOCUMENT, Shared, media_type
+from reconciler.report.peer import PeerApplication
+from reconciler.report.server import serve_tcp
+
+_CONNECTIONS = 64
+
+
+def serve_peers(parts: Parts, stack: ExitStack) -> tuple[str, PeerApplication | None]:
+    """Serve until `stack` is left; return where, "" where nothing is given, and what counts.
+
+    BlockedError where the address is taken.
+    """
+    peers = parts.device.peers
+    if peers.address is None:
+        return "", None
+    shared = Shared(parts.layout, everything=peers.everything)
+    application = PeerApplication(shared.open, media_type, DOCUMENT)
+    server = serve_tcp(*peers.address, application, name="peers", connections=_CONNECTIONS)
+    stack.callback(server.close)
+    return server.address, application

@@ -1,0 +1,121 @@
+"""What other devices may ask of this one: blobs and manifests by digest, in the registry protocol, read-only.
+
+A part of the distribution specification 1.1: `GET /v2/`, and GET or HEAD of `/v2/NAME/manifests/DIGEST` and
+`/v2/NAME/blobs/DIGEST`, whatever the name. Nothing is listed, nothing is found by a tag, and who asks learns nothing
+but whether this device gives away what has that digest.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from typing import IO, Any, Final
+
+from reconciler.report.wsgi import Start
+from reconciler.spec.reference import Digest, InvalidReferenceError
+
+_PATH: Final = re.compile(r"/v2/[a-zA-Z0-9._/-]{1,255}/(manifests|blobs)/([a-zA-Z0-9._+:-]{1,140})", re.ASCII)
+_RANGE: Final = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})", re.ASCII)
+_BLOCK: Final = 1 << 16
+_API: Final = ("Docker-Distribution-API-Version", "registry/2.0")
+
+
+class PeerApplication:
+    """The application. Counts what it sends in `sent`, bytes, whether or not they arrive.
+
+    `find` opens what may be given away, `media_type` tells what a manifest is, "" for what is none.
+    """
+
+    def __init__(
+        self, find: Callable[[Digest], IO[bytes] | None], media_type: Callable[[bytes], str], limit: int
+    ) -> None:
+        self.sent = 0
+        self._find = find
+        self._media_type = media_type
+        self._limit = limit
+
+    def __call__(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        if method not in ("GET", "HEAD"):
+            return _refuse(environ, start, "405 Method Not Allowed", "UNSUPPORTED", ("Allow", "GET, HEAD"))
+        if path in ("/v2/", "/v2"):
+            return _answer(environ, start, "200 OK", "application/json", b"{}")
+        match = _PATH.fullmatch(path)
+        if match is None:
+            return _refuse(environ, start, "404 Not Found", "NAME_UNKNOWN")
+        unknown = "MANIFEST_UNKNOWN" if match[1] == "manifests" else "BLOB_UNKNOWN"
+        try:
+            digest = Digest.parse(match[2])
+        except InvalidReferenceError:
+            return _refuse(environ, start, "404 Not Found", unknown)
+        file = self._find(digest)
+        if file is None:
+            return _refuse(environ, start, "404 Not Found", unknown)
+        if match[1] == "blobs":
+            return self._blob(environ, start, digest, file)
+        with file:
+            data = file.read(self._limit + 1)
+        kind = self._media_type(data) if len(data) <= self._limit else ""
+        if not kind:
+            return _refuse(environ, start, "404 Not Found", unknown)
+        self.sent += len(data) if method == "GET" else 0
+        return _answer(environ, start, "200 OK", kind, data, ("Docker-Content-Digest", str(digest)))
+
+    def _blob(
+        self, environ: dict[str, Any], start: Start, digest: Digest, file: IO[bytes]
+    ) -> Iterable[bytes]:
+        size = file.seek(0, 2)
+        begin, end = _range(environ.get("HTTP_RANGE", ""), size)
+        headers = [
+            ("Content-Type", "application/octet-stream"),
+            ("Accept-Ranges", "bytes"),
+            ("Docker-Content-Digest", str(digest)),
+            _API,
+        ]
+        if begin >= end and size:
+            file.close()
+            headers.append(("Content-Range", f"bytes */{size}"))
+            return _refuse(environ, start, "416 Range Not Satisfiable", "RANGE_INVALID", *headers[1:])
+        part = (begin, end) != (0, size)
+        if part:
+            headers.append(("Content-Range", f"bytes {begin}-{end - 1}/{size}"))
+        headers.append(("Content-Length", str(end - begin)))
+        start("206 Partial Content" if part else "200 OK", headers)
+        if environ["REQUEST_METHOD"] == "HEAD" or not size:
+            file.close()
+            return [b""]
+        file.seek(begin)
+        self.sent += end - begin
+        # The server reads it as fast as the other side takes it, and closes it; no thread waits.
+        found: Iterable[bytes] = environ["wsgi.file_wrapper"](file, _BLOCK)
+        return found
+
+
+def _range(header: str, size: int) -> tuple[int, int]:
+    """The part, from and to before which byte, that a Range header asks for (RFC 9110, 14.2); all where it asks none.
+
+    Empty where it can't be had. Of several ranges none is given, as the rule allows, but all.
+    """
+    match = _RANGE.fullmatch(header)
+    if match is None or match[0] == "bytes=-":
+        return 0, size
+    first, last = match[1], match[2]
+    if not first:
+        return max(0, size - int(last)), size
+    end = min(size, int(last) + 1) if last else size
+    return (0, size) if last and int(last) < int(first) else (int(first), end)
+
+
+def _refuse(
+    environ: dict[str, Any], start: Start, status: str, code: str, *headers: tuple[str, str]
+) -> Iterable[bytes]:
+    message = status.partition(" ")[2].lower()
+    body = json.dumps({"errors": [{"code": code, "message": message}]}).encode()
+    return _answer(environ, start, status, "application/json", body, *headers)
+
+
+def _answer(
+    environ: dict[str, Any], start: Start, status: str, kind: str, body: bytes, *headers: tuple[str, str]
+) -> Iterable[bytes]:
+    fixed = [("Content-Type", kind), ("Content-Length", str(len(body))), _API]
+    start(status, [*fixed, *(header for header in headers if header != _API)])
+    return [b""] if environ["REQUEST_METHOD"] == "HEAD" else [body]
