@@ -30,7 +30,7 @@ def test_what_is_right_is_told(tmp_path: Path) -> None:
     authfile.chmod(0o600)
     cert, key = certificate(tmp_path)[1], tmp_path / "key.pem"
     key.chmod(0o600)
-    public = Signer().write(tmp_path / "ci.pub")
+    public = Signer().public(tmp_path / "ci.pub")
     with FakeRegistry() as peer:
         device = Device(
             registries=Registries(
