@@ -42,6 +42,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         choices=BENCHMARKS,
         help=f"only this one, may be repeated ({told})",
     )
+    parser.add_argument(
+        "--image",
+        metavar="NAME",
+        action="append",
+        choices=[subject.name for subject in SUBJECTS],
+        help="pulls of this image only, may be repeated (%(choices)s)",
+    )
     parser.add_argument("--rounds", metavar="N", type=int, help="how often each contestant has its turn")
     parser.add_argument("--quick", action="store_true", help="a minute or two: few rounds, fewer peers")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there too")
@@ -86,7 +93,7 @@ def measure(options: argparse.Namespace, chosen: list[str]) -> int:
         "load": os.getloadavg()[0],
         "started": time.time(),
     }
-    with Session(place, rounds=options.rounds, quick=options.quick) as session:
+    with Session(place, rounds=options.rounds, quick=options.quick, images=options.image) as session:
         for name in chosen:
             session.say(f"{time.monotonic() - began:3.0f} s: {BENCHMARKS[name][0]} ...")
             try:

@@ -26,7 +26,8 @@ _TAR = "GNU tar"
 
 
 def run(session: Session) -> list[Row]:
-    chosen = [subject for subject in SUBJECTS if not session.quick or subject.name in QUICK]
+    names = session.images or (QUICK if session.quick else [subject.name for subject in SUBJECTS])
+    chosen = [subject for subject in SUBJECTS if subject.name in names]
     return [row for subject in chosen for row in _measured(session, subject)]
 
 

@@ -4,7 +4,7 @@ Everything in it is made when it is first asked for, and taken down by `close`.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,16 @@ from tests.registry import DockerRegistry
 
 
 class Session:
-    """One run. `rounds` overrides how often each benchmark repeats; `quick` asks for the shortest useful run."""
+    """One run. `rounds` overrides how often each benchmark repeats; `quick` asks for the shortest useful run.
 
-    def __init__(self, place: Place, *, rounds: int | None, quick: bool) -> None:
+    `images` are those that pulls are measured with, None for the usual ones.
+    """
+
+    def __init__(
+        self, place: Place, *, rounds: int | None, quick: bool, images: Sequence[str] | None = None
+    ) -> None:
         self.place = place
+        self.images = images
         self.quick = quick
         self._rounds = rounds
         self._stack = ExitStack()

@@ -34,6 +34,7 @@ from reconciler.engine.session import this_boot
 from reconciler.engine.store import Store
 from reconciler.engine.stream import LayerStream
 from reconciler.engine.tarfields import InvalidLayerError, LimitError
+from reconciler.engine.turn import Turn
 from reconciler.engine.unpack import Totals, Unpacker
 from reconciler.engine.writeback import Writeback
 from reconciler.errors import NotFoundError, ReconcilerError, VerificationError
@@ -91,6 +92,7 @@ class Adder:
         self._downloads = Downloads(layout, self._room, after)
         self._lock = threading.Lock()
         self._turn = threading.Lock()
+        self._unpacking = Turn()
         self.received: Counter[tuple[str, str, str]] = Counter()
 
     def add(self, wanted: Addition, job: Job[Digest]) -> None:
@@ -260,7 +262,7 @@ class Adder:
         if keep and self._keep:
             packed = _copied(packed, place.packed)
         try:
-            stream = LayerStream(packed, compression(layer.media_type), self._limits)
+            stream = LayerStream(packed, compression(layer.media_type), self._limits, self._unpacking)
             stream.unpack(place.unpacker, layer.diff_id)
         finally:
             with self._lock:

@@ -14,6 +14,7 @@ from reconciler.engine.inflate import inflate
 from reconciler.engine.limits import Limits
 from reconciler.engine.tar import Reader
 from reconciler.engine.tarfields import InvalidLayerError
+from reconciler.engine.turn import Turn
 from reconciler.engine.unpack import Unpacker
 from reconciler.errors import VerificationError
 from reconciler.spec.reference import Digest
@@ -26,14 +27,19 @@ class LayerStream:
 
     `source` raises VerificationError at its end if the packed bytes are not what they should be. That is the better
     error: when unpacking fails on an archive, the rest of the source is read first, to see which of the two is wrong.
+    `turn` is shared by those that unpack in this process; it is not held while nothing has come.
     """
 
-    def __init__(self, source: Iterator[bytes], compression: str, limits: Limits) -> None:
+    def __init__(
+        self, source: Iterator[bytes], compression: str, limits: Limits, turn: Turn | None = None
+    ) -> None:
         self._source = source
         self._compression = compression
         self._limits = limits
         self._queue: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
         self._room = threading.Semaphore(_AHEAD)
+        self._turn = turn or Turn()
+        self._working = False  # whether it is ours
         self._verify_only = False
         self._closed = False
         self._digest = sha256()
@@ -61,10 +67,25 @@ class LayerStream:
                 )
         finally:
             self._closed = True
+            self._rest()
             self._room.release()
+
+    def _work(self) -> None:
+        if not self._working:
+            self._turn.take()
+            self._working = True
+
+    def _rest(self) -> None:
+        if self._working:
+            self._working = False
+            self._turn.give()
 
     def _consume(self) -> Iterator[bytes]:
         while not self._closed:
+            if self._queue.empty():
+                self._rest()
+            elif self._working:
+                self._turn.share()
             item = self._queue.get()
             if item is None:
                 self._closed = True
@@ -72,6 +93,7 @@ class LayerStream:
             if isinstance(item, BaseException):
                 self._closed = True
                 raise item
+            self._work()
             yield item
             del item  # lets the allocator reuse it: touching fresh pages costs more than filling them
             self._room.release()
