@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor, wait
+import threading
 from contextlib import suppress
 from typing import Any
 
@@ -78,15 +78,22 @@ def _here(args: argparse.Namespace, layout: Layout, wanted: dict[str, str]) -> d
 def _by_agent(layout: Layout, wanted: dict[str, str]) -> dict[str, Any]:
     """Have the agent pull, and show how far it is."""
     progress = PullProgress(sys.stderr)
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(client.request, layout, "POST", "/v1/pull", wanted, timeout=24 * 3600)
-        while not answer.done():
-            wait([answer], 0.2)
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.2):
             with suppress(ReconcilerError):
                 for item in client.request(layout, "GET", "/v1/progress")["layers"]:
                     progress(heard(item))
-    progress.close()
-    return answer.result()
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    watcher.start()
+    try:
+        return client.request(layout, "POST", "/v1/pull", wanted, timeout=24 * 3600)
+    finally:
+        over.set()
+        watcher.join(1)
+        progress.close()
 
 
 def digest(args: argparse.Namespace) -> int:

@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from reconciler.spec.reference import Digest
-from reconciler.state.image import Layer
+
+if TYPE_CHECKING:
+    from reconciler.state.image import Layer
 
 
 class Phase(StrEnum):
@@ -74,7 +77,7 @@ class Pulls:
         self._listener(progress)
 
     @contextmanager
-    def pulling(self, reference: str, missing: Sequence[Layer]) -> Iterator[None]:
+    def pulling(self, reference: str, missing: "Sequence[Layer]") -> Iterator[None]:
         """Show the image while the block runs; `missing` are the layers that it lacks."""
         with self._lock:
             self._forget()
@@ -97,7 +100,7 @@ class Pulls:
         for digest in self._heard.keys() - needed:
             del self._heard[digest]
 
-    def _sum(self, layers: Sequence[Layer]) -> Pulling:
+    def _sum(self, layers: "Sequence[Layer]") -> Pulling:
         heard = [self._heard.get(layer.digest) for layer in layers]
         told = [progress for progress in heard if progress is not None]
         waiting = [progress for progress in told if progress.phase is Phase.WAITING]

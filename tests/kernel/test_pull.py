@@ -176,7 +176,9 @@ def test_progress_tells_of_every_layer_from_start_to_end(registry: DockerRegistr
     for item in image.layers:
         mine = [progress for progress in heard if progress.layer == item.digest]
         assert mine[0].phase is Phase.DOWNLOADING
-        assert mine[-1] == Progress(item.digest, item.size, item.size, Phase.DONE, source="origin")
+        shares = (("origin", item.size),)
+        end = Progress(item.digest, item.size, item.size, Phase.DONE, source="origin", shares=shares)
+        assert mine[-1] == end
         assert [progress.done for progress in mine] == sorted(progress.done for progress in mine)
     assert place.images.received[registry.name, "origin", "full"] == image.download_size
     assert place.images.requests[registry.name, "2xx"] == 2 + len(image.layers)
