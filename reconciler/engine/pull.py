@@ -133,11 +133,9 @@ class Images:
             self.admit(reference, documents)
         try:
             with self._store.adding():
-                for digest, data in documents.items():
-                    if not self._store.has_blob(digest):
-                        path = self._store.ingest([data], digest, len(data))
-                        if digest in public:
-                            shared.mark(path)
+                for digest in self._store.ingest_documents(documents):
+                    if digest in public:
+                        shared.mark(self._layout.blob(digest))
                 self._store.remember(image)
         except OSError as error:
             raise self._room.explain(

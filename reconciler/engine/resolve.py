@@ -47,6 +47,7 @@ class Resolver:
         self._registry = registry
         self._platform = platform
         self._limits = limits
+        self._named: tuple[Digest, Document] | None = None  # what a name meant last
 
     def resolve(self, reference: Reference, pause: Callable[[float], object]) -> Resolved:
         """Return the image that `reference` pins, with its documents.
@@ -114,6 +115,9 @@ class Resolver:
             return Document(data, "", "", "")
         if self._registry is None:
             raise self._absent(reference, "manifest", digest)
+        named = self._named
+        if named is not None and named[0] == digest:
+            return named[1]
         try:
             return self._registry.manifest(
                 reference.registry,
@@ -176,7 +180,9 @@ class Resolver:
             accept=lambda one: self._accept(one, wanted, f"image {reference}"),
             pause=pause,
         )
-        return wanted if isinstance(wanted, Digest) else digest_of(found.data)
+        digest = wanted if isinstance(wanted, Digest) else digest_of(found.data)
+        self._named = digest, found  # it is asked for next, by its digest
+        return digest
 
     def _accept(self, found: Document, wanted: Digest | str, subject: str) -> None:
         """Raise VerificationError unless it is a manifest or index, and the one that was asked for, or is claimed."""

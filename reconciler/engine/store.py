@@ -159,38 +159,53 @@ class Store:
         Storing what is there already succeeds: the promise is that the content is there afterwards, not that this call
         put it there. `size` in bytes is checked too, and never exceeded while reading.
         """
+        with self.adding():
+            path = self._ingest(chunks, expected, size)
+            sync_directory(path.parent)
+        return path
+
+    def ingest_documents(self, documents: Mapping[Digest, bytes]) -> list[Digest]:
+        """Store those of some documents that are not there, made durable together; return which those were."""
+        with self.adding():
+            new = [digest for digest in documents if not self.has_blob(digest)]
+            for digest in new:
+                self._ingest([documents[digest]], digest, len(documents[digest]))
+            for directory in {self._layout.blob(digest).parent for digest in new}:
+                sync_directory(directory)
+        return new
+
+    def _ingest(self, chunks: Iterable[bytes], expected: Digest, size: int | None) -> Path:
+        """Make the blob, whose name is not durable yet. Only under `adding`."""
         path = self._layout.blob(expected)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = self._layout.partial / f"blob-{expected.short}-{secrets.token_hex(4)}"
         found = new_hash(expected.algorithm)
         total = 0
-        with self.adding():
-            try:
-                with partial.open("xb") as file:
-                    for chunk in chunks:
-                        total += len(chunk)
-                        if size is not None and total > size:
-                            raise VerificationError(f"blob {expected.short}: longer than {size} bytes")
-                        found.update(chunk)
-                        file.write(chunk)
-                    if size is not None and total != size:
-                        raise VerificationError(f"blob {expected.short}: {total} bytes, expected {size}")
-                    if found.hexdigest() != expected.hex:
-                        raise VerificationError(
-                            f"blob {expected.short}: digest is {expected.algorithm}:{found.hexdigest()},"
-                            f" expected {expected}"
-                        )
-                    file.flush()
-                    os.fchmod(file.fileno(), 0o600)
-                    os.fsync(file.fileno())
-                if path.is_dir():
-                    trash.discard(path, self._layout.trash)
-                failpoint("blob.written")
-                partial.rename(path)
-                failpoint("blob.renamed")
-                sync_directory(path.parent)
-            finally:
-                partial.unlink(missing_ok=True)
+        try:
+            with partial.open("xb") as file:
+                for chunk in chunks:
+                    total += len(chunk)
+                    if size is not None and total > size:
+                        raise VerificationError(f"blob {expected.short}: longer than {size} bytes")
+                    found.update(chunk)
+                    file.write(chunk)
+                if size is not None and total != size:
+                    raise VerificationError(f"blob {expected.short}: {total} bytes, expected {size}")
+                if found.hexdigest() != expected.hex:
+                    raise VerificationError(
+                        f"blob {expected.short}: digest is {expected.algorithm}:{found.hexdigest()},"
+                        f" expected {expected}"
+                    )
+                file.flush()
+                os.fchmod(file.fileno(), 0o600)
+                os.fsync(file.fileno())
+            if path.is_dir():
+                trash.discard(path, self._layout.trash)
+            failpoint("blob.written")
+            partial.rename(path)
+            failpoint("blob.renamed")
+        finally:
+            partial.unlink(missing_ok=True)
         return path
 
     def blobs(self) -> tuple[Blob, ...]:

@@ -38,6 +38,7 @@ FIFO: Final = b"6"
 # name mode uid gid size mtime | checksum | type linkname magic+version | uname gname major minor | prefix
 _HEADER: Final = Struct("100s8s8s8s12s12s8sc100s8s64x16x155s12x")
 _ZERO: Final = bytes(BLOCK)
+_REMEMBERED: Final = 1024
 _XATTR: Final = b"SCHILY.xattr."
 _SPARSE: Final = b"GNU.sparse."
 # Kinds without content, whatever their size field says: old writers repeat the size of a hard link's target there.
@@ -64,6 +65,16 @@ class Entry:
     segments: Segments | None = None
 
 
+class _Numbers(dict[bytes, int]):
+    """The numbers in fields that say the same in most headers: modes, owners, times; so many of them are kept."""
+
+    def __missing__(self, field: bytes) -> int:
+        found = number(field)
+        if len(self) < _REMEMBERED:
+            self[field] = found
+        return found
+
+
 class Reader:
     """Iterates over the entries of an archive that comes in `chunks` of any size; each entry's `data` goes with it.
 
@@ -79,6 +90,7 @@ class Reader:
         self._stored = 0  # bytes of the current entry's content not read yet
         self._padding = 0
         self._segments: Segments | None = None
+        self._numbers = _Numbers()
         self.entries = 0
 
     # --- bytes ----------------------------------------------------------------------------------------------------
@@ -237,14 +249,15 @@ class Reader:
             prefix = fields[10][:131] if header[508:512] == b"tar\0" else fields[10]
             if prefix := prefix.partition(b"\0")[0]:
                 name = prefix + b"/" + name
+        numbers = self._numbers
         entry = Entry(
             name,
             kind,
-            number(fields[1]) & 0o7777,
-            number(fields[2]),
-            number(fields[3]),
+            numbers[fields[1]] & 0o7777,
+            numbers[fields[2]],
+            numbers[fields[3]],
             size,
-            clamp_time(number(fields[5]) * 1_000_000_000),
+            clamp_time(numbers[fields[5]] * 1_000_000_000),
             fields[8].partition(b"\0")[0],
         )
         if kind == b"\0":  # V7: a directory is a file whose name ends in a slash

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from struct import Struct
-from typing import Final
+from typing import Final, Protocol
 
 from reconciler.engine.limits import Limits
 from reconciler.engine.overflow import Overflow
@@ -34,6 +34,21 @@ _OPEN_DIRECTORIES: Final = 64
 _MAX_SYMLINKS: Final = 40  # as the kernel, path_resolution(7)
 _METADATA: Final = Struct("<IIIq")  # mode, uid, gid, mtime
 _LENGTHS: Final = Struct("<II")  # of an extended attribute's name and value
+
+
+class Described(Protocol):
+    """What has the fields of Metadata: an archive's entry, too."""
+
+    @property
+    def mode(self) -> int: ...
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def mtime(self) -> int: ...
+    @property
+    def xattrs(self) -> dict[bytes, bytes]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +314,7 @@ class Tree:
         """Mark `name` as removed, for overlayfs: a character device 0:0."""
         os.mknod(name, stat.S_IFCHR, 0, dir_fd=self.fd(parent))
 
-    def finish_file(self, fd: int, metadata: Metadata, name: bytes) -> None:
+    def finish_file(self, fd: int, metadata: Described, name: bytes) -> None:
         """Give the file that was created last, and is completely written, its metadata."""
         # What the umask, the mount's options and an inherited ACL make of a mode is the same all over a new tree.
         given = self._given.get(self._asked)
@@ -307,7 +322,7 @@ class Tree:
             given = self._given[self._asked] = _given(fd)
         self._apply(fd, metadata, name, given)
 
-    def _apply(self, fd: int, metadata: Metadata, name: bytes, given: _Given) -> None:
+    def _apply(self, fd: int, metadata: Described, name: bytes, given: _Given) -> None:
         # In this order: chown clears set-user-id bits and security.capability; an ACL changes the mode's group bits;
         # everything before utime changes the times. What is right already is left alone: each of these calls is a
         # change of the file system's journal.

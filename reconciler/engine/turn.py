@@ -10,7 +10,7 @@ import time
 from collections import deque
 from typing import Final
 
-_SLICE: Final = 0.2  # seconds that one works while others wait: their servers should not wait for long
+_SLICE: Final = 2.0  # seconds that one works while others wait: their servers should not wait for long
 
 
 class Turn:

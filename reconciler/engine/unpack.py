@@ -94,16 +94,19 @@ class Unpacker:
             raise InvalidLayerError(
                 f"{shown(entry.name)}: uid {entry.uid} or gid {entry.gid} is out of range"
             )
-        metadata = Metadata(entry.mode, entry.uid, entry.gid, entry.mtime, _allowed(entry))
+        if entry.xattrs:
+            entry.xattrs = _allowed(entry)
         self._entries += 1
+        if entry.kind == REGULAR and name:
+            self._file(parent, name, entry, reader)
+            return
+        metadata = Metadata(entry.mode, entry.uid, entry.gid, entry.mtime, entry.xattrs)
         if not name:
             if entry.kind != DIRECTORY:
                 raise InvalidLayerError("layer: replaces its root directory by something else")
             self._tree.describe(b"", metadata)
         elif entry.kind == DIRECTORY:
             self._directory(parent, name, metadata)
-        elif entry.kind == REGULAR:
-            self._file(parent, name, entry, metadata, reader)
         elif entry.kind == SYMLINK:
             if not entry.target:
                 raise InvalidLayerError(f"{shown(entry.name)}: a symlink to nowhere")
@@ -171,15 +174,15 @@ class Unpacker:
             self._opaque.set(path)
             self._renewed.set(path)
 
-    def _file(self, parent: bytes, name: bytes, entry: Entry, metadata: Metadata, reader: Reader) -> None:
+    def _file(self, parent: bytes, name: bytes, entry: Entry, reader: Reader) -> None:
         self._grow(entry.size, entry.size if entry.segments is None else 0)
         if self._links:
             self._links.drop(_join(parent, name))
         try:
-            fd = self._tree.create(parent, name, metadata.mode)
+            fd = self._tree.create(parent, name, entry.mode)
         except FileExistsError:
             self._replace(parent, name)
-            fd = self._tree.create(parent, name, metadata.mode)
+            fd = self._tree.create(parent, name, entry.mode)
         try:
             if entry.segments is None and (whole := reader.whole()) is not None:
                 digest = sha256(whole)
@@ -202,7 +205,7 @@ class Unpacker:
                         data, offset = data[written:], offset + written
                 _hash_zeros(digest.update, entry.size - position)
                 os.ftruncate(fd, entry.size)
-            self._tree.finish_file(fd, metadata, name)
+            self._tree.finish_file(fd, entry, name)
         finally:
             os.close(fd)
         self._index.add(_join(parent, name), digest.hexdigest())
@@ -369,8 +372,6 @@ def _split(name: bytes) -> list[bytes]:
 
 def _allowed(entry: Entry) -> dict[bytes, bytes]:
     """Return the extended attributes to set; overlayfs' own would let a layer hide or redirect what lies below it."""
-    if not entry.xattrs:
-        return entry.xattrs
     found = {}
     for key, value in entry.xattrs.items():
         if key.startswith(_REFUSED_XATTRS):
