@@ -81,12 +81,15 @@ docs: $(TEST_STAMP) ## write the generated parts of docs/ again
 		{ echo '$(PYTHON): Python 3.11 or newer is needed; another one: make PYTHON=/path/to/python3' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
+# A path that Python looks into, instead of a finder that every verb would have to load first.
+EDITABLE := --config-settings editable_mode=compat
+
 $(RUN_STAMP): .venv/bin/pip
-	@if [ ! -e $(TEST_STAMP) ]; then set -x; .venv/bin/pip install -q --disable-pip-version-check -e .; fi
+	@if [ ! -e $(TEST_STAMP) ]; then set -x; .venv/bin/pip install -q --disable-pip-version-check $(EDITABLE) -e .; fi
 	@rm -f .venv/installed-????????????
 	@touch $@
 
 $(TEST_STAMP): .venv/bin/pip
-	.venv/bin/pip install -q --disable-pip-version-check -e '.[test]'
+	.venv/bin/pip install -q --disable-pip-version-check $(EDITABLE) -e '.[test]'
 	@rm -f .venv/installed-*
 	@touch $@ $(RUN_STAMP)
