@@ -20,6 +20,6 @@ def serve_peers(parts: Parts, stack: ExitStack) -> tuple[str, PeerApplication | 
         return "", None
     shared = Shared(parts.layout, everything=peers.everything)
     application = PeerApplication(shared.open, media_type, DOCUMENT)
-    server = serve_tcp(*peers.address, application, name="peers", connections=_CONNECTIONS)
+    server = serve_tcp(*peers.address, application, name="peers", connections=_CONNECTIONS, keep_alive=False)
     stack.callback(server.close)
     return server.address, application

@@ -131,7 +131,7 @@ class Adder:
                     raise AbandonedError(f"layer {layer.digest.short}: given up")
                 failpoint("pull.finished")
                 if place.packed.exists():
-                    if meter.public:
+                    if meter.public is True:  # all of it: a peer may know the first bytes of anything
                         shared.mark(place.packed)
                     self._store.adopt_blob(layer.digest, place.packed)
                 commit(_record(wanted, totals), place.root, place.index)

@@ -41,7 +41,7 @@ class Meter:
     kept: bool = False  # whether some of it was here from an earlier transfer
     others: set[Place] = field(default_factory=set)  # peers and mirrors that some of them came from
     shares: Counter[str] = field(default_factory=Counter)  # by the words for the place
-    public: bool = False  # whether somebody gave some of them without being told who asks
+    public: bool | None = None  # whether all of them were given without being told who asks
 
     def take(self, count: int, place: str = "") -> None:
         """Count `count` bytes more, from `place`, or from what `source` says."""
@@ -115,6 +115,7 @@ def from_registry(source: Source, meter: Meter, kept: Kept | None = None) -> Ite
     if kept is not None and kept.end:
         meter.resumes += 1
         meter.kept = True
+        meter.public = False  # nobody knows any more who gave it
         yield from _from_anywhere(source, meter, kept, kept.offset)
         for chunk in kept.read():
             meter.done += len(chunk)
@@ -138,6 +139,7 @@ def _from_anywhere(source: Source, meter: Meter, kept: Kept | None, until: int) 
             meter.trouble = (
                 f"{place.registry}: layer {layer.digest.short}: {meter.done} bytes of {layer.size}"
             )
+            registry.failed(place, VerificationError(meter.trouble))
         except RegistryError as error:
             registry.failed(place, error)
             meter.trouble = str(error)
@@ -148,8 +150,8 @@ def _from_place(source: Source, place: Place, meter: Meter, kept: Kept | None, u
     """Yield the packed layer up to byte `until` from one place, going on with Range where a transfer breaks off.
 
     A transient failure is tried again after a pause, from where it was; the count starts anew with every progress, up
-    to the client's limit of resumptions. What is not the registry itself is not tried again where it makes no
-    progress. Raises RegistryError.
+    to the client's limit of resumptions, but a peer has a few tries in all. What is not the registry itself is not
+    tried again where it makes no progress. Raises RegistryError.
     """
     layer, patience = source.layer, source.registry.patience
     attempt = 0
@@ -172,21 +174,22 @@ def _from_place(source: Source, place: Place, meter: Meter, kept: Kept | None, u
                         continue
                     if not place.is_origin:
                         meter.others.add(place)
-                    meter.public |= transfer.public
+                    meter.public = transfer.public and meter.public is not False
                     if kept is not None:
                         kept.take(fresh, meter.done)
                     meter.take(len(fresh), shown)
                     yield fresh
                     if meter.done == last:
                         return
-            if meter.done >= until or meter.done == begun or meter.resumes >= patience.resumes:
+            enough = meter.done == begun or place.is_peer or meter.resumes >= patience.resumes
+            if meter.done >= until or enough:
                 return  # complete, or as much as the server says there is: `verified` decides
             meter.resumes += 1
         except RegistryError as error:
             if place.is_origin and (error.status == 416 or (isinstance(error, RefusedError) and begun)):
                 raise VerificationError(f"layer {layer.digest.short}: can't be resumed: {error}") from error
             if meter.done > begun:
-                attempt = 0
+                attempt = 0 if not place.is_peer else attempt  # others are near: it is not worth the waiting
                 meter.resumes += 1
             elif not place.is_origin:
                 raise

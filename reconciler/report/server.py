@@ -58,6 +58,7 @@ class Server:
         threads: int,
         address: str,
         connections: int = _CONNECTIONS,
+        keep_alive: bool = True,
     ) -> None:
         # waitress warns when all threads are busy; that is what the limits are for, and nobody's log file
         logging.getLogger("waitress").setLevel(logging.ERROR)
@@ -71,7 +72,7 @@ class Server:
             connection_limit=connections,
             **_LIMITS,
         )
-        self._server.channel_class = _Channel
+        self._server.channel_class = _Channel if keep_alive else _OneRequestChannel
         self._thread = threading.Thread(target=self._server.run, name=name, daemon=True)
         self._thread.start()
 
@@ -101,10 +102,12 @@ def serve_tcp(
     name: str = "metrics",
     threads: int = 2,
     connections: int = _CONNECTIONS,
+    keep_alive: bool = True,
 ) -> Server:
     """Serve on an address (port 0 takes a free one), or raise BlockedError where that is taken.
 
-    `name` is the section of device.yaml whose `listen` it is.
+    `name` is the section of device.yaml whose `listen` it is. Without `keep_alive` each connection has one answer: of
+    large ones that somebody asks for by the dozen, and does not read, none but the first is ever begun.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -115,7 +118,13 @@ def serve_tcp(
         found, number = listener.getsockname()[:2]
         address = f"[{found}]:{number}" if family == socket.AF_INET6 else f"{found}:{number}"
         return Server(
-            listener, application, name=name, threads=threads, address=address, connections=connections
+            listener,
+            application,
+            name=name,
+            threads=threads,
+            address=address,
+            connections=connections,
+            keep_alive=keep_alive,
         )
     except OSError as error:
         listener.close()
@@ -172,6 +181,16 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]
 
 class _Channel(HTTPChannel):  # type: ignore[misc]
     parser_class = _Parser
+
+
+class _OneRequestParser(_Parser):
+    def parse_header(self, header_plus: bytes) -> None:
+        super().parse_header(header_plus)
+        self.headers["CONNECTION"] = "close"
+
+
+class _OneRequestChannel(HTTPChannel):  # type: ignore[misc]
+    parser_class = _OneRequestParser
 
 
 class _UnixServer(Server):

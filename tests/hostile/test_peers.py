@@ -203,6 +203,23 @@ def test_peers_come_before_mirrors_and_not_for_what_has_no_digest() -> None:
     assert [place.source for place in both.of("r.example", "a", 1.0)] == ["mirror", ORIGIN]
 
 
+def test_one_that_sends_a_byte_at_a_time_has_a_few_tries_and_rests(peered: Peered) -> None:
+    device = peered.device
+
+    def drip(request: Request, wire: Wire) -> None:
+        at = int(request.headers.get("range", "bytes=0-")[6:-1])
+        headers = {"Content-Range": f"bytes {at}-{len(device.blob) - 1}/{len(device.blob)}"} if at else {}
+        wire.respond(206 if at else 200, device.blob[at : at + 1], headers, length=len(device.blob) - at)
+        raise ConnectionAbortedError
+
+    peered.peer.scripts[peered.blob] = drip
+    device.check_whole(device.pull())
+    assert len(peered.peer.asked(peered.blob)) <= 1 + len(QUICK.retries)
+    before = len(peered.peer.requests)
+    device.images.digest(device.reference)  # by digest, but of a peer that rests
+    assert len(peered.peer.requests) == before
+
+
 # --- what is public ---------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +259,23 @@ def test_what_was_had_by_credentials_or_a_bundle_is_not_given_on(peered: Peered)
     everything = Shared(device.layout, everything=True).open(device.built.digest)
     assert everything is not None
     everything.close()
+
+
+def test_a_peer_that_knows_how_a_blob_begins_makes_nothing_public(peered: Peered) -> None:
+    """It sends the first bytes, which are the same in any gzip file; the rest is had by credentials."""
+    device = peered.device
+    log_in(device, device.fake.name)
+    wants_password(device.fake)
+    for path in (peered.blob, *(request.path for request in peered.peer.requests)):
+        peered.peer.scripts[path] = once(broken_off(device), status(404))
+    for name in ("manifests", "blobs"):
+        for digest in (device.built.digest, device.images.resolve_without_storing(device.reference).config):
+            peered.peer.scripts[f"/v2/{ANYTHING}/{name}/{digest}"] = status(404)
+    peered.use(peered.peer.name, keep=True)
+    device.check_whole(device.pull())
+    assert device.fake.asked(device.blob_path)[-1].headers["range"] == "bytes=100000-"
+    assert len(device.store.blobs()) == 3
+    assert shared(device) == set()
 
 
 def test_a_bundle_says_nothing_of_who_may_have_it(peered: Peered) -> None:
@@ -313,7 +347,7 @@ def served() -> Iterator[Served]:
         return file
 
     application = PeerApplication(find, media_type, DOCUMENT)
-    with serve_tcp("127.0.0.1", 0, application, name="peers", connections=8) as server:
+    with serve_tcp("127.0.0.1", 0, application, name="peers", connections=8, keep_alive=False) as server:
         host, _, port = server.address.rpartition(":")
         made = Served((host, int(port)), digests["public"], digests["private"], application)
         yield made
@@ -400,6 +434,13 @@ def test_nothing_else_is_there(served: Served, path: str) -> None:
 def test_nothing_can_be_written(served: Served, method: str) -> None:
     status, headers, _ = served.get(f"/v2/x/blobs/{served.public}", method=method)
     assert (status, headers.get("allow")) == (405, "get, head")
+
+
+def test_a_dozen_requests_at_once_have_one_answer(served: Served) -> None:
+    """Who asks for much and reads nothing holds one file of ours, and no thread."""
+    request = f"GET /v2/x/blobs/{served.public} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    assert served.ask(request * 12).count(b"HTTP/1.1 200 OK") == 1
+    assert served.application.sent == 200_000
 
 
 def test_a_blob_is_no_manifest(served: Served) -> None:

@@ -25,7 +25,7 @@ class Patience:
     @classmethod
     def with_peers(cls) -> "Patience":
         """What a device on the same network gets, before somebody else is asked instead."""
-        return cls(connect=2, headers=5, document=10, idle=10, window=15, rate=16 * 1024)
+        return cls(connect=2, headers=5, document=10, idle=10, window=15, rate=128 * 1024)
 
     def pause(self, attempt: int, asked: float) -> float:
         """Seconds to wait before the try that follows number `attempt` (from 0); never less than what was `asked`."""
