@@ -7,9 +7,13 @@ leave a zero-length file under the final name after a power cut on ext4 and xfs.
 import json
 import os
 import time
+from collections.abc import Iterable
+from hashlib import new as new_hash
 from pathlib import Path
 
+from reconciler.errors import VerificationError
 from reconciler.failpoint import failpoint
+from reconciler.spec.reference import Digest
 
 
 def sync_directory(path: Path) -> None:
@@ -75,3 +79,29 @@ def replace_json(path: Path, value: object, *, mode: int = 0o600, durable: bool 
     """Replace `path` with `value` as sorted JSON; see `replace_bytes`."""
     data = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
     replace_bytes(path, data, mode=mode, durable=durable)
+
+
+def write_verified(path: Path, chunks: Iterable[bytes], expected: Digest, size: int | None) -> None:
+    """Write `chunks` to the new file `path` and sync it; VerificationError unless they are what `expected` names.
+
+    No more than `size` bytes are taken.
+    """
+    found = new_hash(expected.algorithm)
+    total = 0
+    with path.open("xb") as file:
+        for chunk in chunks:
+            total += len(chunk)
+            if size is not None and total > size:
+                raise VerificationError(f"blob {expected.short}: longer than {size} bytes")
+            found.update(chunk)
+            file.write(chunk)
+        if size is not None and total != size:
+            raise VerificationError(f"blob {expected.short}: {total} bytes, expected {size}")
+        if found.hexdigest() != expected.hex:
+            raise VerificationError(
+                f"blob {expected.short}: digest is {expected.algorithm}:{found.hexdigest()},"
+                f" expected {expected}"
+            )
+        file.flush()
+        os.fchmod(file.fileno(), 0o600)
+        os.fsync(file.fileno())

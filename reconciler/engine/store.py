@@ -13,12 +13,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from hashlib import new as new_hash
 from pathlib import Path
 from typing import IO
 
 from reconciler.engine import trash
-from reconciler.engine.durable import replace_json, sync_directory
+from reconciler.engine.durable import replace_json, sync_directory, write_verified
 from reconciler.engine.fileindex import damaged
 from reconciler.engine.image import digest_of
 from reconciler.engine.imagerecord import InvalidRecordError, LayerRecord, decode_image, encode_image
@@ -179,26 +178,8 @@ class Store:
         path = self._layout.blob(expected)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = self._layout.partial / f"blob-{expected.short}-{secrets.token_hex(4)}"
-        found = new_hash(expected.algorithm)
-        total = 0
         try:
-            with partial.open("xb") as file:
-                for chunk in chunks:
-                    total += len(chunk)
-                    if size is not None and total > size:
-                        raise VerificationError(f"blob {expected.short}: longer than {size} bytes")
-                    found.update(chunk)
-                    file.write(chunk)
-                if size is not None and total != size:
-                    raise VerificationError(f"blob {expected.short}: {total} bytes, expected {size}")
-                if found.hexdigest() != expected.hex:
-                    raise VerificationError(
-                        f"blob {expected.short}: digest is {expected.algorithm}:{found.hexdigest()},"
-                        f" expected {expected}"
-                    )
-                file.flush()
-                os.fchmod(file.fileno(), 0o600)
-                os.fsync(file.fileno())
+            write_verified(partial, chunks, expected, size)
             if path.is_dir():
                 trash.discard(path, self._layout.trash)
             failpoint("blob.written")
