@@ -130,7 +130,9 @@ def test_r3_what_is_whole_needs_nobody_and_an_orderly_end_needs_no_look(device: 
     # A restart of the agent in the same boot looks at nothing again
     device.stop(signal.SIGKILL)
     device.start()
-    device.running("web/main")
+    device.until(
+        lambda: device.output.count("metrics: ") == 3
+    )  # the third to start hears signals from here on
     # Ended in order: the next boot has no doubts
     device.stop()
     assert json.loads((device.state / "session.json").read_text())["clean"] is True

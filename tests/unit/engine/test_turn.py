@@ -47,7 +47,7 @@ def test_one_at_a_time_and_everybody_comes_to_an_end(count: int, steps: int, sli
 
 
 def test_who_waits_gets_it_after_a_slice_and_in_order() -> None:
-    turn = Turn(0.05)
+    turn = Turn(60.0)
     order: list[str] = []
     turn.take()
 
@@ -60,10 +60,11 @@ def test_who_waits_gets_it_after_a_slice_and_in_order() -> None:
     for name in ("first", "second"):
         threads.append(threading.Thread(target=wait, args=(name,), daemon=True))
         threads[-1].start()
-        time.sleep(0.02)
+        while len(turn._waiting) < len(threads):
+            time.sleep(0.001)
     turn.share()  # too soon
     assert order == []
-    time.sleep(0.05)
+    turn._slice = 0.0  # a slice later
     turn.share()
     order.append("again")
     turn.give()
