@@ -1,7 +1,8 @@
 """Devices and images for end-to-end tests. A device that leaves anything on the machine fails its test."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 
@@ -11,37 +12,35 @@ from tests.images import Built, busybox
 from tests.kernel.leaks import LeakCheck
 
 
-@pytest.fixture
-def device(patience: float) -> Iterator[Device]:
-    """A fresh device on a tmpfs, with no agent running yet."""
+@contextmanager
+def fresh(patience: float, *, namespace: str = "", without: Sequence[str] = ()) -> Iterator[Device]:
+    """A device in a network namespace of its own, or in `namespace`; leaks of the kinds in `without` pass."""
     name = secrets.token_hex(4)
     check = LeakCheck(name)
-    root = make_root(name)
-    made = Device(root, name)
+    made = Device(make_root(name), name, namespace=namespace)
     try:
         yield made
         if (made.state / "instance").exists():
             check.own(made.instance[:8])
     finally:
         made.close()
-    assert check.leaks(3.0 * patience) == []
+    assert check.leaks(3.0 * patience, without=without) == []
+
+
+@pytest.fixture
+def device(patience: float) -> Iterator[Device]:
+    """A fresh device on a tmpfs, with no agent running yet."""
+    with fresh(patience) as made:
+        yield made
 
 
 @pytest.fixture
 def neighbour(device: Device, patience: float) -> Iterator[Device]:
     """Another device, with directories of its own, in the network namespace of `device`."""
-    name = secrets.token_hex(4)
-    check = LeakCheck(name)
-    root = make_root(name)
-    made = Device(root, name, namespace=device.namespace)
-    try:
+    # The one that it is a neighbour of still runs, and has processes and helpers
+    without = ("processes", "descriptors")
+    with fresh(patience, namespace=device.namespace, without=without) as made:
         yield made
-        if (made.state / "instance").exists():
-            check.own(made.instance[:8])
-    finally:
-        made.close()
-    # The device that it is a neighbour of still runs, and has processes and helpers
-    assert check.leaks(3.0 * patience, without=("processes", "descriptors")) == []
 
 
 @pytest.fixture(scope="session")
