@@ -25,13 +25,17 @@ def _exchange(path: str, method: str, target: str, body: bytes, timeout: float) 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
         connection.connect(path)
+        answer = bytearray()
         try:
             connection.sendall(head.encode() + body)
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             pass  # turned away at the door; the answer says so
-        answer = bytearray()
-        while chunk := connection.recv(1 << 16):
-            answer += chunk
+        try:
+            while chunk := connection.recv(1 << 16):
+                answer += chunk
+        except ConnectionResetError:
+            if not answer:  # what has come counts: the other end did not read to our end
+                raise
     status, (header, _, data) = _STATUS.match(answer), bytes(answer).partition(b"\r\n\r\n")
     length = _LENGTH.search(header + b"\r\n")
     if status is None or (length is not None and int(length[1]) != len(data)):

@@ -3,11 +3,10 @@
 from contextlib import ExitStack
 
 from reconciler.agent.parts import Parts
+from reconciler.engine.registry.client import PUBLIC
 from reconciler.engine.shared import DOCUMENT, Shared, media_type
 from reconciler.report.peer import PeerApplication
-from reconciler.report.server import serve_tcp
-
-_CONNECTIONS = 64
+from reconciler.report.server import serve_strangers
 
 
 def serve_peers(parts: Parts, stack: ExitStack) -> tuple[str, PeerApplication | None]:
@@ -19,7 +18,7 @@ def serve_peers(parts: Parts, stack: ExitStack) -> tuple[str, PeerApplication | 
     if peers.address is None:
         return "", None
     shared = Shared(parts.layout, everything=peers.everything)
-    application = PeerApplication(shared.open, media_type, DOCUMENT)
-    server = serve_tcp(*peers.address, application, name="peers", connections=_CONNECTIONS, keep_alive=False)
+    application = PeerApplication(shared.open, media_type, DOCUMENT, PUBLIC)
+    server = serve_strangers(*peers.address, application)
     stack.callback(server.close)
     return server.address, application

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from reconciler.engine import fetch, oci_layout, shared
+from reconciler.engine import downloads, fetch, oci_layout, shared
 from reconciler.engine.downloads import Downloads
 from reconciler.engine.fetch import AbandonedError, BundleError, Meter, Source
 from reconciler.engine.image import compression
@@ -37,7 +37,7 @@ from reconciler.engine.tarfields import InvalidLayerError, LimitError
 from reconciler.engine.turn import Turn
 from reconciler.engine.unpack import Totals, Unpacker
 from reconciler.engine.writeback import Writeback
-from reconciler.errors import NotFoundError, ReconcilerError, VerificationError
+from reconciler.errors import NotFoundError, ReconcilerError, UnsupportedError, VerificationError
 from reconciler.failpoint import failpoint
 from reconciler.spec.reference import Digest, Reference
 from reconciler.state.image import Layer
@@ -229,22 +229,28 @@ class Adder:
                 source = Source(registry, wanted.reference, layer, self._pause(wanted, meter, job, news), bad)
                 try:
                     self._stream(place, wanted, fetch.from_registry(source, meter, kept), meter, job)
-                except VerificationError as error:
+                except (VerificationError, UnsupportedError, OSError) as error:
+                    suspects = _suspects(error, meter.others - bad)
+                    lied = isinstance(error, VerificationError) and not isinstance(error, InvalidLayerError)
+                    if not lied and (not suspects or isinstance(error, InvalidLayerError)):
+                        raise  # the device's own trouble; or the digest is right, and nobody has another
                     kept.discard()
                     if meter.kept:
                         pass  # the first to be suspected: once more, without it
-                    elif (
-                        meter.others - bad
-                    ):  # one of them, and nobody can tell which: once more, without them
-                        for other in meter.others:
+                    elif suspects:  # one of them, and nobody can tell which: once more, without them
+                        for other in suspects:
                             registry.failed(other, error)
-                        bad |= meter.others
+                        bad |= suspects
                     elif meter.resumes and again:  # it may have changed between two transfers (G7): once more
                         again = False
                     else:
                         raise
-                    place.clear()
+                    for useless in place.clear():  # the next try may need its room
+                        self._store.discard(useless)
+                    self._store.empty_trash()
                 else:
+                    if meter.finished is not None:
+                        registry.worked(meter.finished)
                     return meter
 
     def _stream(
@@ -260,7 +266,7 @@ class Adder:
         layer = wanted.layer
         packed = fetch.verified(_watched(source, wanted, meter, job), layer)
         if keep and self._keep:
-            packed = _copied(packed, place.packed)
+            packed = downloads.copied(packed, place.packed)
         try:
             stream = LayerStream(packed, compression(layer.media_type), self._limits, self._unpacking)
             stream.unpack(place.unpacker, layer.diff_id)
@@ -306,6 +312,12 @@ class _BundleAppeared(Exception):
     """What is waited for is somewhere else now."""
 
 
+def _suspects(error: Exception, others: set[Place]) -> set[Place]:
+    """Who of `others` may have caused it: peers, whose lies may end before the digest tells; else whoever took part."""
+    peers = {other for other in others if other.is_peer}
+    return peers or (others if isinstance(error, VerificationError) else set())
+
+
 def _record(wanted: Addition, totals: Totals) -> LayerRecord:
     layer = wanted.layer
     parent = wanted.layers[-2].chain_id if len(wanted.layers) > 1 else None
@@ -344,31 +356,6 @@ def _watched(source: Iterator[bytes], wanted: Addition, meter: Meter, job: Job[D
         close = getattr(source, "close", None)
         if close is not None:
             close()
-
-
-def _copied(chunks: Iterator[bytes], path: Path) -> Iterator[bytes]:
-    """Pass `chunks` on, and write them to the file `path`; without it where the disk is full: it can be had again."""
-    whole = False
-    try:
-        with open(path, "wb", buffering=0, opener=_new) as file:
-            fits = True
-            for chunk in chunks:
-                if fits:
-                    try:
-                        fits = file.write(chunk) == len(chunk)
-                    except OSError:
-                        fits = False
-                yield chunk
-            if fits:
-                os.fsync(file.fileno())
-                whole = os.fstat(file.fileno()).st_size > 0
-    finally:
-        if not whole:
-            path.unlink(missing_ok=True)
-
-
-def _new(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _private(path: str, flags: int) -> int:
@@ -425,10 +412,13 @@ class _Workplace:
         undo.callback(os.close, fd)
         return fd
 
-    def clear(self) -> None:
-        """Start over with empty directories."""
+    def clear(self) -> list[Path]:
+        """Start over with empty directories, and return what was made so far, which is of no use."""
         self._open.close()
         self._used += 1
-        for path in (self.root, self._gone, self.index):
+        moved = [
             path.rename(self._path / f"{path.name}.{self._used}")
+            for path in (self.root, self._gone, self.index)
+        ]
         self._begin()
+        return moved

@@ -193,3 +193,28 @@ def clear(layout: Layout, *, idle_for: float = 0.0) -> None:
                 path.unlink()
             finally:
                 os.close(fd)
+
+
+def copied(chunks: Iterator[bytes], path: Path) -> Iterator[bytes]:
+    """Pass `chunks` on, and write them to the file `path`; without it where the disk is full: it can be had again."""
+    whole = False
+    try:
+        with open(path, "wb", buffering=0, opener=_new) as file:
+            fits = True
+            for chunk in chunks:
+                if fits:
+                    try:
+                        fits = file.write(chunk) == len(chunk)
+                    except OSError:
+                        fits = False
+                yield chunk
+            if fits:
+                os.fsync(file.fileno())
+                whole = os.fstat(file.fileno()).st_size > 0
+    finally:
+        if not whole:
+            path.unlink(missing_ok=True)
+
+
+def _new(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

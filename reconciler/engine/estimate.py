@@ -54,7 +54,8 @@ class Estimate:
         """Ask for these bytes alone; nothing from a server that would send the whole layer for it."""
         if self._registry is None:
             return b""
-        for place in self._registry.places(reference.registry, reference.repository):
+        # What nobody can verify is not asked of peers
+        for place in self._registry.places(reference.registry, reference.repository, by_digest=False):
             try:
                 with self._registry.blob(
                     place, layer.digest, offset=offset, until=offset + count

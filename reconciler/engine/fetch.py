@@ -40,6 +40,7 @@ class Meter:
     arrived: Counter[tuple[str, str]] = field(default_factory=Counter)  # by source and kind: full or resumed
     kept: bool = False  # whether some of it was here from an earlier transfer
     others: set[Place] = field(default_factory=set)  # peers and mirrors that some of them came from
+    finished: Place | None = None  # the peer or mirror that it came to its end at
     shares: Counter[str] = field(default_factory=Counter)  # by the words for the place
     public: bool | None = None  # whether all of them were given without being told who asks
 
@@ -134,7 +135,7 @@ def _from_anywhere(source: Source, meter: Meter, kept: Kept | None, until: int) 
         try:
             yield from _from_place(source, place, meter, kept, until)
             if meter.done >= until:
-                registry.worked(place)
+                meter.finished = place
                 return
             meter.trouble = (
                 f"{place.registry}: layer {layer.digest.short}: {meter.done} bytes of {layer.size}"

@@ -9,7 +9,7 @@ import contextlib
 import os
 import stat
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NamedTuple
 
 from reconciler.engine.document import InvalidDocumentError, parse
 from reconciler.engine.image import OCI_INDEX, OCI_MANIFEST, is_index, parse_index, parse_manifest
@@ -28,6 +28,28 @@ def mark(path: Path) -> None:
         os.setxattr(path, _MARK, b"1")
 
 
+def can_mark(directory: Path) -> bool:
+    """Whether the file system of `directory` keeps the mark; leaves nothing there."""
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return False
+    try:
+        os.setxattr(fd, _MARK, b"1")
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+class Given(NamedTuple):
+    """A blob that is given away, open for reading, and whether that is because anybody may have it."""
+
+    file: IO[bytes]
+    public: bool
+
+
 class Shared:
     """The blobs of a store that are given away: the public ones, or with `everything` all of them."""
 
@@ -35,7 +57,7 @@ class Shared:
         self._layout = layout
         self._everything = everything
 
-    def open(self, digest: Digest) -> IO[bytes] | None:
+    def open(self, digest: Digest) -> Given | None:
         """Return the blob, open for reading and not verified; None where it is not there, or nobody else's."""
         try:
             fd = os.open(
@@ -44,8 +66,9 @@ class Shared:
         except OSError:
             return None
         file = os.fdopen(fd, "rb", buffering=0)
-        if stat.S_ISREG(os.fstat(fd).st_mode) and (self._everything or _is_marked(fd)):
-            return file
+        public = _is_marked(fd)
+        if stat.S_ISREG(os.fstat(fd).st_mode) and (self._everything or public):
+            return Given(file, public)
         file.close()
         return None
 

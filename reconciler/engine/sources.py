@@ -4,19 +4,22 @@ A pull finds out too, but perhaps in a month and at night. Reads files, and asks
 registry is asked anything. What is wrong is a warning: containers that run need none of it.
 """
 
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from reconciler.config import Device
 from reconciler.engine.enforcing import Check
-from reconciler.engine.layout import Layout
+from reconciler.engine.layout import Layout, existing
 from reconciler.engine.registry import tls
 from reconciler.engine.registry.client import Registry
 from reconciler.engine.registry.errors import RegistryError
 from reconciler.engine.registry.keyring import AUTHFILE, read
-from reconciler.engine.trust.keys import KeyFileError, read_key
+from reconciler.engine.shared import can_mark
+from reconciler.engine.trust.keys import read_key
 from reconciler.errors import ReconcilerError
 
 
@@ -26,12 +29,13 @@ def checks(layout: Layout, device: Device) -> Iterator[Check]:
     yield from _certificates(device)
     yield from _keys(device)
     yield from _peers(device)
+    yield from _giving(layout, device)
 
 
 def _credentials(layout: Layout, device: Device) -> Iterator[Check]:
     given = device.registries.authfile
     files = {f"{AUTHFILE} {given}": Path(given)} if given is not None else {}
-    if layout.auth.exists():
+    if os.path.exists(layout.auth):  # no to who may not look, which is anybody but root
         files["reconciler login"] = layout.auth
     for where, path in files.items():
         try:
@@ -56,26 +60,39 @@ def _credentials(layout: Layout, device: Device) -> Iterator[Check]:
 
 def _certificates(device: Device) -> Iterator[Check]:
     given = device.registries.ca
-    for registry in given:
-        try:
-            tls.own(given, registry)
-        except ReconcilerError as error:
-            yield _wrong("certificates", error)
-            return
-    if given:
-        yield Check("certificates", True, f"registries.ca: {', '.join(sorted(given))}")
+    tries = [partial(tls.own, given, registry) for registry in given]
+    yield from _tried("certificates", tries, f"registries.ca: {', '.join(sorted(given))}")
 
 
 def _keys(device: Device) -> Iterator[Check]:
     paths = sorted({key for rule in device.trust for key in rule.keys})
-    for path in paths:
-        try:
-            read_key(path)
-        except KeyFileError as error:
-            yield _wrong("keys", error)
-            return
-    if paths:
-        yield Check("keys", True, f"trust: {len(paths)} that images may be signed by")
+    tries = [partial(read_key, path) for path in paths]
+    yield from _tried("keys", tries, f"trust: {len(paths)} that images may be signed by")
+
+
+def _tried(name: str, tries: Sequence[Callable[[], object]], fine: str) -> Iterator[Check]:
+    """What is wrong with the first of several that fails, or that all are `fine`."""
+    try:
+        for attempt in tries:
+            attempt()
+    except ReconcilerError as error:
+        yield _wrong(name, error)
+    else:
+        if tries:
+            yield Check(name, True, fine)
+
+
+def _giving(layout: Layout, device: Device) -> Iterator[Check]:
+    """Whether this device can note what it may give to others."""
+    peers = device.peers
+    if peers.address is None or peers.everything or can_mark(existing(layout.state)):
+        return
+    yield Check(
+        "giving",
+        None,
+        f"{layout.state}: the file system has no extended attributes of users: nothing can be noted as public",
+        "put it on ext4, xfs or btrfs, or set peers.share: all",
+    )
 
 
 def _peers(device: Device) -> Iterator[Check]:

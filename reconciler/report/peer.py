@@ -7,6 +7,7 @@ but whether this device gives away what has that digest.
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterable
 from typing import IO, Any, Final
 
@@ -22,16 +23,23 @@ _API: Final = ("Docker-Distribution-API-Version", "registry/2.0")
 class PeerApplication:
     """The application. Counts what it sends in `sent`, bytes, whether or not they arrive.
 
-    `find` opens what may be given away, `media_type` tells what a manifest is, "" for what is none.
+    `find` opens what may be given away and tells whether anybody may have it, which the header `public` passes on;
+    `media_type` tells what a manifest is, "" for what is none.
     """
 
     def __init__(
-        self, find: Callable[[Digest], IO[bytes] | None], media_type: Callable[[bytes], str], limit: int
+        self,
+        find: Callable[[Digest], tuple[IO[bytes], bool] | None],
+        media_type: Callable[[bytes], str],
+        limit: int,
+        public: str,
     ) -> None:
         self.sent = 0
         self._find = find
         self._media_type = media_type
         self._limit = limit
+        self._public = public
+        self._lock = threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
@@ -47,28 +55,35 @@ class PeerApplication:
             digest = Digest.parse(match[2])
         except InvalidReferenceError:
             return _refuse(environ, start, "404 Not Found", unknown)
-        file = self._find(digest)
-        if file is None:
+        found = self._find(digest)
+        if found is None:
             return _refuse(environ, start, "404 Not Found", unknown)
+        file, public = found
+        told = (("Docker-Content-Digest", str(digest)), (self._public, str(int(public))))
         if match[1] == "blobs":
-            return self._blob(environ, start, digest, file)
+            return self._blob(environ, start, file, *told)
         with file:
             data = file.read(self._limit + 1)
         kind = self._media_type(data) if len(data) <= self._limit else ""
         if not kind:
             return _refuse(environ, start, "404 Not Found", unknown)
-        self.sent += len(data) if method == "GET" else 0
-        return _answer(environ, start, "200 OK", kind, data, ("Docker-Content-Digest", str(digest)))
+        if method == "GET":
+            self._count(len(data))
+        return _answer(environ, start, "200 OK", kind, data, *told)
+
+    def _count(self, size: int) -> None:
+        with self._lock:
+            self.sent += size
 
     def _blob(
-        self, environ: dict[str, Any], start: Start, digest: Digest, file: IO[bytes]
+        self, environ: dict[str, Any], start: Start, file: IO[bytes], *told: tuple[str, str]
     ) -> Iterable[bytes]:
         size = file.seek(0, 2)
         begin, end = _range(environ.get("HTTP_RANGE", ""), size)
         headers = [
             ("Content-Type", "application/octet-stream"),
             ("Accept-Ranges", "bytes"),
-            ("Docker-Content-Digest", str(digest)),
+            *told,
             _API,
         ]
         if begin >= end and size:
@@ -84,7 +99,7 @@ class PeerApplication:
             file.close()
             return [b""]
         file.seek(begin)
-        self.sent += end - begin
+        self._count(end - begin)
         # The server reads it as fast as the other side takes it, and closes it; no thread waits.
         found: Iterable[bytes] = environ["wsgi.file_wrapper"](file, _BLOCK)
         return found

@@ -29,8 +29,8 @@ from reconciler.report.wsgi import Application
 GROUP: Final = "reconciler"
 _SO_PEERGROUPS: Final = 59  # Linux 4.13; not in the socket module
 _MAX_PATH: Final = 107  # bytes of sun_path without its NUL
-_CONNECTIONS: Final = 1100
 _LIMITS: Final[Mapping[str, Any]] = {
+    "connection_limit": 1100,
     "backlog": 1024,
     "channel_timeout": 30,
     "cleanup_interval": 10,
@@ -43,6 +43,12 @@ _LIMITS: Final[Mapping[str, Any]] = {
     "expose_tracebacks": False,
     "clear_untrusted_proxy_headers": True,
     "log_socket_errors": False,
+}
+_FOR_STRANGERS: Final = {**_LIMITS, "connection_limit": 64, "max_request_body_size": 1}
+# Linux 2.4 and 4.15; neither is in the socket module
+_FREEBIND: Final = {
+    socket.AF_INET: (socket.IPPROTO_IP, 15),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 78),
 }
 
 
@@ -57,7 +63,7 @@ class Server:
         name: str,
         threads: int,
         address: str,
-        connections: int = _CONNECTIONS,
+        limits: Mapping[str, Any] = _LIMITS,
         keep_alive: bool = True,
     ) -> None:
         # waitress warns when all threads are busy; that is what the limits are for, and nobody's log file
@@ -69,8 +75,7 @@ class Server:
             map=self._map,
             sockets=[listener],
             threads=threads,
-            connection_limit=connections,
-            **_LIMITS,
+            **limits,
         )
         self._server.channel_class = _Channel if keep_alive else _OneRequestChannel
         self._thread = threading.Thread(target=self._server.run, name=name, daemon=True)
@@ -94,45 +99,39 @@ class Server:
         self.close()
 
 
-def serve_tcp(
-    host: str,
-    port: int,
-    application: Application,
-    *,
-    name: str = "metrics",
-    threads: int = 2,
-    connections: int = _CONNECTIONS,
-    keep_alive: bool = True,
-) -> Server:
-    """Serve on an address (port 0 takes a free one), or raise BlockedError where that is taken.
+def serve_tcp(host: str, port: int, application: Application, *, threads: int = 2) -> Server:
+    """Serve metrics on an address (port 0 takes a free one), or raise BlockedError where that is taken."""
+    return _serve("metrics", host, port, application, threads=threads)
 
-    `name` is the section of device.yaml whose `listen` it is. Without `keep_alive` each connection has one answer: of
-    large ones that somebody asks for by the dozen, and does not read, none but the first is ever begun.
+
+def serve_strangers(host: str, port: int, application: Application) -> Server:
+    """Serve `peers` to whoever is on the network, or raise BlockedError where the address is taken.
+
+    The address need not be there yet: a cable comes later. Each connection has one answer: of large ones that somebody
+    asks for by the dozen, and does not read, none but the first is ever begun.
     """
+    return _serve("peers", host, port, application, limits=_FOR_STRANGERS, keep_alive=False, free=True)
+
+
+def _serve(
+    name: str, host: str, port: int, application: Application, *, free: bool = False, **options: Any
+) -> Server:
+    """Serve on the address that `listen` in the section `name` of device.yaml says."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if free:
+            listener.setsockopt(*_FREEBIND[family], 1)
         listener.bind((host, port))
         listener.setblocking(False)
         found, number = listener.getsockname()[:2]
         address = f"[{found}]:{number}" if family == socket.AF_INET6 else f"{found}:{number}"
-        return Server(
-            listener,
-            application,
-            name=name,
-            threads=threads,
-            address=address,
-            connections=connections,
-            keep_alive=keep_alive,
-        )
+        return Server(listener, application, name=name, address=address, **{"threads": 2, **options})
     except OSError as error:
         listener.close()
-        hint = (
-            f"set {name}.listen in device.yaml"
-            if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
-            else ""
-        )
+        taken = error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
+        hint = f"set {name}.listen in device.yaml" if taken else ""
         raise BlockedError(f"{name} address {host}:{port}: {error.strerror or error}", hint=hint) from error
 
 
@@ -172,7 +171,8 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]
     """Refuses at once what is no HTTP from its first byte on: who tries TLS first would wait for an answer."""
 
     def received(self, data: bytes) -> int:
-        if not self.header_plus and data and not (data[:1] in b"\r\n" or 0x20 <= data[0] < 0x7F):
+        begins = not self.header_plus and not self.headers_finished and self.body_rcv is None
+        if begins and data and not (data[:1] in b"\r\n" or 0x20 <= data[0] < 0x7F):
             self.error = BadRequest("this is plain HTTP")
             self.completed = True
             return len(data)

@@ -26,8 +26,10 @@ _held: dict[Path, int] = {}
 def make_root(name: str) -> Path:
     """Make the root of the device `name`, held until `let_go` or the end of this process."""
     root = Path(tempfile.mkdtemp(prefix=f"rct-{name}-", dir=MEMORY))
-    _held[root] = os.open(root / _MARK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fresh = root / ".fresh"
+    _held[root] = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(_held[root], fcntl.LOCK_EX)
+    fresh.rename(root / _MARK)  # it is found only once it is held
     return root
 
 
@@ -42,6 +44,9 @@ def finish() -> None:
     """Remove what killed runs have left."""
     for mark in MEMORY.glob(f"rct-*/{_MARK}"):
         with contextlib.suppress(OSError), mark.open("rb") as file:
+            ours = {mark.parent.lstat().st_uid, os.fstat(file.fileno()).st_uid} == {os.geteuid()}
+            if not ours or mark.parent.is_symlink():
+                continue  # anybody may put something there
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: a run that goes on
             _remove(mark.parent)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.conftest import reference
 from tests.e2e.device import Device
 from tests.e2e.test_accounts import PrivateRegistry, login
 from tests.e2e.world import SLEEPER, Registry
@@ -135,3 +136,17 @@ def test_an_address_that_is_taken_and_one_with_nothing_to_give_are_named(device:
     assert "peers.listen needs packed layers, and this device keeps none" in said.stderr
     assert "gc: {keep_blobs: used}" in said.stderr
     device.configure()
+
+
+def test_an_address_that_comes_later_holds_up_no_container(device: Device, box: Built) -> None:
+    """The cable is out when the device starts: what runs on it needs no peers."""
+    device.configure(
+        bundles=[str(box.layout)],
+        gc={"keep_blobs": "used"},
+        peers={"listen": "192.0.2.7:5080"},
+    )
+    device.spec("web", SLEEPER.format(image=reference(box)))
+    device.start()
+    device.running("web/main")
+    device.inside(["ip", "address", "add", "192.0.2.7/32", "dev", "lo"])
+    device.until(lambda: device.curl("http://192.0.2.7:5080/v2/") == "{}")

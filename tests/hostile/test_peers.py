@@ -1,33 +1,31 @@
-"""Peers that are down, empty, slow or lie, and what ours are asked: digests count, and only what is public is given."""
+"""Peers that are down, empty, slow or lie: only digests count, and only what is public is given on."""
 
-import contextlib
-import hashlib
 import json
-import os
-import socket
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO
 
 import pytest
 
 from reconciler.config import Registries
+from reconciler.engine.estimate import Estimate
 from reconciler.engine.layout import Layout
 from reconciler.engine.limits import Limits
+from reconciler.engine.oci_layout import Bundles
 from reconciler.engine.platform import host_platform
 from reconciler.engine.pull import Images
-from reconciler.engine.registry.client import Registry
+from reconciler.engine.registry.client import PUBLIC, Registry
 from reconciler.engine.registry.keyring import Keyring
 from reconciler.engine.registry.places import ANYTHING, ORIGIN, PEER, Place, Places
-from reconciler.engine.shared import DOCUMENT, Shared, mark, media_type
+from reconciler.engine.shared import DOCUMENT, Shared, media_type
 from reconciler.engine.store import Store
 from reconciler.errors import VerificationError
 from reconciler.report.peer import PeerApplication
-from reconciler.report.server import serve_tcp
+from reconciler.report.server import serve_strangers
 from reconciler.spec.reference import Digest, Reference
 from tests.accounts import packed, wants_password
-from tests.hostile.test_registry_behaviour import QUICK, Device, broken_off, once, redirect, status
-from tests.kernel.shims import eventually
+from tests.hostile.test_registry_behaviour import QUICK, Device, broken_off, once, redirect, status, wrong
+from tests.images import file, layer
 from tests.kernel.workshop import remove, scratch
 from tests.registry import FakeRegistry, Request, Script, Wire, free_port
 
@@ -135,6 +133,83 @@ def test_a_peer_leads_nowhere(peered: Peered) -> None:
         assert elsewhere.requests == []
 
 
+def test_a_challenge_of_a_peer_leads_nowhere_either(peered: Peered) -> None:
+    """A realm on another host would be asked, and what it says would be sent to the peer."""
+    with FakeRegistry() as elsewhere:
+        elsewhere.scripts["*"] = status(200, body=b'{"token": "of-the-house"}')
+        challenge = f'Bearer realm="http://{elsewhere.name}/reboot?now=1",service="x"'
+        peered.peer.scripts["/v2/*"] = status(401, {"WWW-Authenticate": challenge})
+        peered.device.check_whole(peered.device.pull())
+        assert elsewhere.requests == []
+    assert [request for request in peered.peer.requests if "authorization" in request.headers] == []
+    assert len(peered.peer.requests) == 1  # it rests
+
+
+def test_what_a_peer_says_of_a_type_is_not_believed(peered: Peered) -> None:
+    manifest = peered.peer.blobs[str(peered.device.built.digest)]
+    kind = {"Content-Type": "application/vnd.oci.image.index.v1+json", "Docker-Content-Digest": "sha256:no"}
+    path = f"/v2/{ANYTHING}/manifests/{peered.device.built.digest}"
+    peered.peer.scripts[path] = status(200, kind, manifest)
+    peered.device.check_whole(peered.device.pull())
+    assert peered.device.fake.requests == []
+
+
+def test_a_peer_is_not_asked_what_nobody_can_verify(peered: Peered) -> None:
+    device = peered.device
+    image = device.images.resolve(device.reference)
+    peered.peer.requests.clear()
+    settings = Registries(insecure=(device.fake.name,))
+    registry = Registry(settings, patience=QUICK, peers=(peered.peer.name,))
+    estimate = Estimate(device.store, Bundles(()), registry)
+    assert estimate.unpacked(image.layers[0], device.reference) >= len(device.content)
+    registry.close()
+    assert peered.peer.requests == []
+
+
+def test_a_lie_that_fills_the_disk_is_the_peers_and_not_the_disks() -> None:
+    """Zeros that fit the layer's packed size, and no disk: the digest would be wrong, had there been room to see it."""
+    path = scratch("peers")
+    state = path / "state"
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", path.name, str(state)], check=True)
+    try:
+        with FakeRegistry() as fake, FakeRegistry() as peer:
+            peered = Peered(Device(path, fake), peer)
+            device = peered.device
+            peer.add(device.built)
+            peered.use(peer.name)
+            bomb = layer([file("data", bytes(64 << 20))], level=9).data
+            assert len(bomb) < len(device.blob)
+            peer.scripts[peered.blob] = status(200, body=bomb)
+            device.check_whole(device.pull())
+            assert device.fake.asked(device.blob_path)
+            device.images.close()
+    finally:
+        subprocess.run(["umount", str(state)], check=True)
+        remove(path)
+
+
+def test_an_honest_mirror_is_not_blamed_for_a_peers_byte(peered: Peered) -> None:
+    device = peered.device
+    with FakeRegistry() as mirror:
+        mirror.add(device.built)
+        settings = Registries(
+            insecure=(device.fake.name, mirror.name), mirrors={device.fake.name: (mirror.name,)}
+        )
+        device.images.close()
+        device.images = Images(
+            device.store,
+            device.layout,
+            registry=Registry(settings, patience=QUICK, peers=(peered.peer.name,)),
+            platform=host_platform(),
+            limits=Limits(reserve=0),
+        )
+        peered.peer.scripts[peered.blob] = once(wrong(device, 100_000), status(404))
+        device.check_whole(device.pull())
+        assert device.fake.asked(device.blob_path) == []
+        assert len(mirror.asked(device.blob_path)) == 2
+
+
 def test_a_peer_is_shown_no_credentials_also_where_there_are_some_for_its_address(peered: Peered) -> None:
     device = peered.device
     log_in(device, peered.peer.name)
@@ -162,15 +237,7 @@ def test_where_a_peer_ends_for_good_the_registry_goes_on_from_there(peered: Peer
 @pytest.mark.parametrize("part", [100_000, None])
 def test_a_peer_that_lies_is_found_out_and_left_out(peered: Peered, part: int | None) -> None:
     device = peered.device
-    bad = bytearray(device.blob)
-    bad[5000] ^= 1
-
-    def lie(_: Request, wire: Wire) -> None:
-        wire.respond(200, bytes(bad[:part]), length=len(bad))
-        if part is not None:
-            raise ConnectionAbortedError
-
-    peered.peer.scripts[peered.blob] = once(lie, status(503))
+    peered.peer.scripts[peered.blob] = once(wrong(device, part), status(503))
     device.check_whole(device.pull())
     assert device.fake.asked(device.blob_path)
     before = len(peered.peer.requests)
@@ -223,15 +290,19 @@ def test_one_that_sends_a_byte_at_a_time_has_a_few_tries_and_rests(peered: Peere
 # --- what is public ---------------------------------------------------------------------------------------------------
 
 
-def shared(device: Device) -> set[Digest]:
+def given(store: Store, layout: Layout) -> set[Digest]:
     """The digests of all blobs that are given away."""
-    given = set()
-    for blob in device.store.blobs():
-        file = Shared(device.layout).open(blob.digest)
-        if file is not None:
-            file.close()
-            given.add(blob.digest)
-    return given
+    found = set()
+    for blob in store.blobs():
+        one = Shared(layout).open(blob.digest)
+        if one is not None:
+            one.file.close()
+            found.add(blob.digest)
+    return found
+
+
+def shared(device: Device) -> set[Digest]:
+    return given(device.store, device.layout)
 
 
 def test_what_a_registry_gives_to_anybody_is_given_on(peered: Peered) -> None:
@@ -242,10 +313,36 @@ def test_what_a_registry_gives_to_anybody_is_given_on(peered: Peered) -> None:
     assert len(shared(device)) == 3  # manifest, config, layer
 
 
-def test_what_a_peer_gives_is_given_on(peered: Peered) -> None:
-    peered.use(peered.peer.name, keep=True)
-    peered.device.pull()
-    assert len(shared(peered.device)) == 3
+@pytest.mark.parametrize("everything", [False, True])
+def test_what_a_peer_gives_as_public_is_given_on_and_what_it_gives_to_its_house_is_not(
+    peered: Peered, everything: bool
+) -> None:
+    """Another device has it publicly, or by credentials, and gives all that it has to its own network."""
+    device = peered.device
+    if everything:
+        log_in(device, device.fake.name)
+        wants_password(device.fake)
+    peered.use(keep=True)
+    device.pull()
+    shelf = Shared(device.layout, everything=everything)
+    with serve_strangers("127.0.0.1", 0, PeerApplication(shelf.open, media_type, DOCUMENT, PUBLIC)) as server:
+        next_door = Layout(device.path / "next" / "state", device.path / "next" / "run")
+        store = Store(next_door)
+        store.prepare()
+        images = Images(
+            store,
+            next_door,
+            registry=Registry(
+                Registries(insecure=(device.fake.name,)), patience=QUICK, peers=(server.address,)
+            ),
+            platform=host_platform(),
+            limits=Limits(reserve=0),
+            keep_blobs=True,
+        )
+        images.pull(images.resolve(device.reference), device.reference)
+        assert {source for _, source, _ in images.received} == {"peer"}
+        images.close()
+    assert len(given(store, next_door)) == (0 if everything else 3)
 
 
 def test_what_was_had_by_credentials_or_a_bundle_is_not_given_on(peered: Peered) -> None:
@@ -258,7 +355,8 @@ def test_what_was_had_by_credentials_or_a_bundle_is_not_given_on(peered: Peered)
     assert shared(device) == set()
     everything = Shared(device.layout, everything=True).open(device.built.digest)
     assert everything is not None
-    everything.close()
+    everything.file.close()
+    assert not everything.public
 
 
 def test_a_peer_that_knows_how_a_blob_begins_makes_nothing_public(peered: Peered) -> None:
@@ -293,182 +391,3 @@ def test_a_bundle_says_nothing_of_who_may_have_it(peered: Peered) -> None:
     device.check_whole(device.pull())
     assert len(device.store.blobs()) == 3
     assert shared(device) == set()
-
-
-# --- answering --------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Served:
-    """A store with an address where others ask; one blob is public, one is not."""
-
-    address: tuple[str, int]
-    public: Digest
-    private: Digest
-    application: PeerApplication
-
-    def ask(self, data: bytes) -> bytes:
-        """Send bytes and return all that comes back until the other side closes, or has been quiet."""
-        with socket.create_connection(self.address, 5) as connection:
-            connection.sendall(data)
-            connection.settimeout(1)
-            found = b""
-            with contextlib.suppress(TimeoutError, ConnectionError):
-                while chunk := connection.recv(1 << 16):
-                    found += chunk
-            return found
-
-    def get(self, path: str, *headers: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
-        lines = [f"{method} {path} HTTP/1.1", "Host: x", "Connection: close", *headers, "", ""]
-        head, _, body = self.ask("\r\n".join(lines).encode()).partition(b"\r\n\r\n")
-        first, *rest = head.decode().split("\r\n")
-        return int(first.split()[1]), dict(line.lower().split(": ", 1) for line in rest), body
-
-
-@pytest.fixture
-def served() -> Iterator[Served]:
-    path = scratch("peer")
-    layout = Layout(path / "state", path / "run")
-    store = Store(layout)
-    store.prepare()
-    content = {name: os.urandom(200_000) for name in ("public", "private")}
-    digests = {name: Digest("sha256", _sha256(data)) for name, data in content.items()}
-    for name, data in content.items():
-        found = store.ingest([data], digests[name], len(data))
-        if name == "public":
-            mark(found)
-    opened: list[IO[bytes]] = []
-    shelf = Shared(layout)
-
-    def find(digest: Digest) -> IO[bytes] | None:
-        file = shelf.open(digest)
-        if file is not None:
-            opened.append(file)
-        return file
-
-    application = PeerApplication(find, media_type, DOCUMENT)
-    with serve_tcp("127.0.0.1", 0, application, name="peers", connections=8, keep_alive=False) as server:
-        host, _, port = server.address.rpartition(":")
-        made = Served((host, int(port)), digests["public"], digests["private"], application)
-        yield made
-        # What a client has left unread goes when the server hears that it has gone
-        eventually(lambda: all(file.closed for file in opened))
-    remove(path)
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def test_only_what_is_public_is_given(served: Served) -> None:
-    status, headers, body = served.get(f"/v2/any/name/blobs/{served.public}")
-    assert status == 200
-    assert _sha256(body) == served.public.hex
-    assert headers["docker-content-digest"] == str(served.public)
-    for digest in (served.private, Digest("sha256", "0" * 64)):
-        status, _, body = served.get(f"/v2/any/name/blobs/{digest}")
-        assert (status, b"BLOB_UNKNOWN" in body) == (404, True)
-    assert served.application.sent == 200_000
-    status, headers, body = served.get(f"/v2/x/blobs/{served.public}", method="HEAD")
-    assert (status, headers["content-length"], body) == (200, "200000", b"")
-    assert served.get("/v2/")[0] == 200
-
-
-@pytest.mark.parametrize(
-    ("wanted", "expected"),
-    [
-        ("bytes=0-", (0, 200_000, 200)),
-        ("bytes=100-199", (100, 200, 206)),
-        ("bytes=199999-", (199_999, 200_000, 206)),
-        ("bytes=-10", (199_990, 200_000, 206)),
-        ("bytes=-999999", (0, 200_000, 200)),
-        ("bytes=5-999999999999", (5, 200_000, 206)),
-        ("bytes=200000-", (0, 0, 416)),
-        ("bytes=9999999999999999999-", (0, 0, 416)),
-        ("bytes=9-5", (0, 200_000, 200)),
-        ("bytes=0-1,5-6", (0, 200_000, 200)),
-        ("bytes=-", (0, 200_000, 200)),
-        ("lines=1-2", (0, 200_000, 200)),
-        ("bytes=1-2\u0660", (0, 200_000, 200)),
-    ],
-)
-def test_ranges(served: Served, wanted: str, expected: tuple[int, int, int]) -> None:
-    _, _, whole = served.get(f"/v2/x/blobs/{served.public}")
-    begin, end, code = expected
-    status, headers, body = served.get(f"/v2/x/blobs/{served.public}", f"Range: {wanted}")
-    assert status == code
-    if code == 416:
-        assert headers["content-range"] == "bytes */200000"
-        return
-    assert body == whole[begin:end]
-    if code == 206:
-        assert headers["content-range"] == f"bytes {begin}-{end - 1}/200000"
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/",
-        "/metrics",
-        "/v2/x/tags/list",
-        "/v2/_catalog",
-        "/v2/x/manifests/latest",
-        "/v2/x/blobs/uploads/",
-        "/v2/x/blobs/sha256:../../../key",
-        "/v2/x/blobs/sha256:%2e%2e%2f%2e%2e%2fkey",
-        "/v2/../../etc/passwd",
-        "/v2//blobs/sha256:" + "a" * 64,
-        "/v2/x/blobs/sha256:" + "A" * 64,
-        "/v2/x/blobs/md5:" + "a" * 32,
-        "/v2/x/blobs/" + "a" * 5000,
-        "/v2/" + "x/" * 3000 + "blobs/sha256:" + "a" * 64,
-        "http://169.254.169.254/v2/x/blobs/sha256:" + "a" * 64,
-    ],
-)
-def test_nothing_else_is_there(served: Served, path: str) -> None:
-    assert served.get(path)[0] == 404
-    assert served.application.sent == 0
-
-
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"])
-def test_nothing_can_be_written(served: Served, method: str) -> None:
-    status, headers, _ = served.get(f"/v2/x/blobs/{served.public}", method=method)
-    assert (status, headers.get("allow")) == (405, "get, head")
-
-
-def test_a_dozen_requests_at_once_have_one_answer(served: Served) -> None:
-    """Who asks for much and reads nothing holds one file of ours, and no thread."""
-    request = f"GET /v2/x/blobs/{served.public} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-    assert served.ask(request * 12).count(b"HTTP/1.1 200 OK") == 1
-    assert served.application.sent == 200_000
-
-
-def test_a_blob_is_no_manifest(served: Served) -> None:
-    assert served.get(f"/v2/x/manifests/{served.public}")[0] == 404
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\x00" * 1000,
-        b"GET\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"GET / HTTP/1.1\r\nX: " + b"y" * 100_000,
-        b"GET /v2/ HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n",
-        b"POST /v2/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nfffffffff\r\n",
-        b"GET /v2/ HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /x",
-    ],
-)
-def test_who_speaks_no_http_gets_nothing_and_others_are_served(served: Served, data: bytes) -> None:
-    assert b" 200 " not in served.ask(data).split(b"\r\n")[0] or data.startswith(b"GET /v2/")
-    assert served.get(f"/v2/x/blobs/{served.public}")[0] == 200
-
-
-def test_who_does_not_read_holds_up_nobody(served: Served) -> None:
-    """Four that ask for everything and take nothing; a fifth gets it all."""
-    idle = [socket.create_connection(served.address, 5) for _ in range(4)]
-    for connection in idle:
-        connection.sendall(f"GET /v2/x/blobs/{served.public} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 20)
-    assert _sha256(served.get(f"/v2/x/blobs/{served.public}")[2]) == served.public.hex
-    for connection in idle:
-        connection.close()

@@ -563,6 +563,36 @@ def broken_off(device: Device, at: int = 100_000) -> Script:
     return run
 
 
+def wrong(device: Device, part: int | None) -> Script:
+    """Send the blob with one wrong byte: whole, or so much of it, claiming the whole length."""
+    bad = bytearray(device.blob)
+    bad[5000] ^= 1
+
+    def run(_: Request, wire: Wire) -> None:
+        wire.respond(200, bytes(bad[:part]), length=len(bad))
+        if part is not None:
+            raise ConnectionAbortedError
+
+    return run
+
+
+def test_g6_a_chunk_header_that_never_ends_holds_nobody(device: Device) -> None:
+    """Each read of it is answered in time, and none of them is a piece of the blob."""
+
+    def drip(_: Request, wire: Wire) -> None:
+        wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;")
+        while True:
+            wire.pause(0.1)
+            wire.send(b"x")
+
+    device.fake.scripts[device.blob_path] = drip
+    began = time.monotonic()
+    with pytest.raises(UnreachableRegistryError):
+        device.pull()
+    assert time.monotonic() - began < 20
+    device.check_untouched()
+
+
 def test_g7_a_broken_transfer_goes_on_where_it_was(device: Device) -> None:
     device.fake.scripts[device.blob_path] = once(broken_off(device), device.fake.answer)
     device.check_whole(device.pull())

@@ -14,6 +14,8 @@ from reconciler.config import Registries
 from reconciler.engine.registry import keyring, program
 from reconciler.engine.registry.credentials import Password
 from reconciler.engine.registry.errors import CredentialsError, KeyringError, RefusedError, RegistryError
+from reconciler.engine.registry.keyring import Keyring
+from reconciler.engine.registry.session import Session
 from reconciler.spec.registries import ANY, Certificates
 from tests.accounts import IDENTITY, SECRET, USER, TokenServer, basic, packed, wants_password
 from tests.hostile.test_registry_behaviour import Device, broken_off, once, redirect, status
@@ -399,3 +401,35 @@ def test_a_helper_that_is_missing_or_no_program_is_named(
     helper("").write_bytes(b"\x7fELF")
     authfile(device, {"credsStore": "test"})
     assert "can't be run" in str(refusal(device))
+
+
+class _Tokens(Keyring):
+    """Credentials for every registry, and a version that somebody changes meanwhile."""
+
+    number = 0
+
+    def version(self) -> int:
+        return self.number
+
+
+def test_what_was_had_by_credentials_stays_so_whatever_comes_in_between(tmp_path: Path) -> None:
+    """Another thread renews the token of the same repository, or somebody logs in, before the answer is looked at."""
+    own = tmp_path / "auth.json"
+    own.write_text(json.dumps({"auths": {"r.example": {"auth": packed()}}}))
+    own.chmod(0o600)
+    keyring = _Tokens(own, None)
+    numbers = iter(range(10))
+    challenge = ['Bearer realm="https://r.example/token",service="x"']
+    session = Session(
+        "r.example", "https://r.example", keyring, lambda _, wanted: b'{"token": "t%d"}' % next(numbers)
+    )
+    first = session.answer("GET", "app", challenge, "")
+    second = session.answer("GET", "app", challenge, "")
+    keyring.number = 1
+    assert session.grant("app").header == ""
+    assert first.header != second.header
+    assert first.named
+    assert second.named
+    keyring = _Tokens(tmp_path / "none.json", None)
+    session = Session("r.example", "https://r.example", keyring, lambda _, wanted: b'{"token": "t"}')
+    assert not session.answer("GET", "app", challenge, "").named

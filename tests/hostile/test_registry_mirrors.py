@@ -11,11 +11,11 @@ from reconciler.engine.registry.places import ORIGIN, Place, Places
 from reconciler.errors import VerificationError
 from reconciler.spec.reference import Reference
 from tests.accounts import packed, wants_password
-from tests.hostile.test_registry_behaviour import Device, broken_off, once, status
+from tests.hostile.test_registry_behaviour import Device, broken_off, once, status, wrong
 from tests.hostile.test_registry_credentials import authfile
 from tests.images import Built, OciLayout
 from tests.kernel.workshop import remove, scratch
-from tests.registry import FakeRegistry, Request, Script, Wire, free_port
+from tests.registry import FakeRegistry, Script, free_port
 
 pytestmark = [pytest.mark.kernel, pytest.mark.hostile]
 
@@ -138,15 +138,7 @@ def test_where_a_mirror_ends_for_good_the_next_one_goes_on_from_there(mirrored: 
 def test_a_mirror_that_lies_is_found_out_and_left_out(mirrored: Mirrored, part: int | None) -> None:
     """Whole, or only for a part that another place completes: the digest of the whole shows it."""
     device = mirrored.device
-    bad = bytearray(device.blob)
-    bad[5000] ^= 1
-
-    def lie(_: Request, wire: Wire) -> None:
-        wire.respond(200, bytes(bad[:part]), length=len(bad))
-        if part is not None:
-            raise ConnectionAbortedError
-
-    mirrored.first.scripts[mirrored.blob] = once(lie, status(503))
+    mirrored.first.scripts[mirrored.blob] = once(wrong(device, part), status(503))
     device.check_whole(device.pull())
     assert mirrored.second.requests
     # Where both had a part in it nobody can tell who lied, so that neither is asked again.

@@ -143,3 +143,20 @@ def test_a_taken_address_is_told_with_the_setting() -> None:
         with pytest.raises(BlockedError, match=f"127.0.0.1:{port}") as failure:
             serve_tcp("127.0.0.1", port, METRICS)
         assert "metrics.listen" in failure.value.hint
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("body", ["ä".encode(), b"\t{}", b"\xff\x00"])
+def test_a1_a_body_may_come_later_and_begin_with_anything(tmp_path: Path, body: bytes) -> None:
+    """Only what a connection begins with tells whether it is HTTP."""
+    with serve_unix(tmp_path / "s", API), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.connect(str(tmp_path / "s"))
+        head = f"POST /v1/none HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
+        client.sendall(head.encode())
+        time.sleep(0.1)
+        client.sendall(body)
+        assert client.recv(4096).startswith(b"HTTP/1.0 404")
+    with serve_unix(tmp_path / "s", API), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.connect(str(tmp_path / "s"))
+        client.sendall(b"\x16\x03\x01\x02\x00\x01\x00")
+        assert b"400 Bad Request" in client.recv(4096)

@@ -27,6 +27,7 @@ from reconciler.spec.reference import Digest
 if TYPE_CHECKING:
     from reconciler.engine.registry.endpoint import Answer, Endpoint
 
+PUBLIC: Final = "Reconciler-Public"  # a header of peers
 _ACCEPT: Final = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))
 _RANGE: Final = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)", re.ASCII)
 _NEXT: Final = re.compile(r'<([^<>]{1,4096})>\s*;\s*rel="?next"?', re.ASCII)  # RFC 8288
@@ -114,7 +115,7 @@ class Registry:
             patience=Patience.with_peers(),
             credentials=Nobody(),
             count=lambda status: self._count(peer, status),
-            redirects=0,
+            alone=True,
         )
 
     def _connect(self, registry: str, credentials: Credentials) -> "Endpoint":
@@ -175,7 +176,9 @@ class Registry:
             headers = answer.response.headers
             data = endpoint.document(answer, f"{place.registry}: GET {path}", limit)
             kind, claimed = headers.get("content-type", ""), headers.get("docker-content-digest", "")
-            found = Document(data, kind, claimed, place.registry, public=answer.public)
+            if place.is_peer:
+                kind = claimed = ""  # it is asked by digest, and nothing else of it is believed
+            found = Document(data, kind, claimed, place.registry, public=_is_public(place, answer))
             accept(found)
             return found
 
@@ -199,7 +202,7 @@ class Registry:
             answer = endpoint.get(path, place.repository, {})
             data = endpoint.document(answer, f"{place.registry}: GET {path}", limit)
             accept(data)
-            return Document(data, "", "", place.registry, public=answer.public)
+            return Document(data, "", "", place.registry, public=_is_public(place, answer))
 
         return self._anywhere(registry, repository, fetch, pause)
 
@@ -301,7 +304,7 @@ class Registry:
                 start = found
             elif answer.response.status_code != 200:
                 raise RefusedError(request, f"answered {answer.response.status_code} to a request for a blob")
-            yield Transfer(start, self._body(endpoint, answer, request), answer.public)
+            yield Transfer(start, self._body(endpoint, answer, request), _is_public(place, answer))
         finally:
             answer.response.close()
 
@@ -314,7 +317,7 @@ class Registry:
         try:
             while True:
                 before = time.monotonic()
-                chunk = next(chunks, b"")
+                chunk = endpoint.chunk(chunks, patience.window)
                 waited += time.monotonic() - before  # the caller's own time is not the registry's fault
                 if not chunk:
                     return
@@ -328,6 +331,11 @@ class Registry:
                     waited, received = 0.0, 0
         except httpx.HTTPError as error:
             raise endpoint.failure(request, error) from error
+
+
+def _is_public(place: Place, answer: "Answer") -> bool:
+    """Whether anybody may have it: a peer that gives everything to its own network says so of each blob."""
+    return answer.public and (not place.is_peer or answer.response.headers.get(PUBLIC, "") == "1")
 
 
 def range_start(header: str) -> int | None:

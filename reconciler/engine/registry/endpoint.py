@@ -10,7 +10,8 @@ is decided in `auth`; a redirect never has any.
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
@@ -102,8 +103,8 @@ class Answer:
 class Endpoint:
     """A registry as one host[:port]. Thread-safe.
 
-    `settings` are device.yaml's. `count` is told of every answer, by status, 0 for none. So many `redirects` are
-    followed.
+    `settings` are device.yaml's. `count` is told of every answer, by status, 0 for none. With `alone` it leads nowhere
+    else: no redirect is followed, no challenge answered, and what it says of a failure is not read.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Endpoint:
         patience: Patience,
         credentials: Credentials,
         count: Callable[[int], None],
-        redirects: int = _MAX_REDIRECTS,
+        alone: bool = False,
     ) -> None:
         self.registry = registry
         self.patience = patience
@@ -128,7 +129,7 @@ class Endpoint:
         self._certificates = settings.ca
         mine = settings.ca.get(registry)
         self._known = scheme == "https" and mine is not None and mine.cert is not None  # by its certificate
-        self._redirects = redirects
+        self._alone = alone
         self._session = Session(
             registry, self._base, credentials, self._token_answer, realms=realms, insecure=insecure
         )
@@ -182,21 +183,21 @@ class Endpoint:
     def get(self, path: str, repository: str, headers: "Mapping[str, str]") -> Answer:
         """Open GET `path` with a 2xx answer, or raise a RegistryError. Who asks is said, and said anew, if needed."""
         request = f"{self.registry}: GET {path.partition('?')[0]}"
-        sent = known = self._session.header(repository)
-        answer = self._follow(request, path, headers, known)
-        if answer.response.status_code == 401 and self._is_ours(answer.url):
+        sent = self._session.grant(repository)
+        answer = self._follow(request, path, headers, sent.header)
+        if answer.response.status_code == 401 and self._is_ours(answer.url) and not self._alone:
             challenges = answer.response.headers.get_list("www-authenticate")
             answer.response.close()
-            sent = self._session.answer(request, repository, challenges, known)
-            answer = self._follow(request, path, headers, sent)
+            sent = self._session.answer(request, repository, challenges, sent.header)
+            answer = self._follow(request, path, headers, sent.header)
         if answer.response.status_code // 100 != 2:
             raise self._refusal(request, answer, repository)
-        return replace(answer, public=not self._known and not self._session.names(sent))
+        return replace(answer, public=not self._known and not sent.named)
 
     @property
     def asked(self) -> bool:
         """Whether the registry has asked who is there, and was content with the answer."""
-        return bool(self._session.header(""))
+        return bool(self._session.grant("").header)
 
     def _is_ours(self, url: str) -> bool:
         """Whether `url` is on the registry's own scheme, host and port."""
@@ -206,7 +207,7 @@ class Endpoint:
         url = self._base + path
         self._clock.deadline = time.monotonic() + self.patience.headers
         try:
-            for _ in range(1 + self._redirects):
+            for _ in range(1 if self._alone else 1 + _MAX_REDIRECTS):
                 # It goes to the registry's own scheme, host and port, and nowhere else (G3).
                 extra = {"Authorization": authorization} if self._is_ours(url) and authorization else {}
                 response = self._send(request, url, {**headers, **extra})
@@ -217,7 +218,8 @@ class Endpoint:
                 url = _next(request, url, location)
         finally:
             self._clock.deadline = None
-        raise RefusedError(request, f"more than {self._redirects} redirects")
+        allowed = f"more than {_MAX_REDIRECTS} redirects" if not self._alone else "a redirect"
+        raise RefusedError(request, f"{allowed}: refused")
 
     def _send(
         self, request: str, url: str, headers: "Mapping[str, str]", form: bytes = b""
@@ -237,6 +239,14 @@ class Endpoint:
             raise self._failure(request, error) from error
         self._count(response.status_code)
         return response
+
+    def chunk(self, chunks: Iterator[bytes], limit: float) -> bytes:
+        """The next piece of a body, b"" at its end; within `limit` seconds, however many reads of the wire it takes."""
+        self._clock.deadline = time.monotonic() + limit
+        try:
+            return next(chunks, b"")
+        finally:
+            self._clock.deadline = None
 
     def document(self, answer: Answer, request: str, limit: int) -> bytes:
         """Read a whole answer of at most `limit` bytes within the time for documents, and close it."""
@@ -280,10 +290,12 @@ class Endpoint:
         """Turn a 4xx, 5xx or unexpected answer into an error with what the registry says about it."""
         response = answer.response
         status = response.status_code
-        try:
-            data = self.document(answer, request, _ERROR_BODY)
-        except RegistryError:
-            data = b""
+        data = b""
+        if self._alone:
+            response.close()
+        else:
+            with suppress(RegistryError):
+                data = self.document(answer, request, _ERROR_BODY)
         detail = _said(data) or response.reason_phrase
         if status in (401, 403) and self._is_ours(answer.url):
             return CredentialsError(request, status, detail, hint=self._session.advice(repository, status))

@@ -69,9 +69,11 @@ class Places:
 
     def failed(self, place: Place, error: Exception, now: float) -> None:
         """Leave a peer or mirror alone for a while, unless it only does not have this, or does not give it to us."""
-        if place.is_origin or isinstance(error, CredentialsError):
+        if place.is_origin:
             return
-        if isinstance(error, RegistryError) and 400 <= error.status < 500 and error.status != 429:
+        if isinstance(error, RegistryError) and (
+            error.status == 404 or (not place.is_peer and _lacks(error))
+        ):
             return
         asked = error.retry_after if isinstance(error, RegistryError) else 0.0
         with self._lock:
@@ -83,6 +85,11 @@ class Places:
         """It has answered as it should: the next failure is its first."""
         with self._lock:
             self._resting.pop(_key(place), None)
+
+
+def _lacks(error: RegistryError) -> bool:
+    """Whether it only does not give this, or not to us."""
+    return isinstance(error, CredentialsError) or (400 <= error.status < 500 and error.status != 429)
 
 
 def _key(place: Place) -> tuple[str, str]:

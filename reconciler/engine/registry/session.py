@@ -20,7 +20,7 @@ _MAX_GRANTS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class _Grant:
+class Grant:
     """An Authorization header that a repository was content with, and until when (monotonic) it is used.
 
     `named`: it says who asks; a token can be had for nothing.
@@ -29,6 +29,9 @@ class _Grant:
     header: str = field(repr=False)
     expires: float
     named: bool
+
+
+NOTHING: Final = Grant("", 0.0, named=False)
 
 
 class Session:
@@ -54,27 +57,22 @@ class Session:
         self._fetch = fetch
         self._realms = realms
         self._insecure = insecure
-        self._grants: dict[str, _Grant] = {}
+        self._grants: dict[str, Grant] = {}
         self._version: object = None
         self._lock = threading.Lock()
 
-    def header(self, repository: str) -> str:
-        """The Authorization header to send at once; "" where none is known to be wanted."""
+    def grant(self, repository: str) -> Grant:
+        """What to send at once; NOTHING where none is known to be wanted."""
         version = self._credentials.version()
         with self._lock:
             if version != self._version:
                 self._grants.clear()
                 self._version = version
             grant = self._grants.get(repository)
-        return grant.header if grant is not None and grant.expires > time.monotonic() else ""
+        return grant if grant is not None and grant.expires > time.monotonic() else NOTHING
 
-    def names(self, header: str) -> bool:
-        """Whether a header that was sent says who asks."""
-        with self._lock:
-            return any(grant.named for grant in self._grants.values() if grant.header == header)
-
-    def answer(self, request: str, repository: str, headers: Sequence[str], refused: str) -> str:
-        """Return the header that answers a 401 with WWW-Authenticate `headers`; `refused` is what was sent, if any.
+    def answer(self, request: str, repository: str, headers: Sequence[str], refused: str) -> Grant:
+        """Return what answers a 401 with WWW-Authenticate `headers`; `refused` is what was sent, if any.
 
         Raises CredentialsError where nothing can be answered, KeyringError, RefusedError, and what `fetch` raises.
         """
@@ -106,7 +104,7 @@ class Session:
             return f"the credentials of {found.origin} do not let it be pulled, or it is not there"
         return f"the image is private or not there; with an account: reconciler login {self._registry}"
 
-    def _keep(self, request: str, repository: str, header: str, found: Found, refused: str) -> str:
+    def _keep(self, request: str, repository: str, header: str, found: Found, refused: str) -> Grant:
         """A header that is no token of a server's: sent again it would be refused again."""
         if header == refused:
             raise CredentialsError(
@@ -141,9 +139,9 @@ class Session:
             ) from error
         return auth.parse_token(data, now=time.monotonic(), request=where)
 
-    def _grant(self, repository: str, header: str, expires: float, named: bool) -> str:
+    def _grant(self, repository: str, header: str, expires: float, named: bool) -> Grant:
         with self._lock:
             if len(self._grants) >= _MAX_GRANTS:
                 self._grants.clear()
-            self._grants[repository] = _Grant(header, expires, named)
-        return header
+            grant = self._grants[repository] = Grant(header, expires, named)
+        return grant
