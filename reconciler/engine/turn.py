@@ -16,8 +16,8 @@ _SLICE: Final = 2.0  # seconds that one works while others wait: their servers s
 class Turn:
     """One turn, taken in order. Thread-safe."""
 
-    def __init__(self, slice: float = _SLICE) -> None:
-        self._slice = slice
+    def __init__(self, seconds: float = _SLICE) -> None:
+        self._slice = seconds
         self._lock = threading.Lock()
         self._waiting: deque[threading.Lock] = deque()
         self._taken = False

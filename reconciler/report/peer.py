@@ -84,17 +84,16 @@ class PeerApplication:
             ("Content-Type", "application/octet-stream"),
             ("Accept-Ranges", "bytes"),
             *told,
-            _API,
         ]
         if begin >= end and size:
             file.close()
-            headers.append(("Content-Range", f"bytes */{size}"))
-            return _refuse(environ, start, "416 Range Not Satisfiable", "RANGE_INVALID", *headers[1:])
+            whole = ("Content-Range", f"bytes */{size}")
+            return _refuse(environ, start, "416 Range Not Satisfiable", "RANGE_INVALID", whole)
         part = (begin, end) != (0, size)
         if part:
             headers.append(("Content-Range", f"bytes {begin}-{end - 1}/{size}"))
         headers.append(("Content-Length", str(end - begin)))
-        start("206 Partial Content" if part else "200 OK", headers)
+        start("206 Partial Content" if part else "200 OK", [*headers, _API])
         if environ["REQUEST_METHOD"] == "HEAD" or not size:
             file.close()
             return [b""]
@@ -131,6 +130,5 @@ def _refuse(
 def _answer(
     environ: dict[str, Any], start: Start, status: str, kind: str, body: bytes, *headers: tuple[str, str]
 ) -> Iterable[bytes]:
-    fixed = [("Content-Type", kind), ("Content-Length", str(len(body))), _API]
-    start(status, [*fixed, *(header for header in headers if header != _API)])
+    start(status, [("Content-Type", kind), ("Content-Length", str(len(body))), _API, *headers])
     return [b""] if environ["REQUEST_METHOD"] == "HEAD" else [body]

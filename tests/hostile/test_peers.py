@@ -39,12 +39,13 @@ class Peered:
     device: Device
     peer: FakeRegistry
 
-    def use(self, *peers: str, keep: bool = False) -> None:
-        """Start anew with these peers."""
+    def use(self, *peers: str, keep: bool = False, mirror: str = "") -> None:
+        """Start anew with these peers, and perhaps a mirror."""
         device = self.device
         device.images.close()
         keyring = Keyring(device.layout.auth, None)
-        settings = Registries(insecure=(device.fake.name,))
+        mirrors = {device.fake.name: (mirror,)} if mirror else {}
+        settings = Registries(insecure=(device.fake.name, mirror), mirrors=mirrors)
         device.images = Images(
             device.store,
             device.layout,
@@ -193,17 +194,7 @@ def test_an_honest_mirror_is_not_blamed_for_a_peers_byte(peered: Peered) -> None
     device = peered.device
     with FakeRegistry() as mirror:
         mirror.add(device.built)
-        settings = Registries(
-            insecure=(device.fake.name, mirror.name), mirrors={device.fake.name: (mirror.name,)}
-        )
-        device.images.close()
-        device.images = Images(
-            device.store,
-            device.layout,
-            registry=Registry(settings, patience=QUICK, peers=(peered.peer.name,)),
-            platform=host_platform(),
-            limits=Limits(reserve=0),
-        )
+        peered.use(peered.peer.name, mirror=mirror.name)
         peered.peer.scripts[peered.blob] = once(wrong(device, 100_000), status(404))
         device.check_whole(device.pull())
         assert device.fake.asked(device.blob_path) == []

@@ -101,18 +101,21 @@ class Registry:
         with self._lock:
             found = self._endpoints.get(key)
             if found is None:
-                make = self._connect_peer if place.is_peer else self._connect
-                found = self._endpoints[key] = make(place.registry, self._credentials)
+                if place.is_peer:
+                    found = self._connect_peer(place.registry)
+                else:
+                    found = self._connect(place.registry, self._credentials)
+                self._endpoints[key] = found
             return found
 
-    def _connect_peer(self, peer: str, _: Credentials) -> "Endpoint":
+    def _connect_peer(self, peer: str) -> "Endpoint":
         from reconciler.engine.registry.endpoint import Endpoint
 
         return Endpoint(
             peer,
             settings=Registries(insecure=(peer,)),
             proxies=Proxies(),
-            patience=Patience.with_peers(),
+            patience=Patience.for_peers(),
             credentials=Nobody(),
             count=lambda status: self._count(peer, status),
             alone=True,

@@ -23,7 +23,7 @@ class Patience:
     resumes: int = 50  # times that one blob may break off, each with progress
 
     @classmethod
-    def with_peers(cls) -> "Patience":
+    def for_peers(cls) -> "Patience":
         """What a device on the same network gets, before somebody else is asked instead."""
         return cls(connect=2, headers=5, document=10, idle=10, window=15, rate=128 * 1024)
 
